@@ -1,0 +1,84 @@
+"""The machine: a fast BLAS under MLX on Linux, and a record of what a run was made with.
+
+Import this before `mlx.core`: the package's ``__init__`` does.
+"""
+
+import ctypes
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+OPENBLAS = "libopenblas.so.0"
+REMEDY = (
+    "OpenBLAS would be about 10 times as fast as the BLAS in MLX's Linux wheel: "
+    "apt install libopenblas0-pthread, and import mlx_rtx before mlx"
+)
+
+
+def prefer_openblas() -> bool:
+    """Load OpenBLAS before MLX on Linux, so that MLX's CPU backend uses it; say whether it was found.
+
+    MLX's wheels for Linux carry the reference BLAS. Loading OpenBLAS first, with its symbols global,
+    puts it in the place of that. Nothing happens elsewhere.
+    """
+    if sys.platform != "linux" or "mlx.core" in sys.modules:  # too late where MLX is bound already
+        return False
+    try:
+        ctypes.CDLL(OPENBLAS, mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return False
+    return True
+
+
+HAS_OPENBLAS = prefer_openblas()
+
+
+def advice() -> str | None:
+    """One line on what would make this machine faster, if anything is known."""
+    import mlx.core as mx
+
+    on_linux_cpu = sys.platform == "linux" and mx.default_device().type == mx.cpu
+    return REMEDY if on_linux_cpu and not HAS_OPENBLAS else None
+
+
+def environment() -> dict:
+    """Versions, device and source revision, ready for JSON."""
+    import mlx.core as mx
+
+    info = mx.device_info()
+    names = ("mlx_rtx", "mlx", "numpy")
+    return {
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in names},
+        "platform": platform.platform(),
+        "device": str(mx.default_device()),
+        "device_name": info.get("device_name") or info.get("architecture"),
+        "openblas": HAS_OPENBLAS,
+        "tf32": os.environ.get("MLX_ENABLE_TF32", "default"),
+        "git_revision": _git_revision(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Revision of the source this runs from, with ``+`` where it was changed; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", here, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)  # else some other repository holds this package
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

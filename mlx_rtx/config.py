@@ -1,0 +1,96 @@
+"""Model settings. Letters: D width, H heads, K block width, V vocabulary."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mlx_rtx.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The part of a model that its user chooses."""
+
+    dim: int
+    """Model width D."""
+    heads: int
+    """Attention heads H; they must divide D."""
+    block: int
+    """Block width K in tokens: a window holds 2K."""
+    layers: int = 1
+    """Stacked layers r, each with a recurrence of its own."""
+    dropout: float = 0.0
+    """Dropout on embeddings, attention output and MLP output (not on attention weights)."""
+    activation: Literal["relu", "gelu"] = "relu"
+    """Nonlinearity of the MLP."""
+    positions: Literal["absolute", "block", "none"] = "absolute"
+    """Learned positions: one row per token of the sequence, K rows shared by all blocks, or none."""
+    history: Literal["hidden", "output"] = "hidden"
+    """What Eq. 6 mixes in: h as printed in the paper, or y as the author's program does."""
+    state_norm: bool = False
+    """RMS-normalise what is carried from block to block, so that it cannot grow."""
+    tie_embeddings: bool = True
+    """Use the token embedding as the output head."""
+    alpha: float = 0.5
+    """Initial value of the accumulation parameter, in [0, 1]."""
+    train_alpha: bool = True
+    """Learn alpha, or keep it as it starts."""
+
+    def __post_init__(self):
+        for name in ("dim", "heads", "block", "layers"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}={value}: must be at least 1")
+        require(self.dim % self.heads == 0, f"heads={self.heads} does not divide dim={self.dim}: {self._pairs()}")
+        require(0 <= self.dropout < 1, f"dropout={self.dropout}: must lie in [0, 1)")
+        require(0 <= self.alpha <= 1, f"alpha={self.alpha}: must lie in [0, 1]")
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            require(value in allowed, f"{name}={value!r}: must be one of {', '.join(allowed)}")
+
+    def _pairs(self) -> str:
+        """Say which heads fit this width, and which widths near it fit these heads."""
+        fitting = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
+        near = sorted(sorted(fitting, key=lambda h: abs(h - self.heads))[:4])
+        below = self.dim // self.heads * self.heads
+        widths = [str(d) for d in (below, below + self.heads) if d > 0]
+        return f"use heads {', '.join(map(str, near))} with dim {self.dim}, or dim {' or '.join(widths)}"
+
+
+CHOICES = {
+    "activation": ("relu", "gelu"),
+    "positions": ("absolute", "block", "none"),
+    "history": ("hidden", "output"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Architecture):
+    """An `Architecture` and what the data dictates: vocabulary, outputs, length.
+
+    Example:
+        >>> config = ModelConfig(vocab_size=16, max_len=4128, dim=96, heads=6, block=32)
+        >>> config.outputs
+        16
+    """
+
+    vocab_size: int
+    """Input vocabulary V."""
+    max_len: int
+    """Longest sequence in tokens: the rows of an absolute position table, no limit otherwise."""
+    out_size: int | None = None
+    """Classes of the output head; the vocabulary when not given."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("vocab_size", "max_len"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}={value}: must be at least 1")
+        require(
+            not self.tie_embeddings or self.outputs == self.vocab_size,
+            f"out_size={self.out_size} differs from vocab_size={self.vocab_size}: use tie_embeddings=False",
+        )
+        require(self.outputs >= 1, f"out_size={self.out_size}: must be at least 1")
+
+    @property
+    def outputs(self) -> int:
+        """Number of classes of the output head."""
+        return self.vocab_size if self.out_size is None else self.out_size

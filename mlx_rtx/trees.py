@@ -1,0 +1,11 @@
+"""Parameter trees as flat dictionaries, typed."""
+
+from typing import Any, cast
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+
+def flat(tree: Any) -> dict[str, mx.array]:
+    """The arrays of a tree by dotted name, e.g. ``layers.0.alpha``, in a fixed order."""
+    return cast(dict[str, mx.array], dict(tree_flatten(tree)))

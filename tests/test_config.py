@@ -1,0 +1,31 @@
+"""Settings that fit no model are refused in one line with a remedy."""
+
+import pytest
+from conftest import make_config
+
+from mlx_rtx import UserError
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dim": 0}, "dim=0"),
+        ({"block": 0}, "block=0"),
+        ({"layers": 0}, "layers=0"),
+        ({"heads": 0}, "heads=0"),
+        ({"dim": 96, "heads": 7}, "heads=7 does not divide dim=96: use heads 3, 4, 6, 8 with dim 96, or dim 91 or 98"),
+        ({"dim": 8, "heads": 9}, "heads=9 does not divide dim=8.*dim 9"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"alpha": 1.5}, "alpha=1.5"),
+        ({"positions": "rotary"}, "positions='rotary'.*absolute, block, none"),
+        ({"history": "y"}, "history='y'.*hidden, output"),
+        ({"activation": "silu"}, "activation='silu'.*relu, gelu"),
+        ({"vocab_size": 0}, "vocab_size=0"),
+        ({"max_len": 0}, "max_len=0"),
+        ({"out_size": 3}, "out_size=3.*tie_embeddings=False"),
+    ],
+)
+def test_what_fits_no_model_is_refused(changes, words):
+    with pytest.raises(UserError, match=words) as error:
+        make_config(**changes)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,123 @@
+"""The segmented gradient is the plain one, in bounded memory, whatever is dropped or cut."""
+
+import itertools
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from conftest import HISTORIES, K, make_model, make_tokens
+from mlx.utils import tree_flatten
+
+from mlx_rtx import UserError, loss_and_grad
+
+
+def plain(model, tokens, targets, key):
+    """Loss and gradient by MLX alone, of the whole unrolled sequence."""
+
+    def loss(model):
+        logits = model(tokens, last=targets.shape[1], key=key)
+        return nn.losses.cross_entropy(logits, targets, reduction="mean")
+
+    return nn.value_and_grad(model, loss)(model)
+
+
+def difference(first, second):
+    pairs = zip(tree_flatten(first), tree_flatten(second), strict=True)
+    return max(float(mx.abs(a - b).max()) / max(1.0, float(mx.abs(b).max())) for (_, a), (_, b) in pairs)
+
+
+@pytest.mark.parametrize("segment", [None, 1, 2, 3, 100])
+@pytest.mark.parametrize(
+    "variant", [{}, {"layers": 2}, {"state_norm": True}, {"dropout": 0.4}, {"dropout": 0.4, "layers": 2}], ids=str
+)
+@pytest.mark.parametrize("history", HISTORIES)
+def test_segmented_equals_plain(history, variant, segment, kind):
+    model, tokens, key = make_model(kind, history=history, **variant), make_tokens(6 * K - 1), mx.random.key(5)
+    model.train()
+    for n in (1, K + 1, 6 * K - 1):  # the last token, the last blocks, every token
+        targets = make_tokens(n, seed=2)
+        expected_loss, expected = plain(model, tokens, targets, key)
+        loss, gradients = loss_and_grad(model, tokens, targets, segment, key=key)
+        assert abs(loss - expected_loss).item() < 1e-5
+        assert difference(gradients, expected) < 1e-5
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_every_parameter_receives_gradient(history, kind):
+    model, tokens = make_model(kind, history=history, layers=2, tie_embeddings=False), make_tokens(6 * K)
+    _, gradients = loss_and_grad(model, tokens, tokens, 2)
+    assert [name for name, _ in tree_flatten(gradients)] == [name for name, _ in tree_flatten(model.parameters())]
+    for name, gradient in tree_flatten(gradients):
+        assert float(mx.abs(gradient).max()) > 1e-7, name
+
+
+def test_one_alpha_gradient_a_layer_reaches_back_through_all_segments():
+    model, tokens = make_model(), make_tokens(6 * K)
+    _, exact = loss_and_grad(model, tokens, tokens[:, -1:], 1)
+    _, cut = loss_and_grad(model, tokens, tokens[:, -1:], 1, detach=1)
+    assert abs(exact["layers"][0]["alpha"] - cut["layers"][0]["alpha"]).item() > 1e-6
+
+
+@pytest.mark.parametrize("detach", [1, 2])
+def test_detach_equals_a_stopped_carry(detach):
+    """Cut every ``detach`` segments from the end = run the sequence in pieces with a constant carry."""
+    model, tokens = make_model(), make_tokens(5 * K)
+    targets = make_tokens(5 * K, seed=2)
+    _, gradients = loss_and_grad(model, tokens, targets, 1, detach=detach)
+    edges = [0, *range(5 % detach, 5, detach), 5] if 5 % detach else [*range(0, 6, detach)]
+
+    def loss(model):
+        total, carry = 0.0, None
+        for start, end in itertools.pairwise(edges):
+            piece = slice(start * K, end * K)
+            y, carry = model.run(tokens[:, piece], start * K, carry, (end - start) * K, end == 5)
+            carry = [[mx.stop_gradient(array) for array in layer] for layer in carry]
+            total += nn.losses.cross_entropy(model.embedding.readout(y), targets[:, piece], reduction="sum")
+        return total / targets.size
+
+    assert difference(gradients, nn.value_and_grad(model, loss)(model)[1]) < 1e-5
+
+
+def test_memory_is_that_of_a_segment():
+    model, tokens = make_model(positions="block", dim=32), make_tokens(128 * K, 16)
+    peaks = {}
+    for segment in (None, 4):
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        mx.eval(loss_and_grad(model, tokens, tokens[:, -1:], segment))
+        peaks[segment] = mx.get_peak_memory()
+    assert peaks[4] < peaks[None] / 8
+
+
+def test_dropout_draws_anew_and_only_in_training():
+    model, tokens = make_model(dropout=0.5), make_tokens(3 * K)
+    assert mx.array_equal(model(tokens), model(tokens))
+    model.train()
+    assert not mx.array_equal(model(tokens), model(tokens))
+    key = mx.random.key(1)
+    assert mx.array_equal(model(tokens, key=key), model(tokens, key=key))
+
+
+def test_dropout_keeps_the_mean():
+    """Averaged over many masks, dropped embeddings are the embeddings."""
+    from mlx_rtx.dropout import keep_factors
+
+    factors = np.array(keep_factors(mx.random.split(mx.random.key(0), 3), 0.25, (200, 200)))
+    assert set(np.unique(factors)) == {0.0, np.float32(1 / 0.75)}
+    assert np.abs(factors.mean(axis=(1, 2)) - 1).max() < 0.02
+    assert not np.array_equal(factors[0], factors[1])
+
+
+def test_the_model_is_left_as_it_was():
+    model = make_model()
+    before = dict(tree_flatten(model.parameters()))
+    loss_and_grad(model, make_tokens(9), make_tokens(9), 1)
+    for name, array in tree_flatten(model.parameters()):
+        assert array is before[name]
+
+
+@pytest.mark.parametrize("wrong", [{"segment": 0}, {"detach": 0}])
+def test_bad_arguments_are_refused(wrong):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))}=0"):
+        loss_and_grad(make_model(), make_tokens(9), make_tokens(9), **wrong)

@@ -1,0 +1,224 @@
+"""Outputs and gradients against the plain reference, streaming against the whole, causality."""
+
+import itertools
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import HISTORIES, LENGTHS, K, make_model, make_tokens
+from reference import cross_entropy, parameters, recurrent_logits, regular_logits
+
+from mlx_rtx import ModelConfig, RecurrentTransformer, RegularTransformer, UserError, loss_and_grad
+from mlx_rtx.recurrence import clamp
+from mlx_rtx.trees import flat
+
+IMAGE = {"vocab_size": 256, "out_size": 10, "tie_embeddings": False, "max_len": 1024, "dim": 32, "heads": 4}
+VARIANTS = [
+    {},
+    {"state_norm": True},
+    {"layers": 2},
+    {"layers": 2, "state_norm": True},
+    {"positions": "block", "activation": "gelu"},
+    {"positions": "none", "tie_embeddings": False, "out_size": 5},
+]
+
+
+def close_to(actual, expected, tolerance=2e-5):
+    expected = np.asarray(expected)
+    scale = max(1.0, np.abs(expected).max())
+    assert np.abs(np.array(actual) - expected).max() <= tolerance * scale
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("alpha", [0.0, 0.37, 1.0])
+@pytest.mark.parametrize("history", HISTORIES)
+def test_outputs_equal_the_reference(history, alpha, length):
+    model, tokens = make_model(history=history, alpha=alpha), make_tokens(length)
+    for close in (True, False):
+        expected = recurrent_logits(np.array(tokens), parameters(model), model.config, close)
+        close_to(model(tokens, close=close), expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("history", HISTORIES)
+def test_variants_equal_the_reference(history, variant):
+    model, tokens = make_model(history=history, alpha=0.37, **variant), make_tokens(5 * K - 1)
+    for close in (True, False):
+        expected = recurrent_logits(np.array(tokens), parameters(model), model.config, close)
+        close_to(model(tokens, close=close), expected)
+
+
+def test_regular_equals_the_reference():
+    model, tokens = make_model(RegularTransformer, layers=3), make_tokens(17)
+    close_to(model(tokens), regular_logits(np.array(tokens), parameters(model), model.config))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("alpha", [0.0, 0.37, 1.0])
+@pytest.mark.parametrize("history", HISTORIES)
+def test_gradients_equal_the_reference(history, alpha, length):
+    """Along a random direction of each weight, by central differences of the float64 reference."""
+    model, tokens = make_model(history=history, alpha=alpha, activation="gelu"), make_tokens(length)
+    targets = make_tokens(min(3, length), seed=2)
+    loss, gradients = loss_and_grad(model, tokens, targets, segment=1)
+    p, inputs, classes = parameters(model), np.array(tokens), np.array(targets)
+    generator, step = np.random.default_rng(0), 1e-6
+
+    def reference(name, change):
+        return cross_entropy(recurrent_logits(inputs, p | {name: p[name] + change}, model.config), classes)
+
+    close_to(loss, reference("embedding.tokens", 0.0))
+    for name, gradient in flat(gradients).items():
+        if name.endswith("alpha") and alpha in (0.0, 1.0):
+            continue  # at the boundary the clamp has a kink; test_alpha_comes_back covers it
+        direction = generator.standard_normal(p[name].shape)
+        slope = (reference(name, step * direction) - reference(name, -step * direction)) / (2 * step)
+        close_to((np.array(gradient, dtype=np.float64) * direction).sum(), slope, 1e-4)
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_readings_agree_at_alpha_0_only(history):
+    tokens = make_tokens(5 * K)
+    same = make_model(history=history, alpha=0.0), make_model(history="hidden", alpha=0.0)
+    close_to(same[0](tokens), same[1](tokens))
+    hidden, output = (make_model(history=h, alpha=0.5)(tokens) for h in HISTORIES)
+    assert mx.abs(hidden - output).max() > 1e-2
+
+
+@pytest.mark.parametrize("last", [1, 2, K, K + 1, 3 * K])
+@pytest.mark.parametrize("history", HISTORIES)
+def test_last_reads_the_end(history, last, kind):
+    model, tokens = make_model(kind, history=history, layers=2), make_tokens(4 * K - 1)
+    for close in (True, False):
+        close_to(model(tokens, last=last, close=close), model(tokens, close=close)[:, -last:])
+
+
+@pytest.mark.parametrize(("last", "length"), [(0, 5), (6, 5), (-1, 5), (None, 0)])
+def test_bad_last_is_refused(last, length, kind):
+    with pytest.raises(UserError, match=r"last=|empty"):
+        make_model(kind)(make_tokens(length), last=last)
+
+
+def test_outputs_not_read_are_not_computed():
+    """With Eq. 6 as printed, reading the last block costs one τ more than the chain, reading all costs one batched."""
+    model, tokens, calls = make_model(), make_tokens(6 * K), []
+    tau = model.layers[0].tau
+    model.layers[0].tau = lambda x, *a, **k: (calls.append(x.shape[0]), tau(x, *a, **k))[1]
+    model(tokens, last=1)
+    assert calls == [2] * 6 + [2]
+    calls.clear()
+    model(tokens)
+    assert calls == [2] * 6 + [2 * 6]
+
+
+@pytest.mark.parametrize("variant", [{}, {"layers": 2}, {"state_norm": True}, {"positions": "block"}], ids=str)
+@pytest.mark.parametrize("history", HISTORIES)
+def test_streaming_equals_the_whole(history, variant, kind):
+    model = make_model(kind, history=history, **variant)
+    generator = np.random.default_rng(3)
+    for length in LENGTHS:
+        tokens = make_tokens(length)
+        whole = model(tokens, close=False)
+        cuts = np.unique(generator.integers(0, length + 1, 4))
+        for edges in ([0, length], [*range(length + 1)], [0, *cuts[(cuts > 0) & (cuts < length)], length]):
+            state, outputs = model.initial_state(2), []
+            for start, end in itertools.pairwise(edges):
+                logits, state = model.step(tokens[:, int(start) : int(end)], state)
+                outputs.append(logits)
+            close_to(mx.concatenate(outputs, axis=1), whole)
+            assert state.position == length
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_state_size_is_constant(history):
+    model = make_model(history=history, positions="block", layers=2)
+    state, sizes = model.initial_state(1), set()
+    for _ in range(5 * K):
+        sizes.add(sum(array.nbytes for array in flat(state.layers).values()))
+        _, state = model.step(make_tokens(1, 1), state)
+    assert len(sizes) == 1
+
+
+def test_a_state_can_be_used_twice(kind):
+    model = make_model(kind)
+    _, state = model.step(make_tokens(K + 1), model.initial_state(2))
+    first, _ = model.step(make_tokens(3), state)
+    second, _ = model.step(make_tokens(3), state)
+    assert mx.array_equal(first, second)
+
+
+def test_absolute_positions_end_and_block_positions_do_not():
+    tokens = make_tokens(41)
+    with pytest.raises(UserError, match=r"length=41.*max_len=40.*positions='block'"):
+        make_model()(tokens)
+    assert make_model(positions="block")(tokens).shape == (2, 41, 7)
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_causality(history, kind):
+    """Changing token j changes no output before j, and the one at j."""
+    model, length = make_model(kind, history=history, layers=2), 4 * K - 1
+    tokens = make_tokens(length, 1)
+    before = np.array(model(tokens, close=False))
+    for j in range(length):
+        changed = mx.array(tokens)
+        changed[0, j] = (tokens[0, j] + 1) % 7
+        moved = np.abs(np.array(model(changed, close=False)) - before).max(axis=(0, 2))
+        assert moved[:j].max(initial=0) == 0
+        assert moved[j] > 1e-4
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_memory_reaches_back_by_alpha_alone_beyond_a_window(history):
+    """A token moves outputs 4 blocks later, at α = 0 too (h_i feeds h_i+1), and by more with α."""
+    tokens = make_tokens(6 * K, 1)
+    changed = mx.array(tokens)
+    changed[0, 0] = (tokens[0, 0] + 1) % 7
+    for alpha in (0.0, 0.5):
+        model = make_model(history=history, alpha=alpha)
+        assert mx.abs(model(changed, last=1) - model(tokens, last=1)).max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("alpha", "cotangent", "passes"),
+    [(0.5, 1, True), (0.5, -1, True), (-0.1, 1, False), (-0.1, -1, True), (1.1, 1, True), (1.1, -1, False)],
+)
+def test_alpha_comes_back(alpha, cotangent, passes):
+    """Outside [0, 1] only a gradient whose descent leads back in is let through."""
+    (value,), (gradient,) = mx.vjp(clamp, [mx.array(alpha)], [mx.array(float(cotangent))])
+    assert value.item() == pytest.approx(min(max(alpha, 0), 1))
+    assert gradient.item() == (cotangent if passes else 0)
+
+
+@pytest.mark.parametrize("segment", [None, 1, 2])
+def test_alpha_outside_has_the_same_gradient_by_segments(segment):
+    model, tokens, targets = make_model(), make_tokens(6 * K), make_tokens(6 * K, seed=2)
+    for alpha in (-0.01, 1.01):
+        model.layers[0].alpha = mx.array(alpha)
+        _, plain = loss_and_grad(model, tokens, targets, None)
+        _, gradients = loss_and_grad(model, tokens, targets, segment)
+        close_to(gradients["layers"][0]["alpha"], plain["layers"][0]["alpha"])
+
+
+def test_frozen_alpha_has_no_gradient():
+    model = make_model(train_alpha=False)
+    _, gradients = loss_and_grad(model, make_tokens(9), make_tokens(9))
+    names = list(flat(gradients))
+    assert names
+    assert not any("alpha" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "count"),
+    [
+        ("recurrent", IMAGE, 53_665),
+        ("recurrent", {"vocab_size": 16, "max_len": 4128, "dim": 96, "heads": 6}, 508_705),
+        ("recurrent", {"vocab_size": 65, "max_len": 256, "dim": 384, "heads": 6}, 1_893_889),
+        ("regular", {**IMAGE, "layers": 4}, 90_721 - 1),  # the paper's program has an unused α there
+        ("regular", {"vocab_size": 65, "max_len": 256, "dim": 384, "heads": 6, "layers": 6}, 10_745_088),
+    ],
+)
+def test_parameter_counts_are_the_papers(kind, config, count):
+    model = {"recurrent": RecurrentTransformer, "regular": RegularTransformer}[kind](ModelConfig(block=32, **config))
+    assert sum(array.size for array in flat(model.parameters()).values()) == count
+    assert sum(array.size for array in flat(model.trainable_parameters()).values()) == count
