@@ -1,0 +1,82 @@
+"""Scores of models whose scores are known."""
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from conftest import HISTORIES, K, make_model, make_tokens
+
+from mlx_rtx import UserError, evaluation
+from mlx_rtx.evaluation import evaluate
+from mlx_rtx.tasks import CopyTask
+
+TASK = CopyTask(noise=6, payload=3, alphabet=8)
+
+
+class Fixed(nn.Module):
+    """Says the payload, wrong in a share of its sequences' last token, with a given confidence."""
+
+    def __init__(self, wrong=0.0, confidence=20.0):
+        super().__init__()
+        self._wrong, self._confidence = wrong, confidence
+
+    @property
+    def embedding(self):
+        return self
+
+    def spans(self, length, segment):
+        return [(0, length)]
+
+    def run(self, tokens, start, carry, last, close):
+        said = tokens[:, :last]
+        slip = mx.random.uniform(shape=(len(tokens), 1), key=mx.random.key(int(tokens.sum()))) < self._wrong
+        return mx.where(slip & (mx.arange(last) == last - 1), 1 + said % 6, said), carry
+
+    def readout(self, said):
+        return self._confidence * (said[..., None] == mx.arange(8)).astype(mx.float32)
+
+
+@pytest.mark.parametrize("last", [1, K + 1, 6 * K - 1])
+@pytest.mark.parametrize("history", HISTORIES)
+def test_pieces_give_what_the_whole_gives(history, last, kind, monkeypatch):
+    monkeypatch.setattr(evaluation, "PIECE", 2)
+    model, tokens = make_model(kind, history=history, layers=2), make_tokens(6 * K - 1)
+    assert mx.allclose(evaluation.piecewise_logits(model, tokens, last), model(tokens, last=last), atol=1e-5)
+
+
+def test_a_perfect_model():
+    scores = evaluate(Fixed(), TASK, 50, 8, mx.random.key(0))
+    assert (scores.token_accuracy, scores.sequence_accuracy, scores.sequences) == (1, 1, 50)
+    assert scores.loss < 1e-6
+    assert scores.sequence_accuracy_se == 0
+
+
+def test_a_model_that_knows_nothing_scores_a_guess():
+    scores = evaluate(Fixed(confidence=0.0), TASK, 20, 20, mx.random.key(0))
+    assert scores.loss == pytest.approx(math.log(8), rel=1e-5)
+    assert scores.loss_se == pytest.approx(0, abs=1e-6)
+
+
+def test_errors_and_their_standard_error():
+    scores = evaluate(Fixed(wrong=0.4), TASK, 600, 50, mx.random.key(0))
+    assert abs(scores.sequence_accuracy - 0.6) < 4 * scores.sequence_accuracy_se
+    assert scores.sequence_accuracy_se == pytest.approx(math.sqrt(0.6 * 0.4 / 600), rel=0.1)
+    assert 1 - scores.token_accuracy == pytest.approx((1 - scores.sequence_accuracy) / 3, rel=1e-4)
+
+
+def test_one_sample_has_no_standard_error():
+    assert np.isnan(evaluate(Fixed(), TASK, 1, 8, mx.random.key(0)).loss_se)
+
+
+def test_the_mode_is_kept():
+    model = Fixed()
+    model.train()
+    evaluate(model, TASK, 2, 2, mx.random.key(0))
+    assert model.training
+
+
+def test_no_samples_are_refused():
+    with pytest.raises(UserError, match="samples=0"):
+        evaluate(Fixed(), TASK, 0, 2, mx.random.key(0))

@@ -1,0 +1,51 @@
+"""Copy and selective copy: what a batch holds, and that a key fixes it."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_rtx import UserError
+from mlx_rtx.tasks import CopyTask, SelectiveCopyTask
+
+TASKS = [CopyTask, SelectiveCopyTask]
+
+
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize(("noise", "payload", "alphabet"), [(1, 1, 4), (40, 16, 16), (128, 5, 9)])
+def test_a_batch_asks_for_its_payload(kind, noise, payload, alphabet):
+    task = kind(noise=noise, payload=payload, alphabet=alphabet)
+    tokens, targets = (np.array(a) for a in task.batch(mx.random.key(3), 50))
+    assert tokens.shape == (50, task.length) == (50, noise + 2 * payload)
+    assert targets.shape == (50, payload)
+    assert set(np.unique(targets)) == set(range(1, alphabet - 1))
+    assert (tokens[:, -payload:] == alphabet - 1).all()
+    body = tokens[:, :-payload]
+    assert ((body != 0).sum(axis=1) == payload).all()
+    assert np.array_equal(body[body != 0].reshape(50, payload), targets)  # in order
+
+
+def test_copy_puts_the_payload_first():
+    tokens, targets = CopyTask(noise=10, payload=4).batch(mx.random.key(0), 8)
+    assert mx.array_equal(tokens[:, :4], targets)
+
+
+def test_selective_copy_spreads_it_evenly():
+    task = SelectiveCopyTask(noise=12, payload=4)
+    tokens = np.array(task.batch(mx.random.key(0), 4000)[0])[:, :16]
+    share = (tokens != 0).mean(axis=0)  # 1/4 at each of 16 places, standard error 0.007
+    assert np.abs(share - 0.25).max() < 0.035
+    assert len({tuple(row) for row in tokens != 0}) > 1000  # of 1820 choices
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_key_fixes_a_batch(kind):
+    task = kind(noise=20)
+    first, same, other = (task.batch(mx.random.key(seed), 4)[0] for seed in (1, 1, 2))
+    assert mx.array_equal(first, same)
+    assert not mx.array_equal(first, other)
+
+
+@pytest.mark.parametrize("wrong", [{"noise": 0}, {"payload": 0}, {"alphabet": 3}])
+def test_sizes_that_make_no_task_are_refused(wrong):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
+        CopyTask(**wrong)
