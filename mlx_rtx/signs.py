@@ -1,0 +1,43 @@
+"""Signs that training fails (from the paper's summary), each said once."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class FailureSigns:
+    """Watches validations and words what looks wrong.
+
+    Args:
+        chance: loss of a guess in nats.
+        patience: validations in a row that a sign must last.
+    """
+
+    chance: float
+    patience: int = 10
+    _lasted: dict[str, int] = field(default_factory=dict)
+
+    def observe(self, train_loss: float, loss: float, alphas: list[float]) -> list[str]:
+        """The warnings that this validation makes due.
+
+        Args:
+            train_loss: mean training loss since the validation before, at the same noise.
+            loss: validation loss.
+            alphas: α of each layer, clamped.
+        """
+        signs = {
+            "alpha pinned at 1: everything is kept; lower --lr, or freeze it with --no-train-alpha": (
+                bool(alphas) and min(alphas) > 0.99
+            ),
+            "alpha pinned at 0 on a long-range task: a block adds nothing older than the block before it; "
+            "if the loss stalls, freeze it with --no-train-alpha": bool(alphas) and max(alphas) < 0.01,
+            f"loss not moving from {self.chance:.3f}, a guess: start shorter (--start-noise) or change --lr": (
+                loss > 0.97 * self.chance
+            ),
+            "validation is leaving training: overfitting, or dropout too low": loss > 2 * train_loss + 0.1,
+        }
+        due = []
+        for text, shown in signs.items():
+            self._lasted[text] = self._lasted.get(text, 0) + 1 if shown else 0
+            if self._lasted[text] == self.patience:
+                due.append(text)
+        return due

@@ -1,0 +1,124 @@
+"""Stages, learning rates and collapses, on made-up losses."""
+
+import json
+import math
+
+import pytest
+
+from mlx_rtx import UserError
+from mlx_rtx.curriculum import Curriculum, CurriculumConfig, Verdict
+
+CHANCE = math.log(14)
+
+
+def make(noise=4096, lr=5e-4, **changes):
+    return Curriculum(CurriculumConfig(**changes), noise, lr, CHANCE)
+
+
+def test_noise_doubles_up_to_the_tasks_own():
+    curriculum, seen = make(noise=3000), []
+    for _ in range(7):
+        seen.append(curriculum.noise)
+        curriculum.observe(0.1)
+    assert seen == [128, 256, 512, 1024, 2048, 3000, 3000]
+    assert curriculum.final
+
+
+def test_a_short_task_has_one_stage():
+    assert make(noise=100).noise == 100
+
+
+def test_the_papers_learning_rates():
+    """5e-4 → 4.84, 4.54, 3.97, 2.98, 1.49e-4, as its program prints them."""
+    curriculum, rates = make(lr_rule="paper"), []
+    for _ in range(5):
+        curriculum.observe(0.29)
+        rates.append(round(curriculum.lr * 1e4, 2))
+    assert rates == [4.84, 4.54, 3.97, 2.98, 1.49]
+    curriculum.observe(0.1)  # at full noise: lr0 (1 - e^-loss), never up again
+    base = 5e-4 * math.prod(1 - 0.5 * noise / 4096 for noise in (256, 512, 1024, 2048, 4096))
+    assert curriculum.lr == pytest.approx(base * (1 - math.exp(-0.1)))
+    lowest = curriculum.lr
+    curriculum.observe(0.2)
+    assert curriculum.lr == lowest
+
+
+def test_settle_ends_at_three_tenths():
+    curriculum = make(noise=128, lr=1e-3)
+    assert curriculum.observe(2.0) is Verdict.BEST
+    assert curriculum.lr == pytest.approx(1e-3 * (1 - math.exp(-2)))
+    curriculum.observe(0.001)
+    assert curriculum.lr == pytest.approx(3e-4)
+
+
+def test_constant_stays():
+    curriculum = make(noise=128, lr=1e-3, lr_rule="constant")
+    curriculum.observe(0.001)
+    assert curriculum.lr == 1e-3
+
+
+def test_only_a_better_validation_is_best():
+    curriculum = make()
+    assert [curriculum.observe(loss) for loss in (2.0, 2.1, 1.9, 0.2)] == [
+        Verdict.BEST,
+        Verdict.GOING,
+        Verdict.BEST,
+        Verdict.ADVANCED,
+    ]
+
+
+def test_a_step_up_that_comes_to_nothing_is_a_collapse():
+    curriculum = make(collapse_patience=3)
+    assert curriculum.observe(0.2) is Verdict.ADVANCED
+    lr, poor = curriculum.lr, [2.2, 2.3, 2.5, CHANCE]  # one lowest, three that are not
+    assert [curriculum.observe(loss) for loss in poor] == [Verdict.GOING] * 3 + [Verdict.COLLAPSED]
+    assert curriculum.lr == lr / 2
+    assert curriculum.noise == 256  # it tries the same stage again
+    assert [curriculum.observe(loss) for loss in poor[:3]] == [Verdict.GOING] * 3  # with patience anew
+    assert curriculum.observe(1.0) is Verdict.BEST
+
+
+def test_a_slow_recovery_is_no_collapse():
+    curriculum = make(collapse_patience=2)
+    curriculum.observe(0.2)
+    losses = [2.5 - 0.01 * i + 0.005 * (i % 2) for i in range(100)]
+    assert Verdict.COLLAPSED not in [curriculum.observe(loss) for loss in losses]
+
+
+def test_a_plateau_that_does_the_task_is_no_collapse():
+    curriculum = make(collapse_patience=2)
+    curriculum.observe(0.2)
+    assert [curriculum.observe(0.8) for _ in range(9)] == [Verdict.BEST] + [Verdict.GOING] * 8
+
+
+def test_a_first_stage_that_is_lost_again_is_a_collapse():
+    curriculum = make(collapse_patience=2)
+    losses = [1.0, CHANCE, CHANCE]
+    assert [curriculum.observe(loss) for loss in losses] == [Verdict.BEST, Verdict.GOING, Verdict.COLLAPSED]
+
+
+def test_a_run_that_never_left_a_guess_has_not_collapsed():
+    curriculum = make(collapse_patience=2)
+    assert Verdict.COLLAPSED not in [curriculum.observe(CHANCE) for _ in range(20)]
+
+
+def test_a_loss_that_is_no_number_is_a_collapse_at_once():
+    assert make().observe(math.nan) is Verdict.COLLAPSED
+
+
+def test_the_state_goes_through_json():
+    first, second = make(), make()
+    for loss in (2.0, 0.2, CHANCE):
+        first.observe(loss)
+    second.restore(json.loads(json.dumps(first.state())))
+    for loss in (CHANCE, 1.0, 0.1, 2.0):
+        assert first.observe(loss) is second.observe(loss)
+        assert first.state() == second.state()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"start_noise": 0}, {"growth": 1}, {"advance_below": 0}, {"collapse_patience": 0}, {"lr_rule": "x"}]
+)
+def test_bad_settings_are_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        CurriculumConfig(**wrong)

@@ -1,0 +1,65 @@
+"""Adam as the books have it, clipping, and the guard."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import make_model
+from mlx.utils import tree_flatten, tree_map
+
+from mlx_rtx import UserError
+from mlx_rtx.optimizer import OptimizerConfig, apply_gradients, make_optimizer
+
+
+def adam(w, gradients, lr, clip):
+    """Kingma and Ba, with bias correction, after clipping by the norm."""
+    m = v = np.zeros_like(w)
+    for t, g in enumerate(gradients, 1):
+        norm = np.sqrt((g**2).sum())
+        g = g * min(1, clip / norm) if clip else g
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        w = w - lr * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    return w
+
+
+@pytest.mark.parametrize("clip", [0, 0.5, 100.0])
+def test_steps_are_adams(clip):
+    model, generator = make_model(), np.random.default_rng(0)
+    optimizer = make_optimizer(OptimizerConfig(lr=0.01, clip=clip), model)
+    names, weights = zip(*tree_flatten(model.parameters()), strict=True)
+    flat = np.concatenate([np.array(w).ravel() for w in weights])
+    gradients = [generator.standard_normal(flat.shape).astype(np.float32) for _ in range(5)]
+    for gradient in gradients:
+        parts = np.split(gradient, np.cumsum([w.size for w in weights])[:-1])
+        shaped = {n: mx.array(p.reshape(w.shape)) for n, p, w in zip(names, parts, weights, strict=True)}
+        tree = tree_map(lambda a: a, model.parameters())
+        tree = _fill(tree, shaped)
+        assert apply_gradients(model, optimizer, tree, clip).item()
+    after = np.concatenate([np.array(w).ravel() for _, w in tree_flatten(model.parameters())])
+    assert np.abs(after - adam(flat, gradients, 0.01, clip)).max() < 1e-4
+
+
+def _fill(tree, values):
+    from mlx.utils import tree_unflatten
+
+    return tree_unflatten([(name, values[name]) for name, _ in tree_flatten(tree)])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_changes_nothing(bad):
+    model = make_model()
+    optimizer = make_optimizer(OptimizerConfig(), model)
+    good = tree_map(mx.ones_like, model.trainable_parameters())
+    assert apply_gradients(model, optimizer, good, 1.0).item()
+    before = {n: np.array(a) for n, a in tree_flatten([model.parameters(), optimizer.state])}
+    spoilt = tree_map(mx.ones_like, model.trainable_parameters())
+    spoilt["embedding"]["tokens"][0, 0] = bad
+    assert not apply_gradients(model, optimizer, spoilt, 1.0).item()
+    for name, array in tree_flatten([model.parameters(), optimizer.state]):
+        assert np.array_equal(np.array(array), before[name]), name
+    assert apply_gradients(model, optimizer, good, 1.0).item()
+
+
+@pytest.mark.parametrize("wrong", [{"lr": 0}, {"clip": -1}])
+def test_bad_settings_are_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        OptimizerConfig(**wrong)
