@@ -1,0 +1,149 @@
+"""Run folders: configuration, best weights, and all that a run needs to go on to the bit.
+
+    config.json            the run's settings, and where and with what it was made
+    metrics.jsonl          one JSON object a report, validation or event
+    model.safetensors      the best weights so far
+    training.safetensors   the latest weights, the optimizer, and the loop's counters as metadata
+
+Each file is written under another name first and then renamed: it is whole or it is not there.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from mlx_rtx.config import ModelConfig
+from mlx_rtx.errors import UserError, require
+from mlx_rtx.recurrent import RecurrentTransformer
+from mlx_rtx.trees import flat
+
+FORMAT = "mlx_rtx-1"
+
+
+class RunFolder:
+    """The files of one run at ``path``."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.model = self.path / "model.safetensors"
+        self.training = self.path / "training.safetensors"
+
+    def write_config(self, config: dict) -> None:
+        """Create the folder with its configuration."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {self.path}: cannot make this folder ({error.strerror}); choose another") from None
+        text = json.dumps({"format": FORMAT, **config}, indent=2) + "\n"
+        _write(self.config, lambda path: path.write_text(text))
+
+    def read_config(self) -> dict:
+        """The configuration, checked to be one of ours."""
+        require(self.path.is_dir(), f"{self.path}: no such run folder; name one that a training run wrote")
+        try:
+            config = json.loads(self.config.read_text())
+        except FileNotFoundError:
+            raise UserError(f"{self.path}: has no config.json, so it is no run folder of mlx_rtx") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.config}: cannot be read ({error}); restore it or train again") from None
+        found = config.get("format") if isinstance(config, dict) else None
+        require(found == FORMAT, f"{self.config}: format={found!r}, not {FORMAT!r}: not written by this mlx_rtx")
+        return config
+
+    def model_config(self) -> ModelConfig:
+        """The model's part of the configuration."""
+        try:
+            return ModelConfig(**self.read_config()["model"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{self.config}: its model does not fit this mlx_rtx ({error})") from None
+
+    def write_model(self, model: nn.Module) -> None:
+        """Save the best weights."""
+        _save(self.model, flat(model.parameters()), {"format": FORMAT})
+
+    def read_model(self, model: nn.Module) -> None:
+        """Put the best weights into ``model``."""
+        arrays, _ = _load(self.model)
+        _update(model, arrays, self.model)
+
+    def write_training(self, model: nn.Module, optimizer_state: dict, counters: dict) -> None:
+        """Save all that going on needs."""
+        arrays = {"model." + name: array for name, array in flat(model.parameters()).items()}
+        arrays |= {"optimizer." + name: array for name, array in flat(optimizer_state).items()}
+        _save(self.training, arrays, {"format": FORMAT, "counters": json.dumps(counters)})
+
+    def read_training(self, model: nn.Module) -> tuple[dict, dict]:
+        """Put the latest weights into ``model``; return (optimizer state, counters)."""
+        arrays, metadata = _load(self.training)
+        parts: dict[str, dict[str, mx.array]] = {"model": {}, "optimizer": {}}
+        for name, array in arrays.items():
+            part, rest = name.split(".", 1)
+            parts[part][rest] = array
+        _update(model, parts["model"], self.training)
+        return tree_unflatten(list(parts["optimizer"].items())), json.loads(metadata["counters"])
+
+
+def load(path: str | os.PathLike) -> tuple[RecurrentTransformer, ModelConfig]:
+    """Load the best weights of a run.
+
+    Args:
+        path: the run folder, e.g. ``"runs/copy"``.
+
+    Returns:
+        (model in evaluation mode, its configuration).
+
+    Raises:
+        UserError: the folder or a file of it is missing, cut off, or not ours.
+    """
+    folder = RunFolder(path)
+    config = folder.model_config()
+    model = RecurrentTransformer(config)
+    folder.read_model(model)
+    model.eval()
+    return model, config
+
+
+def _update(model: nn.Module, arrays: dict[str, mx.array], path: Path) -> None:
+    expected = {name: array.shape for name, array in flat(model.parameters()).items()}
+    found = {name: array.shape for name, array in arrays.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        require(
+            expected.get(name) == found.get(name),
+            f"{path}: {name} has shape {found.get(name)}, the configuration says {expected.get(name)}; "
+            "the file belongs to another run",
+        )
+    model.load_weights(list(arrays.items()))
+
+
+def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    require(path.is_file(), f"{path}: not found; the run saved nothing yet, train it again without --resume")
+    try:
+        arrays, metadata = cast(tuple[dict, dict], mx.load(str(path), return_metadata=True))
+        mx.eval(arrays)
+    except RuntimeError as error:
+        raise UserError(f"{path}: cut off or no safetensors file ({error}); restore it or train again") from None
+    require(metadata.get("format") == FORMAT, f"{path}: not written by this mlx_rtx; name a folder that it wrote")
+    return arrays, metadata
+
+
+def _save(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
+    _write(path, lambda temporary: mx.save_safetensors(str(temporary), arrays, metadata))
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file, then put it in the place of ``path``."""
+    temporary = path.with_name("." + path.stem + ".tmp" + path.suffix)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error}); free some space or choose another --out") from None

@@ -1,0 +1,92 @@
+"""What a run says: a bar on a terminal, plain lines elsewhere, and always ``metrics.jsonl``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mlx_rtx.errors import UserError
+
+
+class RunLog:
+    """Writes events to a file and to a person.
+
+    Args:
+        path: ``metrics.jsonl``; lines of steps after ``step`` are dropped (a resumed run repeats them).
+        samples: samples of the whole run, for the bar.
+        step, seen: steps and samples done before.
+    """
+
+    def __init__(self, path: Path, samples: int, step: int = 0, seen: int = 0):
+        self.path = path
+        kept = [line for line in _lines(path) if line["step"] <= step]
+        self._write("w", "".join(json.dumps(line) + "\n" for line in kept))
+        self._bar = None
+        if sys.stdout.isatty():
+            self._bar = tqdm(total=samples, initial=seen, unit="sample", file=sys.stdout, dynamic_ncols=True)
+
+    def report(self, **fields: Any) -> None:
+        """A progress report: the bar moves, or a line is printed."""
+        self._record("train", fields)
+        if self._bar is None:
+            self.say(line(fields))
+        else:
+            self._bar.update(fields["samples"] - self._bar.n)
+            shown = ("loss", "accuracy", "alpha", "noise", "lr", "tokens_per_s", "peak_gb")
+            self._bar.set_postfix_str(line({name: fields[name] for name in shown if name in fields}))
+
+    def event(self, kind: str, text: str, **fields: Any) -> None:
+        """Something worth a line of its own."""
+        self._record(kind, fields)
+        self.say(text)
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar if there is one."""
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.write(text, file=sys.stdout)
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _record(self, kind: str, fields: dict[str, Any]) -> None:
+        self._write("a", json.dumps({"kind": kind, **fields}) + "\n")
+
+    def _write(self, mode: str, text: str) -> None:
+        try:
+            with self.path.open(mode) as file:
+                file.write(text)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); free some space") from None
+
+
+def line(fields: dict[str, Any]) -> str:
+    """``name=value`` pairs, numbers to four significant digits.
+
+    Example:
+        >>> line({"step": 12345, "loss": 0.123456, "alpha": [0.5]})
+        'step=12345 loss=0.1235 alpha=0.5'
+    """
+    return " ".join(f"{name}={_short(value)}" for name, value in fields.items())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_short, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _lines(path: Path) -> list[dict]:
+    """The whole lines of an earlier run's file; a last one cut off by a crash is left out."""
+    found = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            break
+    return found

@@ -1,0 +1,139 @@
+"""Train a recurrent transformer from scratch: ``python -m mlx_rtx.train copy --noise 4096``."""
+
+import argparse
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from mlx_rtx import backend
+from mlx_rtx.checkpoint import RunFolder
+from mlx_rtx.commands import parse_subcommand, read_config_file, run_command
+from mlx_rtx.errors import UserError, require
+from mlx_rtx.settings import RECIPES, TrainConfig, from_stored, to_stored
+from mlx_rtx.trainer import Trainer
+from mlx_rtx.trees import flat
+
+PROGRAM = "python -m mlx_rtx.train"
+DESCRIPTIONS = {
+    "copy": "Recall 16 tokens after thousands of noise tokens (paper §6.2).",
+    "selective-copy": "Recall 16 tokens strewn over thousands of noise tokens (paper §6.2).",
+}
+CHANGEABLE = ("samples", "report_every", "test_samples")  # of the loop, when a run goes on
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """Settings of the command itself."""
+
+    settings: TrainConfig
+    out: Path
+    """Run folder to write."""
+    resume: bool = False
+    """Go on with the run in --out, to the bit, by its own settings."""
+    recipe: Literal["default", "paper"] = "default"
+    """Where the other flags' defaults come from: what trains best, or the paper's own recipe."""
+    config: Path | None = None
+    """TOML file of lines like noise = 4096, which flags override."""
+
+
+def main(arguments: list[str]) -> None:
+    """Parse ``arguments``, train, and say what came of it."""
+    command, task = read_command(arguments)
+    folder, settings = RunFolder(command.out), command.settings
+    stored = to_stored(task, settings)
+    resume = command.resume and folder.training.exists()
+    if not command.resume:
+        require(
+            not folder.config.exists(),
+            f"--out {folder.path}: already holds a run; add --resume to go on with it, or choose another --out",
+        )
+    folder.write_config({**stored, "environment": backend.environment()})
+    trainer = Trainer(settings, folder, resume)
+    introduce(task, command, trainer)
+    try:
+        scores = trainer.fit()
+    finally:
+        trainer.log.close()
+    again = f"{PROGRAM} {task} --out {folder.path} --resume"
+    if scores is None:
+        print(f"stopped and saved at step {trainer.step}; go on with: {again}")
+    elif trainer.finished:
+        print(f"solved after {trainer.samples:,} samples; the best weights are in {folder.model}")
+    else:
+        print(f"samples used up; the best weights are in {folder.model}; go on with: {again} --samples N")
+
+
+def read_command(arguments: list[str]) -> tuple[TrainCommand, str]:
+    """The command's settings and the task's name.
+
+    Defaults come from the recipe, or with --resume from the run folder; a config file goes over
+    them, flags over both.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--out")
+    first.add_argument("--resume", action="store_true")
+    first.add_argument("--recipe", default="default")
+    first.add_argument("--config", type=Path)
+    try:
+        early, _ = first.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from None
+    from_file = read_config_file(early.config) if early.config else []
+    choices = {
+        task: (
+            DESCRIPTIONS[task],
+            TrainCommand(settings=recipes.get(early.recipe, recipes["default"]), out=Path("runs", task)),
+        )
+        for task, recipes in RECIPES.items()
+    }
+    task = arguments[0] if arguments else ""
+    if task in choices and early.resume:
+        description, command = choices[task]
+        folder = RunFolder(early.out or command.out)
+        made_for, stored = from_stored(folder.read_config())
+        require(
+            made_for == task, f"--out {folder.path}: holds a run of {made_for}, not of {task}; choose another --out"
+        )
+        choices[task] = description, replace(command, settings=stored, out=folder.path)
+    given = parse_subcommand(choices, [*arguments[:1], *from_file, *arguments[1:]], PROGRAM, __doc__ or "")
+    if early.resume:
+        _refuse_changes(choices[task][1].settings, given.settings, given.out)
+    return given, task
+
+
+def _refuse_changes(stored: TrainConfig, given: TrainConfig, out: Path) -> None:
+    """A run that goes on keeps the settings that decide its weights."""
+    for concern in fields(TrainConfig):
+        before = asdict(getattr(stored, concern.name))
+        for name, value in asdict(getattr(given, concern.name)).items():
+            flag = name.replace("_", "-")
+            require(
+                name in CHANGEABLE or value == before[name],
+                f"--{flag} {value}: {out} was made with {before[name]}; drop the flag, or choose another --out",
+            )
+
+
+def introduce(task: str, command: TrainCommand, trainer: Trainer) -> None:
+    """Say what is about to run, on what, and until when."""
+    settings, training = command.settings, command.settings.training
+    environment = backend.environment()
+    parameters = sum(array.size for array in flat(trainer.model.parameters()).values())
+    model = settings.model
+    say = trainer.log.say
+    say(f"task={task} noise={settings.task.noise} length={settings.task.length} recipe={command.recipe}")
+    say(
+        f"model: {parameters:,} parameters, dim={model.dim} heads={model.heads} block={model.block} "
+        f"history={model.history} positions={model.positions}"
+    )
+    say(f"device: {environment['device_name']} ({environment['device']}), mlx {environment['versions']['mlx']}")
+    if advice := backend.advice():
+        say(f"advice: {advice}")
+    say(f"run folder: {command.out}" + (f", resumed at step {trainer.step}" if trainer.step else ""))
+    end = f"{training.samples:,} samples"
+    if training.stop_loss:
+        end = f"validation at noise {settings.task.noise} is all right (loss ≤ {training.stop_loss}), at most {end}"
+    say(f"until: {end}; Ctrl-C saves and stops")
+
+
+if __name__ == "__main__":
+    run_command(main)

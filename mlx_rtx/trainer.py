@@ -1,0 +1,214 @@
+"""The training loop: batch → gradient → weights, with validation, curriculum and checkpoints.
+
+All randomness is a function of (seed, purpose, step), so the step number is the whole random state.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import mlx.core as mx
+
+from mlx_rtx.checkpoint import RunFolder
+from mlx_rtx.curriculum import Curriculum, Verdict
+from mlx_rtx.evaluation import Scores, evaluate
+from mlx_rtx.gradient import loss_and_grad
+from mlx_rtx.log import RunLog
+from mlx_rtx.optimizer import apply_gradients, make_optimizer
+from mlx_rtx.recurrent import RecurrentTransformer
+from mlx_rtx.settings import TrainConfig
+from mlx_rtx.signs import FailureSigns
+
+PURPOSES = ("data", "dropout", "validation", "test")  # what random numbers are for
+SAVE_SECONDS = 60  # save at least so often
+
+
+class Trainer:
+    """A training run.
+
+    Args:
+        config: its settings.
+        folder: where it saves; its ``config.json`` is written already.
+        resume: go on from what the folder holds, to the bit.
+    """
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, resume: bool = False):
+        self.config, self.folder = config, folder
+        self.step = 0
+        self.finished = False
+        mx.random.seed(config.training.seed)
+        self.model = RecurrentTransformer(config.model_config())
+        self.optimizer = make_optimizer(config.optimizer, self.model)
+        self.curriculum = Curriculum(config.curriculum, config.task.noise, config.optimizer.lr, config.task.chance)
+        self._best = self.model.trainable_parameters()
+        if resume:
+            self._restore()
+        self.log = RunLog(folder.metrics, config.training.samples, self.step, self.samples)
+        self._signs = FailureSigns(config.task.chance)
+        self._losses: list[mx.array] = []  # since the last report
+        self._taken: list[mx.array] = []
+        self._recent: list[float] = []  # reported losses since the last validation
+        self._skipped = 0  # steps not taken since the last validation
+        self._accuracy: float | None = None
+        self._clock = self._saved = time.perf_counter()
+
+    @property
+    def samples(self) -> int:
+        """Samples trained on so far."""
+        return self.step * self.config.training.batch
+
+    @property
+    def _used_up(self) -> bool:
+        """Whether another batch would be more than the samples allowed."""
+        return self.samples + self.config.training.batch > self.config.training.samples
+
+    def fit(self) -> Scores | None:
+        """Train to the end; return the scores of the best weights on fresh samples, None if stopped before."""
+        training = self.config.training
+        with _stop_requests() as stop:
+            while not (self.finished or self._used_up or stop.is_set()):
+                self._train_step()
+                if self.step % training.report_every == 0:
+                    self._report()
+                if self.step % training.validate_every == 0 or self._used_up:
+                    self._validate()
+                    self.save()
+                elif time.perf_counter() - self._saved > SAVE_SECONDS:
+                    self.save()
+            if stop.is_set():
+                self.save()
+                return None
+        return self._test()
+
+    def save(self) -> None:
+        """Save all that `resume` needs."""
+        counters = {"step": self.step, "finished": self.finished, "curriculum": self.curriculum.state()}
+        self.folder.write_training(self.model, self.optimizer.state, counters)
+        self._saved = time.perf_counter()
+
+    def _restore(self) -> None:
+        if self.folder.model.exists():
+            self.folder.read_model(self.model)
+            self._best = self.model.trainable_parameters()
+        self.optimizer.state, counters = self.folder.read_training(self.model)
+        self.step, self.finished = counters["step"], counters["finished"]
+        self.curriculum.restore(counters["curriculum"])
+
+    def _key(self, purpose: str) -> mx.array:
+        """The random key of one purpose at this step."""
+        seed_and_step = mx.array([self.config.training.seed, self.step], dtype=mx.uint32)
+        return mx.random.split(seed_and_step, len(PURPOSES))[PURPOSES.index(purpose)]
+
+    def _train_step(self) -> None:
+        training, task = self.config.training, self.config.task.at(self.curriculum.noise)
+        self.model.train()
+        tokens, targets = task.batch(self._key("data"), training.batch)
+        loss, gradients = loss_and_grad(
+            self.model, tokens, targets, training.segment, detach=training.detach, key=self._key("dropout")
+        )
+        self.optimizer.learning_rate = self.curriculum.lr
+        taken = apply_gradients(self.model, self.optimizer, gradients, self.config.optimizer.clip)
+        mx.async_eval(self.model.parameters(), self.optimizer.state, loss, taken)
+        if self._losses:
+            mx.eval(self._losses[-1])  # one step in flight, not more
+        self._losses.append(loss)
+        self._taken.append(taken)
+        self.step += 1
+
+    def _report(self) -> None:
+        """Say how the steps since the last report went; the only place that waits for their losses."""
+        if not self._losses:
+            return
+        loss = float(mx.stack(self._losses).mean())
+        steps = len(self._losses)
+        self._skipped += steps - int(float(mx.stack(self._taken).sum()))
+        seconds = time.perf_counter() - self._clock
+        samples_per_s = steps * self.config.training.batch / seconds
+        self._recent.append(loss)
+        fields = {"step": self.step, "samples": self.samples, "loss": loss}
+        if self._accuracy is not None:
+            fields["accuracy"] = self._accuracy
+        self.log.report(
+            **fields,
+            alpha=self._alphas(),
+            noise=self.curriculum.noise,
+            lr=self.curriculum.lr,
+            samples_per_s=samples_per_s,
+            tokens_per_s=samples_per_s * self.config.task.at(self.curriculum.noise).length,
+            peak_gb=mx.get_peak_memory() / 1e9,
+        )
+        self._restart_window()
+
+    def _restart_window(self) -> None:
+        self._losses, self._taken = [], []
+        mx.reset_peak_memory()
+        self._clock = time.perf_counter()
+
+    def _alphas(self) -> list[float]:
+        return [min(max(float(alpha), 0.0), 1.0) for alpha in self.model.alphas]
+
+    def _validate(self) -> None:
+        """Score the weights and act on it: keep them, move on, go back, or end."""
+        self._report()
+        training, noise = self.config.training, self.curriculum.noise
+        scores = self._evaluate(noise, training.validate_samples, "validation")
+        where = {"step": self.step, "samples": self.samples, "noise": noise}
+        self.log.event("validation", f"validation noise={noise} {scores}", **where, **asdict(scores))
+        self._accuracy = scores.token_accuracy
+        if self._skipped:
+            self.log.event(
+                "skipped",
+                f"warning: {self._skipped} steps with a gradient that is not finite were not taken",
+                step=self.step,
+                skipped=self._skipped,
+            )
+        stuck = self._skipped >= training.validate_every
+        final = self.curriculum.final
+        verdict = self.curriculum.observe(float("nan") if stuck else scores.loss)
+        if verdict in (Verdict.BEST, Verdict.ADVANCED):
+            self._best = self.model.trainable_parameters()
+            self.folder.write_model(self.model)
+        if verdict is Verdict.ADVANCED:
+            text = f"stage passed: noise {noise} → {self.curriculum.noise}, lr={self.curriculum.lr:.3g}"
+            self.log.event("stage", text, **where, next_noise=self.curriculum.noise, lr=self.curriculum.lr)
+        elif verdict is Verdict.COLLAPSED:
+            self.model.update(self._best)
+            self.optimizer = make_optimizer(self.config.optimizer, self.model)
+            text = f"training collapsed at noise {noise}: back to the best weights, lr={self.curriculum.lr:.3g}"
+            self.log.event("collapse", text, **where, lr=self.curriculum.lr)
+        recent = sum(self._recent) / len(self._recent) if self._recent else scores.loss
+        for text in self._signs.observe(recent, scores.loss, self._alphas()):
+            self.log.event("sign", f"warning: {text}", **where, sign=text)
+        self.finished = final and scores.loss <= training.stop_loss and scores.sequence_accuracy == 1
+        self._recent, self._skipped = [], 0
+        self._restart_window()
+
+    def _test(self) -> Scores:
+        """Score the best weights at the task's full noise."""
+        if self.folder.model.exists():
+            self.folder.read_model(self.model)
+        scores = self._evaluate(self.config.task.noise, self.config.training.test_samples, "test")
+        where = {"step": self.step, "samples": self.samples, "noise": self.config.task.noise}
+        self.log.event("test", f"test noise={self.config.task.noise} {scores}", **where, **asdict(scores))
+        return scores
+
+    def _evaluate(self, noise: int, samples: int, purpose: str) -> Scores:
+        return evaluate(self.model, self.config.task.at(noise), samples, self.config.training.batch, self._key(purpose))
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and a termination request set, instead of ending the program at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {which: signal.signal(which, lambda *_: stop.set()) for which in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)

@@ -1,0 +1,223 @@
+"""The command line: what a user types wrong gets one line, exit code 2, and changes nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_training import FLAGS
+
+from mlx_rtx import UserError, evaluate, train
+from mlx_rtx.commands import run_command
+from mlx_rtx.log import RunLog, line
+from mlx_rtx.signs import FailureSigns
+
+
+def complaint(arguments, capsys, monkeypatch, main=train.main):
+    """Run the command; its one line of complaint."""
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["copy", "selective-copy"]),
+        (["cpy"], ["cpy", "copy"]),
+        (["copy", "--nosie", "4096"], ["--nosie", "--noise"]),
+        (["copy", "--noise", "many"], ["--noise", "many"]),
+        (["copy", "--noise", "0"], ["noise=0", "at least 1"]),
+        (["copy", "--noise"], ["--noise"]),
+        (["copy", "--heads", "7"], ["heads=7", "dim=96", "use heads"]),
+        (["copy", "--history", "both"], ["both", "hidden", "output"]),
+        (["copy", "--batch", "0"], ["batch=0"]),
+        (["copy", "--recipe", "best"], ["best", "default", "paper"]),
+        (["copy", "--seed", "-1"], ["seed=-1"]),
+        (["copy", "--config", "missing.toml"], ["missing.toml", "cannot be read"]),
+        (["copy", "--resume"], ["runs/copy", "no such run folder"]),
+        (["copy", "--out", "file/run"], ["file/run", "cannot make this folder"]),
+    ],
+    ids=" ".join,
+)
+def test_wrong_input(arguments, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    said = complaint(arguments, capsys, monkeypatch)
+    for word in words:
+        assert word in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("noies = 5", ["--noies", "--noise"]), ("noise = ", ["no TOML"]), ("[task]\nnoise = 5", ["without tables"])],
+)
+def test_wrong_config_files(text, words, capsys, monkeypatch, tmp_path):
+    (tmp_path / "c.toml").write_text(text)
+    said = complaint(
+        ["copy", "--config", str(tmp_path / "c.toml"), "--out", str(tmp_path / "run")], capsys, monkeypatch
+    )
+    for word in words:
+        assert word in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_go_over_the_config_file_over_the_recipe(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('noise = 8\nbatch = 3\ntrain_alpha = false\npositions = "none"\n')
+    command, task = train.read_command(["selective-copy", "--recipe", "paper", "--config", str(path), "--batch", "5"])
+    settings = command.settings
+    assert task == "selective-copy"
+    assert (settings.task.noise, settings.training.batch, settings.model.positions) == (8, 5, "none")
+    assert not settings.model.train_alpha
+    assert (settings.optimizer.lr, settings.curriculum.lr_rule, settings.curriculum.start_noise) == (5e-4, "paper", 32)
+
+
+def test_the_papers_recipe_is_the_papers():
+    settings = train.read_command(["copy", "--recipe", "paper"])[0].settings
+    model = settings.model
+    assert (model.dim, model.heads, model.block, model.dropout, model.positions) == (96, 6, 32, 0.05, "absolute")
+    assert (settings.training.batch, settings.optimizer.lr, settings.optimizer.clip) == (64, 5e-4, 0)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["copy", "--help"]])
+def test_help_is_shown(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments)
+    assert stop.value.code in (0, None)
+    assert "copy" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short finished run, from the command line as it is typed."""
+    path = tmp_path_factory.mktemp("runs") / "first"
+    command = [sys.executable, "-m", "mlx_rtx.train", *FLAGS, "--samples", "160", "--out", str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return path, done.stdout
+
+
+def test_a_run_says_what_it_does(run):
+    path, said = run
+    for words in (
+        "task=copy noise=12",
+        "parameters",
+        "device:",
+        f"run folder: {path}",
+        "until:",
+        "step=10 samples=160 loss=",
+        "test noise=12",
+    ):
+        assert words in said
+    assert f"--out {path} --resume" in said
+    assert "\r" not in said  # no bar into a pipe
+    assert {"versions", "device", "git_revision"} <= json.loads((path / "config.json").read_text())[
+        "environment"
+    ].keys()
+
+
+def contents(path):
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(run, capsys, monkeypatch):
+    path, before = run[0], contents(run[0])
+    assert "already holds a run; add --resume" in complaint([*FLAGS, "--out", str(path)], capsys, monkeypatch)
+    said = complaint(["copy", "--out", str(path), "--resume", "--dim", "32"], capsys, monkeypatch)
+    assert "--dim 32" in said
+    assert "was made with 16" in said
+    said = complaint(["selective-copy", "--out", str(path), "--resume"], capsys, monkeypatch)
+    assert "holds a run of copy" in said
+    assert contents(path) == before
+
+
+def test_a_cut_off_checkpoint_is_said(run, capsys, monkeypatch):
+    file = run[0] / "training.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-10])
+    before = contents(run[0])
+    said = complaint(["copy", "--out", str(run[0]), "--resume"], capsys, monkeypatch)
+    assert "training.safetensors: cut off" in said
+    assert contents(run[0]) == before
+    file.write_bytes(whole)
+
+
+def test_resume_needs_no_other_flag(run, capsys):
+    train.main(["copy", "--out", str(run[0]), "--resume", "--samples", "320"])
+    said = capsys.readouterr().out
+    assert "resumed at step 10" in said
+    assert "step=20 samples=320" in said
+
+
+def test_evaluate_scores_any_noise(run, capsys):
+    evaluate.main([str(run[0]), "--noise", "100", "--samples", "8", "--batch", "4"])
+    said = capsys.readouterr().out
+    assert said.startswith("task=copy noise=100 loss=")
+    assert "sequences=8" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["Missing", "PATH"]),
+        (["nowhere"], ["nowhere", "no such run folder"]),
+        (["RUN", "--noise", "0"], ["noise=0"]),
+        (["RUN", "--samples", "0"], ["samples=0"]),
+        (["RUN", "--batch", "0"], ["batch=0"]),
+        (["RUN", "--seed", "-1"], ["--seed -1"]),
+    ],
+    ids=" ".join,
+)
+def test_wrong_input_to_evaluate(arguments, words, run, capsys, monkeypatch):
+    arguments = [str(run[0]) if argument == "RUN" else argument for argument in arguments]
+    said = complaint(arguments, capsys, monkeypatch, evaluate.main)
+    for word in words:
+        assert word in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a device that is always full")
+def test_a_full_disk_is_said_while_logging(tmp_path):
+    log = RunLog(tmp_path / "metrics.jsonl", 10)
+    log.path = Path("/dev/full")
+    with pytest.raises(UserError, match="free some space"):
+        log.event("sign", "text")
+
+
+def test_a_line_of_metrics_cut_off_by_a_crash_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "train", "step": 1}\n{"kind": "train", "step": 9}\n{"kind": "tra')
+    RunLog(path, 10, step=5).close()
+    assert path.read_text() == '{"kind": "train", "step": 1}\n'
+
+
+def test_numbers_are_short():
+    assert line({"step": 12345, "loss": 0.1234567, "alpha": [0.5, 0.25]}) == "step=12345 loss=0.1235 alpha=0.5,0.25"
+
+
+@pytest.mark.parametrize(
+    ("train_loss", "loss", "alphas", "words"),
+    [
+        (1.0, 1.0, [1.0], "alpha pinned at 1"),
+        (1.0, 1.0, [0.0], "alpha pinned at 0"),
+        (2.6, 2.6, [0.5], "loss not moving"),
+        (0.5, 2.0, [0.5], "validation is leaving training"),
+    ],
+)
+def test_failure_signs_are_said_once_when_they_last(train_loss, loss, alphas, words):
+    signs = FailureSigns(chance=2.639, patience=3)
+    said = [signs.observe(train_loss, loss, alphas) for _ in range(6)]
+    assert [len(warnings) for warnings in said] == [0, 0, 1, 0, 0, 0]
+    assert words in said[2][0]
+
+
+def test_a_healthy_run_shows_no_sign():
+    signs = FailureSigns(chance=2.639, patience=1)
+    assert signs.observe(1.0, 1.1, [0.5]) == []
+    assert signs.observe(1.0, 1.1, []) == []

@@ -1,0 +1,246 @@
+"""Whole runs on tiny tasks: they learn, go on to the bit, and survive."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten, tree_map
+
+from mlx_rtx import load
+from mlx_rtx.checkpoint import RunFolder
+from mlx_rtx.config import Architecture
+from mlx_rtx.curriculum import CurriculumConfig
+from mlx_rtx.optimizer import OptimizerConfig
+from mlx_rtx.settings import TrainConfig, TrainingConfig, to_stored
+from mlx_rtx.tasks import CopyTask, SelectiveCopyTask
+from mlx_rtx.trainer import Trainer
+
+TINY = TrainConfig(
+    task=CopyTask(noise=12, payload=2, alphabet=5),
+    model=Architecture(dim=16, heads=2, block=4, dropout=0.1, history="output", positions="block"),
+    curriculum=CurriculumConfig(start_noise=3, advance_below=0.5),
+    optimizer=OptimizerConfig(lr=1e-2),
+    training=TrainingConfig(
+        samples=16 * 40, batch=16, segment=2, stop_loss=0, validate_every=7, validate_samples=32, test_samples=32
+    ),
+)
+FLAGS = [
+    "copy",
+    "--noise",
+    "12",
+    "--payload",
+    "2",
+    "--alphabet",
+    "5",
+    "--dim",
+    "16",
+    "--heads",
+    "2",
+    "--block",
+    "4",
+    "--dropout",
+    "0.1",
+    "--history",
+    "output",
+    "--start-noise",
+    "3",
+    "--advance-below",
+    "0.5",
+    "--lr",
+    "1e-2",
+    "--samples",
+    "640",
+    "--batch",
+    "16",
+    "--segment",
+    "2",
+    "--stop-loss",
+    "0",
+    "--validate-every",
+    "7",
+    "--validate-samples",
+    "32",
+    "--test-samples",
+    "32",
+]
+
+
+def make(path, config=TINY, resume=False):
+    folder = RunFolder(path)
+    folder.write_config(to_stored("copy", config))
+    return Trainer(config, folder, resume)
+
+
+def saved(path):
+    arrays, metadata = mx.load(str(path / "training.safetensors"), return_metadata=True)
+    return {name: np.array(array) for name, array in arrays.items()}, json.loads(metadata["counters"])
+
+
+def same(first, second):
+    assert first[1] == second[1]
+    assert first[0].keys() == second[0].keys()
+    for name, array in first[0].items():
+        assert np.array_equal(array, second[0][name]), name
+
+
+def events(path, kind):
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    path = tmp_path_factory.mktemp("whole")
+    make(path).fit()
+    return path
+
+
+def test_it_learns(tmp_path):
+    config = replace(
+        TINY, model=replace(TINY.model, dropout=0), training=replace(TINY.training, samples=16 * 600, stop_loss=0.1)
+    )
+    trainer = make(tmp_path, config)
+    scores = trainer.fit()
+    assert trainer.finished
+    assert scores.sequence_accuracy == 1
+    assert [stage["next_noise"] for stage in events(tmp_path, "stage")] == [6, 12]
+    model, _ = load(tmp_path)
+    tokens, targets = config.task.batch(mx.random.key(99), 20)
+    assert mx.array_equal(mx.argmax(model(tokens, last=2), axis=-1), targets)
+
+
+def test_selective_copy_trains_too(tmp_path):
+    config = replace(
+        TINY, task=SelectiveCopyTask(noise=4, payload=2, alphabet=5), training=replace(TINY.training, samples=16 * 150)
+    )
+    scores = make(tmp_path, config).fit()
+    assert scores.loss < 0.9 * config.task.chance
+
+
+def test_what_a_run_reports(whole):
+    names = {"step", "samples", "loss", "alpha", "noise", "lr", "samples_per_s", "tokens_per_s", "peak_gb"}
+    reports = events(whole, "train")
+    assert all(names <= report.keys() for report in reports)
+    assert "accuracy" in reports[-1]
+    assert reports[-1]["step"] == 40
+    assert [v["step"] for v in events(whole, "validation")] == [7, 14, 21, 28, 35, 40]
+    assert len(events(whole, "test")) == 1
+    config = json.loads((whole / "config.json").read_text())
+    assert config["settings"]["optimizer"]["lr"] == 1e-2
+
+
+def test_the_seed_decides(tmp_path, whole):
+    make(tmp_path / "same").fit()
+    same(saved(tmp_path / "same"), saved(whole))
+    make(tmp_path / "other", replace(TINY, training=replace(TINY.training, seed=1))).fit()
+    assert not np.array_equal(
+        saved(tmp_path / "other")[0]["model.embedding.tokens"], saved(whole)[0]["model.embedding.tokens"]
+    )
+
+
+@pytest.mark.parametrize("stop", random.sample(range(1, 40), 4))
+def test_a_run_stopped_anywhere_goes_on_to_the_bit(tmp_path, whole, stop):
+    trainer = make(tmp_path)
+    step = trainer._train_step
+
+    def interrupted():
+        step()
+        if trainer.step == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer._train_step = interrupted
+    assert trainer.fit() is None
+    trainer.log.close()
+    mx.random.seed(12345)  # nothing may hang on the process's own random state
+    going_on = make(tmp_path, resume=True)
+    assert going_on.step == stop
+    going_on.fit()
+    going_on.log.close()
+    same(saved(tmp_path), saved(whole))
+    assert [v["loss"] for v in events(tmp_path, "validation")] == [v["loss"] for v in events(whole, "validation")]
+
+
+def test_a_killed_run_goes_on_to_the_bit(tmp_path, whole):
+    """Killed without warning after a random line of output, it repeats what it had not saved."""
+    command = [sys.executable, "-u", "-m", "mlx_rtx.train", *FLAGS, "--report-every", "1", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        after = f"step={random.randrange(8, 38)} "
+        for line in run.stdout:
+            if line.startswith(after):
+                run.kill()
+                break
+    assert run.returncode == -signal.SIGKILL
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    same(saved(tmp_path), saved(whole))
+    steps = [report["step"] for report in events(tmp_path, "train")]
+    assert steps == list(range(1, 41))
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path, whole):
+    for name in ("config.json", "metrics.jsonl", "model.safetensors", "training.safetensors"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    make(tmp_path, resume=True).fit()
+    same(saved(tmp_path), saved(whole))
+
+
+def test_more_samples_lengthen_a_run(tmp_path):
+    make(tmp_path, replace(TINY, training=replace(TINY.training, samples=16 * 10))).fit()
+    longer = make(tmp_path, resume=True)
+    longer.fit()
+    assert longer.step == 40
+
+
+def test_a_collapse_is_survived(tmp_path, capsys):
+    """Weights that go bad after a stage was passed come back as the stage's best, at half the rate."""
+    config = replace(
+        TINY,
+        model=replace(TINY.model, dropout=0),
+        curriculum=replace(TINY.curriculum, collapse_patience=3),
+        training=replace(TINY.training, samples=16 * 600, stop_loss=0.3),
+    )
+    trainer = make(tmp_path, config)
+    step, broken = trainer._train_step, []
+
+    def breaking():
+        step()
+        if trainer.curriculum.stage == 1 and not broken and trainer.step % 7 == 6:
+            broken.append(tree_map(lambda a: a, trainer._best))
+            trainer.model.update(tree_map(lambda w: 100 * w, trainer.model.parameters()))
+            while not events(tmp_path, "collapse"):
+                trainer._validate()
+            for (name, a), (_, b) in zip(
+                tree_flatten(trainer.model.parameters()), tree_flatten(broken[0]), strict=True
+            ):
+                assert mx.array_equal(a, b), name
+            assert trainer.optimizer.step.item() == 0
+
+    trainer._train_step = breaking
+    trainer.fit()
+    assert broken
+    (collapse,) = events(tmp_path, "collapse")[:1]
+    assert collapse["lr"] == pytest.approx(config.optimizer.lr / 2)
+    assert "training collapsed at noise 6: back to the best weights" in capsys.readouterr().out
+    assert trainer.curriculum.noise > 6  # and it went on from there
+
+
+def test_gradients_that_are_never_finite_are_said(tmp_path, monkeypatch, capsys):
+    trainer = make(tmp_path, replace(TINY, training=replace(TINY.training, samples=16 * 7)))
+    before = dict(tree_flatten(trainer.model.parameters()))
+    real = trainer.model.embedding.readout
+    monkeypatch.setattr(
+        type(trainer.model.embedding), "readout", lambda self, y: real(y) * (mx.nan if trainer.model.training else 1)
+    )
+    trainer.fit()
+    for name, array in tree_flatten(trainer.model.parameters()):
+        assert mx.array_equal(array, before[name]), name
+    out = capsys.readouterr().out
+    assert "7 steps with a gradient that is not finite were not taken" in out
+    assert "training collapsed" in out
