@@ -1,7 +1,6 @@
 """All settings of a training run, and the recipes that fill them in."""
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
 
 from mlx_rtx.config import Architecture, ModelConfig
 from mlx_rtx.curriculum import CurriculumConfig
@@ -84,23 +83,17 @@ COPY_PAPER = TrainConfig(
 )
 
 
-def _selective(copy: TrainConfig, **model: Any) -> TrainConfig:
-    """The recipe for selective copy that differs from ``copy`` by its task, its start and its length."""
-    return replace(
-        copy,
-        task=SelectiveCopyTask(),
-        model=replace(copy.model, **model),
-        curriculum=replace(copy.curriculum, start_noise=32),
-        training=replace(copy.training, samples=1_200_000, validate_every=100),
-    )
-
+SELECTIVE_COPY_PAPER = replace(
+    COPY_PAPER,
+    task=SelectiveCopyTask(),
+    curriculum=replace(COPY_PAPER.curriculum, start_noise=32),
+    training=replace(COPY_PAPER.training, samples=1_200_000),
+)
+SELECTIVE_COPY = replace(SELECTIVE_COPY_PAPER, optimizer=OptimizerConfig(lr=1e-3, clip=1.0))
 
 RECIPES = {
     "copy": {"default": COPY, "paper": COPY_PAPER},
-    "selective-copy": {
-        "default": _selective(COPY, history="output", state_norm=True),
-        "paper": _selective(COPY_PAPER),
-    },
+    "selective-copy": {"default": SELECTIVE_COPY, "paper": SELECTIVE_COPY_PAPER},
 }
 
 

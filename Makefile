@@ -1,0 +1,34 @@
+# make train   set up .venv for this machine and train copy at 4096 noise tokens
+# make test    the test suite
+# make check   lint and types
+# BACKEND=metal|cpu|cuda13 overrides the choice of MLX backend, PYTHON=... the interpreter (3.11 or newer)
+
+PYTHON ?= python3
+BACKEND ?= $(shell if [ "$$(uname -s)" = Darwin ]; then echo metal; \
+             elif command -v nvidia-smi >/dev/null 2>&1; then echo cuda13; else echo cpu; fi)
+RUN := .venv/bin/python
+READY := .venv/ready-$(BACKEND)
+
+.PHONY: train test check setup
+setup: $(READY)
+
+# one backend an environment: they share a file, so another one means a new .venv
+$(READY): pyproject.toml
+	@echo "setting up .venv with MLX for $(BACKEND) (another one: make BACKEND=metal|cpu|cuda13)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11; name a newer one with make PYTHON=..." >&2; exit 2; }
+	@$(PYTHON) -m venv --clear .venv
+	@$(RUN) -m pip install -q --disable-pip-version-check -e ".[$(BACKEND),dev]"
+	@touch $@
+
+# goes on where an earlier call was stopped
+train: $(READY)
+	@$(RUN) -m mlx_rtx.train copy --noise 4096 $$(test ! -e runs/copy/config.json || echo --resume)
+
+test: $(READY)
+	@$(RUN) -m pytest
+
+check: $(READY)
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
