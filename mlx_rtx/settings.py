@@ -22,13 +22,14 @@ class TrainingConfig:
     detach: int | None = None
     """Truncated backpropagation: cut the gradient at every so many segments."""
     stop_loss: float = 0.015
-    """End when a validation at full noise is at most this, with every sequence right; 0 to use all samples."""
+    """End when a validation at full noise is at most this with every sequence right, and a second,
+    of --test-samples, confirms it; 0 to use all samples."""
     validate_every: int = 15
     """Steps from validation to validation; each one saves a checkpoint."""
     validate_samples: int = 64
     """Sequences of a validation."""
     test_samples: int = 256
-    """Fresh sequences that score the finished model."""
+    """Fresh sequences that confirm the end, and as many others that score the best weights then."""
     report_every: int = 5
     """Steps from one reported line to the next."""
     seed: int = 0

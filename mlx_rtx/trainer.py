@@ -154,7 +154,7 @@ class Trainer:
         """Score the weights and act on it: keep them, move on, go back, or end."""
         self._report()
         training, noise = self.config.training, self.curriculum.noise
-        scores = self._evaluate(noise, training.validate_samples, "validation")
+        scores = self._evaluate(noise, training.validate_samples, self._key("validation"))
         where = {"step": self.step, "samples": self.samples, "noise": noise}
         self.log.event("validation", f"validation noise={noise} {scores}", **where, **asdict(scores))
         self._accuracy = scores.token_accuracy
@@ -169,8 +169,7 @@ class Trainer:
         final = self.curriculum.final
         verdict = self.curriculum.observe(float("nan") if stuck else scores.loss)
         if verdict in (Verdict.BEST, Verdict.ADVANCED):
-            self._best = self.model.trainable_parameters()
-            self.folder.write_model(self.model)
+            self._keep_best()
         if verdict is Verdict.ADVANCED:
             text = f"stage passed: noise {noise} → {self.curriculum.noise}, lr={self.curriculum.lr:.3g}"
             self.log.event("stage", text, **where, next_noise=self.curriculum.noise, lr=self.curriculum.lr)
@@ -182,21 +181,35 @@ class Trainer:
         recent = sum(self._recent) / len(self._recent) if self._recent else scores.loss
         for text in self._signs.observe(recent, scores.loss, self._alphas()):
             self.log.event("sign", f"warning: {text}", **where, sign=text)
-        self.finished = final and scores.loss <= training.stop_loss and scores.sequence_accuracy == 1
+        if final and scores.loss <= training.stop_loss and scores.sequence_accuracy == 1:
+            self._confirm(where)
         self._recent, self._skipped = [], 0
         self._restart_window()
+
+    def _confirm(self, where: dict) -> None:
+        """End the run if the weights that a validation found all right are so on more fresh sequences."""
+        fresh = mx.random.split(self._key("test"))[0]
+        scores = self._evaluate(where["noise"], self.config.training.test_samples, fresh)
+        self.log.event("confirmation", f"confirmation noise={where['noise']} {scores}", **where, **asdict(scores))
+        self.finished = scores.sequence_accuracy == 1
+        if self.finished:
+            self._keep_best()
+
+    def _keep_best(self) -> None:
+        self._best = self.model.trainable_parameters()
+        self.folder.write_model(self.model)
 
     def _test(self) -> Scores:
         """Score the best weights at the task's full noise."""
         if self.folder.model.exists():
             self.folder.read_model(self.model)
-        scores = self._evaluate(self.config.task.noise, self.config.training.test_samples, "test")
+        scores = self._evaluate(self.config.task.noise, self.config.training.test_samples, self._key("test"))
         where = {"step": self.step, "samples": self.samples, "noise": self.config.task.noise}
         self.log.event("test", f"test noise={self.config.task.noise} {scores}", **where, **asdict(scores))
         return scores
 
-    def _evaluate(self, noise: int, samples: int, purpose: str) -> Scores:
-        return evaluate(self.model, self.config.task.at(noise), samples, self.config.training.batch, self._key(purpose))
+    def _evaluate(self, noise: int, samples: int, key: mx.array) -> Scores:
+        return evaluate(self.model, self.config.task.at(noise), samples, self.config.training.batch, key)
 
 
 @contextmanager

@@ -110,11 +110,28 @@ def test_it_learns(tmp_path):
     trainer = make(tmp_path, config)
     scores = trainer.fit()
     assert trainer.finished
+    assert events(tmp_path, "confirmation")[-1]["sequence_accuracy"] == 1
     assert scores.sequence_accuracy == 1
     assert [stage["next_noise"] for stage in events(tmp_path, "stage")] == [6, 12]
     model, _ = load(tmp_path)
     tokens, targets = config.task.batch(mx.random.key(99), 20)
     assert mx.array_equal(mx.argmax(model(tokens, last=2), axis=-1), targets)
+
+
+def test_an_end_that_is_not_confirmed_is_none(tmp_path, monkeypatch):
+    """A validation may be lucky; more fresh sequences decide."""
+    config = replace(TINY, training=replace(TINY.training, samples=16 * 21, stop_loss=9.0))
+    trainer = make(tmp_path, replace(config, curriculum=CurriculumConfig(start_noise=12)))
+    real = trainer._evaluate
+
+    def lucky(noise, samples, key):
+        right = 0.99 if mx.array_equal(key, mx.random.split(trainer._key("test"))[0]) else 1.0
+        return replace(real(noise, samples, key), sequence_accuracy=right)
+
+    monkeypatch.setattr(trainer, "_evaluate", lucky)
+    trainer.fit()
+    assert not trainer.finished
+    assert [event["step"] for event in events(tmp_path, "confirmation")] == [7, 14, 21]
 
 
 def test_selective_copy_trains_too(tmp_path):
