@@ -1,8 +1,9 @@
 """Loss and its exact gradient in the memory of one segment of blocks.
 
 The forward pass keeps only the carry at segment boundaries; the backward pass takes the segments
-in reverse, recomputes each one and pulls the gradient of its carry back through it. Dropout masks
-belong to blocks (see `mlx_rtx.dropout`), so the second pass draws the ones of the first.
+in reverse, recomputes each one and pulls the gradient of its carry back through it. While a segment
+runs the next is being queued, so up to two are in memory. Dropout masks belong to blocks (see
+`mlx_rtx.dropout`), so the second pass draws the ones of the first.
 """
 
 import mlx.core as mx
@@ -82,9 +83,11 @@ def loss_and_grad(
         for start, end in spans[:-1]:
             carries.append(run(weights, carries[-1], start, end)[0])
             mx.async_eval(carries[-1])
+            mx.eval(carries[-2])  # one segment ahead, not more: memory is taken when work is queued
 
         total, gradients = mx.array(0.0), weights
         pulled: list = []  # gradient of the carry that the segment leaves; empty where none comes back
+        queued: list = []  # what the segment before this one gives
         for done, (start, end) in enumerate(reversed(spans)):
             if detach and done % detach == 0:
                 pulled = []
@@ -96,6 +99,8 @@ def loss_and_grad(
             total = total + loss
             gradients = [a + b for a, b in zip(gradients, own, strict=True)] if done else own
             mx.async_eval(total, gradients, pulled)
+            mx.eval(queued)
+            queued = [gradients, pulled]
     finally:
         model.update(before)
     for i in alphas:
