@@ -89,7 +89,9 @@ def read_config_file(path: Path) -> list[str]:
 
 
 def _one_line(box: str) -> str:
-    """A parser's boxed complaint as one line."""
-    text = re.sub(r"[─-╿]+", " ", box)
-    text = re.sub(r"(For full helptext.*|Argument helptext:.*)", "", text, flags=re.S)
-    return re.sub(r"\s+", " ", text).strip()
+    """A parser's boxed complaint as one line: without frame, title, and pointers to several helps."""
+    lines = [re.sub(r"[─-╿]+|-{3,}|^[|+]|[|+]$", " ", line).strip() for line in box.splitlines()[1:]]
+    text = " ".join(line for line in lines if line and not re.match(r"in .* --help$", line))
+    text = re.sub(r"\s*(For full helptext|Argument helptext:).*", "", text).strip()
+    own = re.sub(r"^Error parsing \S*__tyro\S*: ", "", text)  # a UserError of ours, raised while parsing
+    return own if own != text else f"{text.rstrip('.')}; --help lists what there is"

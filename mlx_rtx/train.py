@@ -95,7 +95,11 @@ def read_command(arguments: list[str]) -> tuple[TrainCommand, str]:
             made_for == task, f"--out {folder.path}: holds a run of {made_for}, not of {task}; choose another --out"
         )
         choices[task] = description, replace(command, settings=stored, out=folder.path)
-    given = parse_subcommand(choices, [*arguments[:1], *from_file, *arguments[1:]], PROGRAM, __doc__ or "")
+    try:
+        given = parse_subcommand(choices, [*arguments[:1], *from_file, *arguments[1:]], PROGRAM, __doc__ or "")
+    except UserError as error:
+        from_there = any(word in str(error) for word in from_file if word.startswith("--"))
+        raise UserError(f"{error} (in {early.config}?)" if from_there else str(error)) from None
     if early.resume:
         _refuse_changes(choices[task][1].settings, given.settings, given.out)
     return given, task
