@@ -25,51 +25,20 @@ from mlx_rtx.trainer import Trainer
 TINY = TrainConfig(
     task=CopyTask(noise=12, payload=2, alphabet=5),
     model=Architecture(dim=16, heads=2, block=4, dropout=0.1, history="output", positions="block"),
-    curriculum=CurriculumConfig(start_noise=3, advance_below=0.5),
+    curriculum=CurriculumConfig(start_noise=3, advance_below=0.95, lr_rule="paper"),  # stages pass within 40 steps
     optimizer=OptimizerConfig(lr=1e-2),
     training=TrainingConfig(
         samples=16 * 40, batch=16, segment=2, stop_loss=0, validate_every=7, validate_samples=32, test_samples=32
     ),
 )
-FLAGS = [
-    "copy",
-    "--noise",
-    "12",
-    "--payload",
-    "2",
-    "--alphabet",
-    "5",
-    "--dim",
-    "16",
-    "--heads",
-    "2",
-    "--block",
-    "4",
-    "--dropout",
-    "0.1",
-    "--history",
-    "output",
-    "--start-noise",
-    "3",
-    "--advance-below",
-    "0.5",
-    "--lr",
-    "1e-2",
-    "--samples",
-    "640",
-    "--batch",
-    "16",
-    "--segment",
-    "2",
-    "--stop-loss",
-    "0",
-    "--validate-every",
-    "7",
-    "--validate-samples",
-    "32",
-    "--test-samples",
-    "32",
-]
+FLAGS = [  # the same run from the command line
+    "copy", "--noise=12", "--payload=2", "--alphabet=5", "--dim=16", "--heads=2", "--block=4", "--dropout=0.1",
+    "--history=output", "--start-noise=3", "--advance-below=0.95", "--lr-rule=paper", "--lr=1e-2", "--samples=640",
+    "--batch=16", "--segment=2", "--stop-loss=0", "--validate-every=7", "--validate-samples=32", "--test-samples=32",
+]  # fmt: skip
+
+
+SLOWLY = CurriculumConfig(start_noise=3, advance_below=0.5)
 
 
 def make(path, config=TINY, resume=False):
@@ -105,7 +74,10 @@ def whole(tmp_path_factory):
 
 def test_it_learns(tmp_path):
     config = replace(
-        TINY, model=replace(TINY.model, dropout=0), training=replace(TINY.training, samples=16 * 600, stop_loss=0.1)
+        TINY,
+        model=replace(TINY.model, dropout=0),
+        curriculum=SLOWLY,
+        training=replace(TINY.training, samples=16 * 600, stop_loss=0.1),
     )
     trainer = make(tmp_path, config)
     scores = trainer.fit()
@@ -150,6 +122,7 @@ def test_what_a_run_reports(whole):
     assert reports[-1]["step"] == 40
     assert [v["step"] for v in events(whole, "validation")] == [7, 14, 21, 28, 35, 40]
     assert len(events(whole, "test")) == 1
+    assert [stage["next_noise"] for stage in events(whole, "stage")] == [6, 12]  # so that resuming has stages to keep
     config = json.loads((whole / "config.json").read_text())
     assert config["settings"]["optimizer"]["lr"] == 1e-2
 
@@ -220,7 +193,7 @@ def test_a_collapse_is_survived(tmp_path, capsys):
     config = replace(
         TINY,
         model=replace(TINY.model, dropout=0),
-        curriculum=replace(TINY.curriculum, collapse_patience=3),
+        curriculum=replace(SLOWLY, collapse_patience=3),
         training=replace(TINY.training, samples=16 * 600, stop_loss=0.3),
     )
     trainer = make(tmp_path, config)
