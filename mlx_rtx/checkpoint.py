@@ -10,7 +10,6 @@ Each file is written under another name first and then renamed: it is whole or i
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +19,7 @@ from mlx.utils import tree_unflatten
 
 from mlx_rtx.config import ModelConfig
 from mlx_rtx.errors import UserError, require
+from mlx_rtx.files import write_whole
 from mlx_rtx.recurrent import RecurrentTransformer
 from mlx_rtx.trees import flat
 
@@ -43,7 +43,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot make this folder ({error.strerror}); choose another") from None
         text = json.dumps({"format": FORMAT, **config}, indent=2) + "\n"
-        _write(self.config, lambda path: path.write_text(text))
+        write_whole(self.config, lambda path: path.write_text(text))
 
     def read_config(self) -> dict:
         """The configuration, checked to be one of ours."""
@@ -135,15 +135,4 @@ def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
 
 
 def _save(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
-    _write(path, lambda temporary: mx.save_safetensors(str(temporary), arrays, metadata))
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file, then put it in the place of ``path``."""
-    temporary = path.with_name("." + path.stem + ".tmp" + path.suffix)
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error}); free some space or choose another --out") from None
+    write_whole(path, lambda temporary: mx.save_safetensors(str(temporary), arrays, metadata))

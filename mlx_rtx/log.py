@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mlx_rtx.errors import UserError
+from mlx_rtx.files import write_whole
 
 
 class RunLog:
@@ -21,8 +22,8 @@ class RunLog:
 
     def __init__(self, path: Path, samples: int, step: int = 0, seen: int = 0):
         self.path = path
-        kept = [line for line in _lines(path) if line["step"] <= step]
-        self._write("w", "".join(json.dumps(line) + "\n" for line in kept))
+        kept = "".join(json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= step)
+        write_whole(path, lambda temporary: temporary.write_text(kept))
         self._bar = None
         if sys.stdout.isatty():
             self._bar = tqdm(total=samples, initial=seen, unit="sample", file=sys.stdout, dynamic_ncols=True)
@@ -55,12 +56,9 @@ class RunLog:
             self._bar.close()
 
     def _record(self, kind: str, fields: dict[str, Any]) -> None:
-        self._write("a", json.dumps({"kind": kind, **fields}) + "\n")
-
-    def _write(self, mode: str, text: str) -> None:
         try:
-            with self.path.open(mode) as file:
-                file.write(text)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"kind": kind, **fields}) + "\n")
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); free some space") from None
 

@@ -76,9 +76,10 @@ def read_command(arguments: list[str]) -> tuple[TrainCommand, str]:
     first.add_argument("--config", type=Path)
     try:
         early, _ = first.parse_known_args(arguments)
+        from_file = read_config_file(early.config) if early.config else []
+        early, _ = first.parse_known_args([*from_file, *arguments])
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from None
-    from_file = read_config_file(early.config) if early.config else []
     choices = {
         task: (
             DESCRIPTIONS[task],
@@ -91,9 +92,7 @@ def read_command(arguments: list[str]) -> tuple[TrainCommand, str]:
         description, command = choices[task]
         folder = RunFolder(early.out or command.out)
         made_for, stored = from_stored(folder.read_config())
-        require(
-            made_for == task, f"--out {folder.path}: holds a run of {made_for}, not of {task}; choose another --out"
-        )
+        require(made_for == task, f"--out {folder.path}: holds a run of {made_for}, not of {task}; choose another")
         choices[task] = description, replace(command, settings=stored, out=folder.path)
     try:
         given = parse_subcommand(choices, [*arguments[:1], *from_file, *arguments[1:]], PROGRAM, __doc__ or "")
@@ -124,7 +123,8 @@ def introduce(task: str, command: TrainCommand, trainer: Trainer) -> None:
     parameters = sum(array.size for array in flat(trainer.model.parameters()).values())
     model = settings.model
     say = trainer.log.say
-    say(f"task={task} noise={settings.task.noise} length={settings.task.length} recipe={command.recipe}")
+    recipe = "" if command.resume else f" recipe={command.recipe}"
+    say(f"task={task} noise={settings.task.noise} length={settings.task.length}{recipe}")
     say(
         f"model: {parameters:,} parameters, dim={model.dim} heads={model.heads} block={model.block} "
         f"history={model.history} positions={model.positions}"

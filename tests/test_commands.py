@@ -71,8 +71,8 @@ def test_wrong_config_files(text, words, capsys, monkeypatch, tmp_path):
 
 def test_flags_go_over_the_config_file_over_the_recipe(tmp_path):
     path = tmp_path / "c.toml"
-    path.write_text('noise = 8\nbatch = 3\ntrain_alpha = false\npositions = "none"\n')
-    command, task = train.read_command(["selective-copy", "--recipe", "paper", "--config", str(path), "--batch", "5"])
+    path.write_text('recipe = "paper"\nnoise = 8\nbatch = 3\ntrain_alpha = false\npositions = "none"\n')
+    command, task = train.read_command(["selective-copy", "--config", str(path), "--batch", "5"])
     settings = command.settings
     assert task == "selective-copy"
     assert (settings.task.noise, settings.training.batch, settings.model.positions) == (8, 5, "none")

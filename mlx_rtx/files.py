@@ -1,0 +1,22 @@
+"""Files that are whole or not there."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mlx_rtx.errors import UserError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file, then put it in the place of ``path``.
+
+    Raises:
+        UserError: it could not be written; what stood at ``path`` still does.
+    """
+    temporary = path.with_name("." + path.stem + ".tmp" + path.suffix)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # MLX raises the latter
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error}); free some space or choose another --out") from None
