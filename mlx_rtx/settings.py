@@ -17,7 +17,7 @@ class TrainingConfig:
     """Samples to train on at most."""
     batch: int
     """Sequences to a step."""
-    segment: int = 16
+    segment: int = 8
     """Blocks to a segment of the gradient: memory grows with it."""
     detach: int | None = None
     """Truncated backpropagation: cut the gradient at every so many segments."""
