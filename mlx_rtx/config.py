@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_rtx.errors import require
+from mlx_rtx.errors import require, require_choices, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +36,11 @@ class Architecture:
     """Learn alpha, or keep it as it starts."""
 
     def __post_init__(self):
-        for name in ("dim", "heads", "block", "layers"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value}: must be at least 1")
+        require_positive(self, "dim", "heads", "block", "layers")
         require(self.dim % self.heads == 0, f"heads={self.heads} does not divide dim={self.dim}: {self._pairs()}")
         require(0 <= self.dropout < 1, f"dropout={self.dropout}: must lie in [0, 1)")
         require(0 <= self.alpha <= 1, f"alpha={self.alpha}: must lie in [0, 1]")
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            require(value in allowed, f"{name}={value!r}: must be one of {', '.join(allowed)}")
+        require_choices(self)
 
     def _pairs(self) -> str:
         """Say which heads fit this width, and which widths near it fit these heads."""
@@ -53,13 +49,6 @@ class Architecture:
         below = self.dim // self.heads * self.heads
         widths = [str(d) for d in (below, below + self.heads) if d > 0]
         return f"use heads {', '.join(map(str, near))} with dim {self.dim}, or dim {' or '.join(widths)}"
-
-
-CHOICES = {
-    "activation": ("relu", "gelu"),
-    "positions": ("absolute", "block", "none"),
-    "history": ("hidden", "output"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +70,7 @@ class ModelConfig(Architecture):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("vocab_size", "max_len"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value}: must be at least 1")
+        require_positive(self, "vocab_size", "max_len")
         require(
             not self.tie_embeddings or self.outputs == self.vocab_size,
             f"out_size={self.out_size} differs from vocab_size={self.vocab_size}: use tie_embeddings=False",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-from mlx_rtx.errors import require
+from mlx_rtx.errors import require, require_choices, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +27,10 @@ class CurriculumConfig:
     """Validations in a row above half of a guess's loss, none the lowest, that count as a collapse."""
 
     def __post_init__(self):
-        require(self.start_noise >= 1, f"start_noise={self.start_noise}: must be at least 1")
+        require_positive(self, "start_noise", "collapse_patience")
         require(self.growth >= 2, f"growth={self.growth}: must be at least 2")
         require(self.advance_below > 0, f"advance_below={self.advance_below}: must be above 0")
-        require(self.collapse_patience >= 1, f"collapse_patience={self.collapse_patience}: must be at least 1")
-        require(
-            self.lr_rule in ("constant", "settle", "paper"),
-            f"lr_rule={self.lr_rule!r}: must be constant, settle or paper",
-        )
+        require_choices(self)
 
 
 class Verdict(Enum):

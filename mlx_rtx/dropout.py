@@ -3,8 +3,10 @@
 import mlx.core as mx
 
 
-def split_keys(keys: mx.array, parts: int) -> list[mx.array]:
-    """Split each of S keys (S, 2) for ``parts`` uses: a list of ``parts`` arrays (S, 2)."""
+def split_keys(keys: mx.array | None, parts: int) -> list[mx.array] | list[None]:
+    """Split each of S keys (S, 2) for ``parts`` uses: ``parts`` arrays (S, 2), or as many None for None."""
+    if keys is None:
+        return [None] * parts
     split = mx.vmap(lambda key: mx.random.split(key, parts))(keys)  # (S, parts, 2)
     return [split[:, i] for i in range(parts)]
 

@@ -1,5 +1,7 @@
 """What a user can cause, said in one line."""
 
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
 
 class UserError(ValueError):
     """Bad input: the message names the argument, its value and the remedy, in one line.
@@ -12,3 +14,18 @@ def require(condition: bool, message: str) -> None:
     """Raise `UserError` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise UserError(message)
+
+
+def require_positive(settings: Any, *names: str) -> None:
+    """Refuse fields of ``settings`` that are below 1."""
+    for name in names:
+        value = getattr(settings, name)
+        require(value >= 1, f"{name}={value}: must be at least 1")
+
+
+def require_choices(settings: Any) -> None:
+    """Refuse what is not among a dataclass's own choices, its fields typed ``Literal``."""
+    for name, kind in get_type_hints(type(settings)).items():
+        if get_origin(kind) is Literal:
+            value, allowed = getattr(settings, name), get_args(kind)
+            require(value in allowed, f"{name}={value!r}: must be one of {', '.join(allowed)}")

@@ -92,9 +92,7 @@ class Recurrence(nn.Module):
         S = x.shape[1] // self.block
         scan = self._scan_hidden if self.history == "hidden" else self._scan_output
         shape = (2, x.shape[0], self.block, x.shape[2])  # attention and MLP outputs of a block
-        keep_h, keep_y = (
-            keep_factors(k, self.rate, shape) for k in (split_keys(keys, 2) if keys is not None else (None, None))
-        )
+        keep_h, keep_y = (keep_factors(k, self.rate, shape) for k in split_keys(keys, 2))
         return scan(mx.split(x, S, axis=1), carry, S if read is None else read, close, keep_h, keep_y)
 
     def _carried(self, x: mx.array) -> mx.array:

@@ -84,7 +84,7 @@ class RecurrentTransformer(nn.Module):
         """
         (B, n), K, D = tokens.shape, self.config.block, self.config.dim
         S, r = -(-n // K), len(self.layers)
-        layer_keys = split_keys(keys, 1 + r) if keys is not None else [None] * (1 + r)
+        layer_keys = split_keys(keys, 1 + r)
         x = mx.pad(self.embedding(tokens, position), [(0, 0), (0, S * K - n), (0, 0)])
         keep = keep_factors(layer_keys.pop(), self.config.dropout, (B, K, D))  # (S, B, K, D)
         if keep is not None:

@@ -48,7 +48,7 @@ class RegularTransformer(nn.Module):
     def run(self, tokens, position=0, carry=None, last=0, close=True, keys=None):
         """The outputs (B, last, D) of whole sequences (B, L), and an empty carry."""
         (B, L), D = tokens.shape, self.config.dim
-        layer_keys = split_keys(keys, 1 + len(self.layers)) if keys is not None else [None] * (1 + len(self.layers))
+        layer_keys = split_keys(keys, 1 + len(self.layers))
         x = self.embedding(tokens)
         keep = keep_factors(layer_keys.pop(), self.config.dropout, (B, L, D))
         if keep is not None:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from mlx_rtx.config import Architecture, ModelConfig
 from mlx_rtx.curriculum import CurriculumConfig
-from mlx_rtx.errors import UserError, require
+from mlx_rtx.errors import UserError, require, require_positive
 from mlx_rtx.optimizer import OptimizerConfig
 from mlx_rtx.tasks import CopyTask, SelectiveCopyTask
 
@@ -36,17 +36,8 @@ class TrainingConfig:
     """Fixes initial weights, data and dropout."""
 
     def __post_init__(self):
-        for name in (
-            "samples",
-            "batch",
-            "segment",
-            "validate_every",
-            "validate_samples",
-            "test_samples",
-            "report_every",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value}: must be at least 1")
+        counts = "samples batch segment validate_every validate_samples test_samples report_every"
+        require_positive(self, *counts.split())
         require(self.samples >= self.batch, f"samples={self.samples}: less than one batch of {self.batch}")
         require(self.detach is None or self.detach >= 1, f"detach={self.detach}: must be at least 1, or None")
         require(self.stop_loss >= 0, f"stop_loss={self.stop_loss}: must be 0 or above")
@@ -82,8 +73,6 @@ COPY_PAPER = TrainConfig(
     optimizer=OptimizerConfig(lr=5e-4, clip=0),
     training=TrainingConfig(samples=60_000, batch=64, validate_every=50),
 )
-
-
 SELECTIVE_COPY_PAPER = replace(
     COPY_PAPER,
     task=SelectiveCopyTask(),

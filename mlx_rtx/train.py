@@ -47,9 +47,10 @@ def main(arguments: list[str]) -> None:
             not folder.config.exists(),
             f"--out {folder.path}: already holds a run; add --resume to go on with it, or choose another --out",
         )
-    folder.write_config({**stored, "environment": backend.environment()})
+    environment = backend.environment()
+    folder.write_config({**stored, "environment": environment})
     trainer = Trainer(settings, folder, resume)
-    introduce(task, command, trainer)
+    introduce(task, command, trainer, environment)
     try:
         scores = trainer.fit()
     finally:
@@ -116,10 +117,9 @@ def _refuse_changes(stored: TrainConfig, given: TrainConfig, out: Path) -> None:
             )
 
 
-def introduce(task: str, command: TrainCommand, trainer: Trainer) -> None:
+def introduce(task: str, command: TrainCommand, trainer: Trainer, environment: dict) -> None:
     """Say what is about to run, on what, and until when."""
     settings, training = command.settings, command.settings.training
-    environment = backend.environment()
     parameters = sum(array.size for array in flat(trainer.model.parameters()).values())
     model = settings.model
     say = trainer.log.say
