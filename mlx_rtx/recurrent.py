@@ -6,12 +6,12 @@ Letters: B batch, L length, K block width, T = ⌈L/K⌉ blocks, D width.
 from typing import NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlx_rtx.config import ModelConfig
-from mlx_rtx.dropout import fresh_key, keep_factors, split_keys
-from mlx_rtx.embedding import Embedding, wanted
-from mlx_rtx.recurrence import Carry, Recurrence, StepState
+from mlx_rtx.dropout import keep_factors, split_keys
+from mlx_rtx.embedding import wanted
+from mlx_rtx.recurrence import Recurrence, StepState
+from mlx_rtx.transformer import Transformer
 
 
 class State(NamedTuple):
@@ -21,8 +21,11 @@ class State(NamedTuple):
     layers: tuple[StepState, ...]
 
 
-class RecurrentTransformer(nn.Module):
+class RecurrentTransformer(Transformer):
     """Recurrent transformer of arXiv 2402.14746, Eqs. 5–7.
+
+    A piece that `run` takes begins with a block, and only the sequence's last one may end inside a
+    block. Its carry is one `mlx_rtx.recurrence.Carry` a layer; dropout masks belong to blocks.
 
     Example:
         >>> config = ModelConfig(vocab_size=16, max_len=64, dim=8, heads=2, block=4)
@@ -32,56 +35,14 @@ class RecurrentTransformer(nn.Module):
     """
 
     def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        self.embedding = Embedding(config)
-        self.layers = [Recurrence(config) for _ in range(config.layers)]
+        super().__init__(config, [Recurrence(config) for _ in range(config.layers)])
 
-    @property
-    def alphas(self) -> list[mx.array]:
-        """The accumulation parameter α of each layer."""
-        return [layer.alpha for layer in self.layers]
+    def masked_parts(self, length):
+        """The blocks, T."""
+        return -(-length // self.config.block)
 
-    def __call__(
-        self, tokens: mx.array, last: int | None = None, close: bool = True, key: mx.array | None = None
-    ) -> mx.array:
-        """Logits of whole sequences.
-
-        Args:
-            tokens: (B, L) integers, any L ≥ 1.
-            last: read the last ``last`` positions only; what no reading needs is not computed.
-            close: end by Eq. 7; ``False`` keeps Eq. 6 in the last block, as a stream does.
-            key: random key of the dropout masks in training; from MLX's global state if not given.
-
-        Returns:
-            (B, L or last, outputs).
-        """
-        last = wanted(tokens.shape[1], last)
-        y, _ = self.run(tokens, last=last, close=close, keys=self.dropout_keys(tokens.shape[1], key))
-        return self.embedding.readout(y)
-
-    def run(
-        self,
-        tokens: mx.array,
-        position: int = 0,
-        carry: list[Carry] | None = None,
-        last: int = 0,
-        close: bool = False,
-        keys: mx.array | None = None,
-    ) -> tuple[mx.array, list[Carry]]:
-        """Run a piece of a sequence that begins with a block.
-
-        Args:
-            tokens: (B, n); only the sequence's last piece may end inside a block.
-            position: tokens before this piece, a multiple of K.
-            carry: what the pieces before left, one `Carry` a layer; None at the start.
-            last: how many of the piece's final outputs to compute.
-            close: the piece ends the sequence: Eq. 7.
-            keys: a dropout key for each block of the piece (⌈n/K⌉, 2), or None.
-
-        Returns:
-            (y (B, last, D), carry).
-        """
+    def run(self, tokens, position=0, carry=None, last=0, close=False, keys=None):
+        """Run S = ⌈n/K⌉ blocks; see `Transformer.run`."""
         (B, n), K, D = tokens.shape, self.config.block, self.config.dim
         S, r = -(-n // K), len(self.layers)
         layer_keys = split_keys(keys, 1 + r)
@@ -98,31 +59,17 @@ class RecurrentTransformer(nn.Module):
         skip = (n - last) % K
         return x[:, skip : skip + last], carries
 
-    def spans(self, length: int, segment: int | None) -> list[tuple[int, int]]:
-        """Cut ``length`` tokens into pieces of ``segment`` blocks: their (start, end)."""
+    def spans(self, length, segment):
+        """Pieces of ``segment`` whole blocks, the last one shorter; one piece for None."""
         size = length if segment is None else segment * self.config.block
         return [(start, min(start + size, length)) for start in range(0, length, size)]
-
-    def dropout_keys(self, length: int, key: mx.array | None = None) -> mx.array | None:
-        """One dropout key for each block of a sequence (T, 2); None when nothing is dropped."""
-        if not self.training or self.config.dropout == 0:
-            return None
-        return mx.random.split(fresh_key() if key is None else key, -(-length // self.config.block))
 
     def initial_state(self, batch_size: int = 1) -> State:
         """State of ``batch_size`` streams before their first token."""
         return State(0, tuple(layer.initial_state(batch_size) for layer in self.layers))
 
     def step(self, tokens: mx.array, state: State) -> tuple[mx.array, State]:
-        """Feed the next tokens of a stream, any number at a time.
-
-        Args:
-            tokens: (B, n) integers.
-            state: from `initial_state` or the step before; it is not changed.
-
-        Returns:
-            (logits (B, n, outputs), state): what ``model(all_tokens, close=False)`` gives there.
-        """
+        """Feed tokens (B, n), block by block: (logits (B, n, outputs) by Eq. 6, state)."""
         K, outputs, start = self.config.block, [], 0
         wanted(tokens.shape[1], None)
         position, layers = state

@@ -3,50 +3,46 @@
 from typing import NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlx_rtx.config import ModelConfig
-from mlx_rtx.dropout import fresh_key, keep_factors, pairs, split_keys
-from mlx_rtx.embedding import Embedding, wanted
+from mlx_rtx.dropout import keep_factors, pairs, split_keys
+from mlx_rtx.embedding import wanted
 from mlx_rtx.layer import TransformerLayer
+from mlx_rtx.transformer import Transformer
 
 CACHE_ROWS = 256  # the key-value cache grows by so many tokens at a time
 
 
+class LayerCache(NamedTuple):
+    """Keys (B, H, d, N) and values (B, H, N, d) that a layer keeps, with room for N tokens."""
+
+    k: mx.array
+    v: mx.array
+
+
 class CacheState(NamedTuple):
-    """State of a stream: tokens fed so far, keys (B, H, d, N) and values (B, H, N, d) of each layer, N ≥ position."""
+    """State of a stream: tokens fed so far, and each layer's cache. It grows with the stream."""
 
     position: int
-    layers: tuple[tuple[mx.array, mx.array], ...]
+    layers: tuple[LayerCache, ...]
 
 
-class RegularTransformer(nn.Module):
+class RegularTransformer(Transformer):
     """``config.layers`` causal layers over the whole sequence; same interface as the recurrent one.
 
-    ``block`` matters for ``positions="block"`` only; ``history``, ``alpha`` and ``close`` have no meaning here.
+    `run` takes whole sequences only and leaves an empty carry. ``block`` matters for
+    ``positions="block"`` only; ``history``, ``alpha`` and ``close`` have no meaning here.
     """
 
     def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        self.embedding = Embedding(config)
-        self.layers = [TransformerLayer(config) for _ in range(config.layers)]
+        super().__init__(config, [TransformerLayer(config) for _ in range(config.layers)])
 
-    @property
-    def alphas(self) -> list[mx.array]:
-        """No layer here has an α."""
-        return []
-
-    def __call__(
-        self, tokens: mx.array, last: int | None = None, close: bool = True, key: mx.array | None = None
-    ) -> mx.array:
-        """Logits (B, L or last, outputs) of tokens (B, L); see `RecurrentTransformer`."""
-        last = wanted(tokens.shape[1], last)
-        y, _ = self.run(tokens, last=last, close=close, keys=self.dropout_keys(tokens.shape[1], key))
-        return self.embedding.readout(y)
+    def masked_parts(self, length):
+        """One: the sequence is in one piece."""
+        return 1
 
     def run(self, tokens, position=0, carry=None, last=0, close=True, keys=None):
-        """The outputs (B, last, D) of whole sequences (B, L), and an empty carry."""
+        """Run whole sequences; see `Transformer.run`."""
         (B, L), D = tokens.shape, self.config.dim
         layer_keys = split_keys(keys, 1 + len(self.layers))
         x = self.embedding(tokens)
@@ -61,34 +57,28 @@ class RegularTransformer(nn.Module):
             x = layer(x, context, keep=pairs(keep, 1)[0])
         return x, []
 
-    def spans(self, length: int, segment: int | None) -> list[tuple[int, int]]:
+    def spans(self, length, segment):
         """One piece: attention over the whole sequence cannot be cut."""
         return [(0, length)]
-
-    def dropout_keys(self, length: int, key: mx.array | None = None) -> mx.array | None:
-        """One dropout key for the sequence (1, 2); None when nothing is dropped."""
-        if not self.training or self.config.dropout == 0:
-            return None
-        return mx.random.split(fresh_key() if key is None else key, 1)
 
     def initial_state(self, batch_size: int = 1) -> CacheState:
         """State of ``batch_size`` streams before their first token."""
         H = self.config.heads
         d = self.config.dim // H
-        empty = mx.zeros((batch_size, H, d, 0)), mx.zeros((batch_size, H, 0, d))
+        empty = LayerCache(mx.zeros((batch_size, H, d, 0)), mx.zeros((batch_size, H, 0, d)))
         return CacheState(0, (empty,) * len(self.layers))
 
     def step(self, tokens: mx.array, state: CacheState) -> tuple[mx.array, CacheState]:
-        """Feed the next tokens (B, n) of a stream: (logits (B, n, outputs), state). The cache grows."""
+        """Feed tokens (B, n): (logits (B, n, outputs), state)."""
         n = wanted(tokens.shape[1], None)
         at = state.position
         rows = -(-(at + n) // CACHE_ROWS) * CACHE_ROWS
         mask = mx.where(mx.arange(rows) > mx.arange(at, at + n)[:, None], -mx.inf, 0.0)
         x, caches = self.embedding(tokens, at), []
         for layer, cache in zip(self.layers, state.layers, strict=True):
-            grown = rows - cache[1].shape[2]
-            k = mx.pad(cache[0], [(0, 0), (0, 0), (0, 0), (0, grown)])
-            v = mx.pad(cache[1], [(0, 0), (0, 0), (0, grown), (0, 0)])
+            grown = rows - cache.v.shape[2]
+            k = mx.pad(cache.k, [(0, 0), (0, 0), (0, 0), (0, grown)])
+            v = mx.pad(cache.v, [(0, 0), (0, 0), (0, grown), (0, 0)])
             x, k, v = layer.step(x, mask, k, v, at)
-            caches.append((k, v))
+            caches.append(LayerCache(k, v))
         return self.embedding.readout(x), CacheState(at + n, tuple(caches))
