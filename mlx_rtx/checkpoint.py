@@ -20,7 +20,7 @@ from mlx.utils import tree_unflatten
 from mlx_rtx.config import ModelConfig
 from mlx_rtx.errors import UserError, require
 from mlx_rtx.files import write_whole
-from mlx_rtx.recurrent import RecurrentTransformer
+from mlx_rtx.models import MODELS, Transformer
 from mlx_rtx.trees import flat
 
 FORMAT = "mlx_rtx-1"
@@ -58,10 +58,12 @@ class RunFolder:
         require(found == FORMAT, f"{self.config}: format={found!r}, not {FORMAT!r}: not written by this mlx_rtx")
         return config
 
-    def model_config(self) -> ModelConfig:
-        """The model's part of the configuration."""
+    def make_model(self) -> Transformer:
+        """A new model of the configured kind and sizes."""
         try:
-            return ModelConfig(**self.read_config()["model"])
+            described = dict(self.read_config()["model"])
+            kind = MODELS[described.pop("kind")]
+            return kind(ModelConfig(**described))
         except (KeyError, TypeError) as error:
             raise UserError(f"{self.config}: its model does not fit this mlx_rtx ({error})") from None
 
@@ -91,24 +93,23 @@ class RunFolder:
         return tree_unflatten(list(parts["optimizer"].items())), json.loads(metadata["counters"])
 
 
-def load(path: str | os.PathLike) -> tuple[RecurrentTransformer, ModelConfig]:
+def load(path: str | os.PathLike) -> tuple[Transformer, ModelConfig]:
     """Load the best weights of a run.
 
     Args:
         path: the run folder, e.g. ``"runs/copy"``.
 
     Returns:
-        (model in evaluation mode, its configuration).
+        (`RecurrentTransformer` or `RegularTransformer` in evaluation mode, its configuration).
 
     Raises:
         UserError: the folder or a file of it is missing, cut off, or not ours.
     """
     folder = RunFolder(path)
-    config = folder.model_config()
-    model = RecurrentTransformer(config)
+    model = folder.make_model()
     folder.read_model(model)
     model.eval()
-    return model, config
+    return model, model.config
 
 
 def _update(model: nn.Module, arrays: dict[str, mx.array], path: Path) -> None:

@@ -1,19 +1,16 @@
-"""Curriculum over noise lengths (paper §6.2), and what to do when a step up breaks the model.
-
-Pure bookkeeping on validation losses: no arrays, and its whole state is a small dict.
-"""
+"""Curriculum over noise lengths (paper §6.2): stages, each of more noise than the one before."""
 
 import math
 from dataclasses import dataclass
-from enum import Enum
 from typing import Literal
 
-from mlx_rtx.errors import require, require_choices, require_positive
+from mlx_rtx.errors import require, require_positive
+from mlx_rtx.progress import Progress, ProgressConfig, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurriculumConfig:
-    """When noise grows and how the learning rate follows."""
+class CurriculumConfig(ProgressConfig):
+    """When noise grows, how the learning rate follows, and when the task is solved."""
 
     start_noise: int = 128
     """Noise tokens of the first stage; the task's own noise if that is less."""
@@ -23,26 +20,21 @@ class CurriculumConfig:
     """Validation loss that ends a stage."""
     lr_rule: Literal["constant", "settle", "paper"] = "settle"
     """paper: times 1 - N/2·N_max a stage, at N_max at most lr (1 - e^-loss); settle: the latter, to 0.3 lr."""
-    collapse_patience: int = 8
-    """Validations in a row above half of a guess's loss, none the lowest, that count as a collapse."""
+    stop_loss: float = 0.015
+    """End when a validation at full noise is at most this with every sequence right, and a second,
+    of --test-samples, confirms it; 0 to use all samples."""
+    test_samples: int = 256
+    """Fresh sequences that confirm the end, and as many others that score the best weights then."""
 
     def __post_init__(self):
-        require_positive(self, "start_noise", "collapse_patience")
+        super().__post_init__()
+        require_positive(self, "start_noise", "test_samples")
         require(self.growth >= 2, f"growth={self.growth}: must be at least 2")
         require(self.advance_below > 0, f"advance_below={self.advance_below}: must be above 0")
-        require_choices(self)
+        require(self.stop_loss >= 0, f"stop_loss={self.stop_loss}: must be 0 or above")
 
 
-class Verdict(Enum):
-    """What a validation means for training."""
-
-    GOING = "going"
-    BEST = "best"  # the best weights of this stage so far
-    ADVANCED = "advanced"  # they also end the stage: noise has grown
-    COLLAPSED = "collapsed"  # go back to the best weights; the learning rate is halved
-
-
-class Curriculum:
+class Curriculum(Progress):
     """The stage that training is in.
 
     Args:
@@ -57,51 +49,53 @@ class Curriculum:
         (<Verdict.ADVANCED: 'advanced'>, 256)
     """
 
+    STATE = ("noise", *Progress.STATE)
+    config: CurriculumConfig
+
     def __init__(self, config: CurriculumConfig, noise: int, lr: float, chance: float):
-        self.config, self.last_noise, self.chance = config, noise, chance
+        super().__init__(config, lr, chance)
+        self.last_noise = noise
         self.noise = min(config.start_noise, noise)
-        self.base_lr = self.lr = lr
-        self.best = math.inf  # loss of this stage's best validation
-        self.stage = 0  # stages passed
-        self.lowest = math.inf  # loss since the stage began or training collapsed
-        self.stale = 0  # validations in a row that neither lowered it nor were any good
 
     @property
     def final(self) -> bool:
         """Whether this is the last stage."""
         return self.noise == self.last_noise
 
+    @property
+    def final_samples(self) -> int:
+        """Fresh sequences that confirm the end, and that score the run."""
+        return self.config.test_samples
+
+    @property
+    def goal(self) -> str:
+        """What a validation must show to end the run."""
+        stop = self.config.stop_loss
+        return f"validation at noise {self.last_noise} is all right (loss ≤ {stop}), at most " if stop else ""
+
+    @property
+    def where(self) -> dict:
+        """The noise of this stage."""
+        return {"noise": self.noise}
+
     def observe(self, loss: float) -> Verdict:
         """Take a validation loss at the present noise; move on, or say what to do."""
-        good = loss < self.chance / 2  # it does the task, if not well
-        self.stale = 0 if good or loss < self.lowest else self.stale + 1
-        self.lowest = min(loss, self.lowest)
-        began_good = self.stage > 0 or self.best < self.chance / 2
-        if not math.isfinite(loss) or (began_good and self.stale >= self.config.collapse_patience):
-            self.lowest, self.stale = math.inf, 0
-            self.base_lr, self.lr = self.base_lr / 2, self.lr / 2
-            return Verdict.COLLAPSED
-        better = loss < self.best and (good or self.stage == 0)  # else the weights the stage began with are better
-        if better:
-            self.best = loss
+        verdict = super().observe(loss)
+        if verdict is Verdict.COLLAPSED:
+            return verdict
         if self.final:
             least = {"constant": 1.0, "settle": 0.3, "paper": 0.0}[self.config.lr_rule]
             self.lr = min(self.lr, self.base_lr * max(least, -math.expm1(-loss)))
-        elif loss < self.config.advance_below:
-            self.noise = min(self.noise * self.config.growth, self.last_noise)
-            if self.config.lr_rule == "paper":
-                self.base_lr *= 1 - 0.5 * self.noise / self.last_noise
-                self.lr = self.base_lr
-            self.best, self.lowest, self.stale, self.stage = math.inf, math.inf, 0, self.stage + 1
-            return Verdict.ADVANCED
-        return Verdict.BEST if better else Verdict.GOING
+            return verdict
+        if loss >= self.config.advance_below:
+            return verdict
+        self.noise = min(self.noise * self.config.growth, self.last_noise)
+        if self.config.lr_rule == "paper":
+            self.base_lr *= 1 - 0.5 * self.noise / self.last_noise
+            self.lr = self.base_lr
+        self.best, self.lowest, self.stale, self.stage = math.inf, math.inf, 0, self.stage + 1
+        return Verdict.ADVANCED
 
-    def state(self) -> dict:
-        """All that `restore` needs, ready for JSON."""
-        names = ("noise", "base_lr", "lr", "best", "stage", "lowest", "stale")
-        return {name: getattr(self, name) for name in names}
-
-    def restore(self, state: dict) -> None:
-        """Continue from a `state`."""
-        for name, value in state.items():
-            setattr(self, name, value)
+    def solved(self, loss: float, sequence_accuracy: float) -> bool:
+        """Whether a validation of this stage found the task done at full noise."""
+        return self.final and loss <= self.config.stop_loss and sequence_accuracy == 1

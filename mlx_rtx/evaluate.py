@@ -1,7 +1,7 @@
-"""Score a trained model on fresh samples: ``python -m mlx_rtx.evaluate runs/copy --noise 8192``."""
+"""Score a trained model on held-out data: ``python -m mlx_rtx.evaluate runs/copy --noise 8192``."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,40 +9,82 @@ import tyro
 
 from mlx_rtx.checkpoint import RunFolder, load
 from mlx_rtx.commands import parse, run_command
-from mlx_rtx.errors import require
-from mlx_rtx.evaluation import evaluate
+from mlx_rtx.curriculum import CurriculumConfig
+from mlx_rtx.errors import UserError, require, require_positive
+from mlx_rtx.evaluation import Scores, evaluate, interval
 from mlx_rtx.log import line
-from mlx_rtx.settings import from_stored
+from mlx_rtx.settings import TrainConfig, from_stored
+from mlx_rtx.tasks import CopyTask, Data, StoredTask
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCommand:
-    """Score the best weights of a run on fresh samples, at any length, in nearly constant memory."""
+    """Score the best weights of a run, at any length, in nearly constant memory."""
 
     run: tyro.conf.Positional[Path]
     """Run folder that training wrote."""
+    split: str | None = None
+    """What to score on: validation or test (image), validation or stream (text); all of it but for --samples."""
     noise: int | None = None
-    """Noise tokens; what the run was trained for if not given."""
-    samples: int = 256
-    """Fresh sequences to score."""
+    """Copy: noise tokens; what the run was trained for if not given."""
+    samples: int | None = None
+    """Sequences to score; if not given all there are, or 256 of a task that makes fresh ones."""
     batch: int = 32
     """Sequences at a time."""
     seed: int = 1
-    """Fixes the sequences."""
+    """Fixes fresh sequences."""
+    data: str | None = None
+    """Where the data lies now, if not where training found it."""
+
+    def __post_init__(self):
+        require_positive(self, "batch")
+        require(self.samples is None or self.samples >= 1, f"samples={self.samples}: must be at least 1")
+        require(self.seed >= 0, f"--seed {self.seed}: must be 0 or above")
 
 
 def main(arguments: list[str]) -> None:
-    """Parse ``arguments``, score, print one line."""
+    """Parse ``arguments``, score, print a line a split."""
     command = parse(EvaluateCommand, arguments, "python -m mlx_rtx.evaluate")
-    require(command.seed >= 0, f"--seed {command.seed}: must be 0 or above")
     name, settings = from_stored(RunFolder(command.run).read_config())
-    task = settings.task if command.noise is None else settings.task.at(command.noise)
+    data = load_data(command, settings)
+    split = command.split or data.splits[-1]
+    require(split in data.splits, f"--split {split}: {name} has {' and '.join(data.splits)}")
+    samples = command.samples
+    if samples is None and isinstance(settings.progress, CurriculumConfig):
+        samples = settings.progress.test_samples
     model, _ = load(command.run)
     started = time.perf_counter()
-    scores = evaluate(model, task, command.samples, command.batch, mx.random.key(command.seed))
-    rate = command.samples * task.length / (time.perf_counter() - started)
-    print(f"task={name} noise={task.noise} {scores}")
-    print(line({"tokens_per_s": rate, "peak_gb": mx.get_peak_memory() / 1e9}))
+    scores = evaluate(model, data.held_out(split, samples, command.batch, mx.random.key(command.seed)))
+    seconds = time.perf_counter() - started
+    print(f"task={name} split={split} {line(data.describe())}")
+    print(scores.text(data.figures))
+    print(intervals(scores, data))
+    rate = scores.sequences / seconds
+    print(line({"seconds": seconds, "sequences_per_s": rate, "peak_gb": mx.get_peak_memory() / 1e9}))
+
+
+def load_data(command: EvaluateCommand, settings: TrainConfig) -> Data:
+    """The data to score on: the run's, with what the command changes of it."""
+    task = settings.task
+    if command.noise is not None:
+        if not isinstance(task, CopyTask):
+            raise UserError(f"--noise {command.noise}: only the copy tasks have noise; drop the flag")
+        task = task.at(command.noise)
+    if command.data is not None:
+        if not isinstance(task, StoredTask):
+            raise UserError(f"--data {command.data}: this task makes its own data; drop the flag")
+        task = replace(task, data=command.data)
+    return task.load()
+
+
+def intervals(scores: Scores, data: Data) -> str:
+    """95 % intervals of what was scored, in words."""
+    parts = [f"loss ± {1.96 * scores.loss_se:.2g}"]
+    if "sequence_accuracy" in data.figures or scores.targets == scores.sequences:
+        low, high = interval(scores.sequence_accuracy, scores.sequences)
+        right = round(scores.sequence_accuracy * scores.sequences)
+        parts.append(f"{right:,} of {scores.sequences:,} right, {low:.2%} … {high:.2%}")
+    return "95 % intervals: " + "; ".join(part for part in parts if "nan" not in part)
 
 
 if __name__ == "__main__":

@@ -1,77 +1,114 @@
-"""Loss and accuracy over fresh samples, with their standard errors."""
+"""Loss and accuracy over held-out sequences, with standard errors and intervals."""
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlx_rtx.errors import require
-from mlx_rtx.tasks import Task
+from mlx_rtx.tasks import Sequences
+from mlx_rtx.transformer import Transformer
 
 PIECE = 64  # blocks evaluated at a time
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over ``sequences`` sequences; ``_se`` is the standard error of a mean."""
+    """Means over ``targets`` target tokens in ``sequences`` sequences; ``_se`` is the standard error of a mean."""
 
     sequences: int
+    targets: int
     loss: float
     loss_se: float
-    token_accuracy: float
-    token_accuracy_se: float
+    accuracy: float
+    accuracy_se: float
     sequence_accuracy: float
     sequence_accuracy_se: float
 
-    def __str__(self) -> str:
-        return (
-            f"loss={self.loss:.4g}({self.loss_se:.1g}) "
-            f"token_accuracy={self.token_accuracy:.2%}({self.token_accuracy_se:.2%}) "
-            f"sequence_accuracy={self.sequence_accuracy:.2%}({self.sequence_accuracy_se:.2%}) "
-            f"sequences={self.sequences}"
-        )
+    @property
+    def bits(self) -> float:
+        """Loss in bits per target instead of nats."""
+        return self.loss / math.log(2)
+
+    def text(self, figures: Iterable[str]) -> str:
+        """``name=value(error)`` of some of the scores, and over how many sequences."""
+        parts = []
+        for name in figures:
+            value, error = getattr(self, name), getattr(self, name + "_se", None)
+            number, spread = ("{:.2%}", "({:.2%})") if name.endswith("accuracy") else ("{:.4g}", "({:.1g})")
+            parts.append(f"{name}={number.format(value)}" + ("" if error is None else spread.format(error)))
+        return " ".join([*parts, f"sequences={self.sequences}"])
 
 
-def evaluate(model: nn.Module, task: Task, samples: int, batch: int, key: mx.array) -> Scores:
-    """Score ``model`` on ``samples`` sequences that ``key`` fixes, in memory that length hardly moves.
+def interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval for a binomial share of ``count`` trials; 95 % for the default ``z``.
+
+    Example:
+        >>> [round(end, 4) for end in interval(1.0, 1000)]
+        [0.9962, 1.0]
+    """
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def evaluate(model: Transformer, sequences: Iterable[Sequences]) -> Scores:
+    """Score ``model``, in memory that length hardly moves.
 
     Args:
         model: run without dropout, whatever its mode.
-        task: where the sequences come from.
-        samples: how many sequences, at least 1.
-        batch: sequences at a time; a different one gives other sequences.
-        key: random key of the sequences.
+        sequences: what to score, batch by batch, e.g. a task's ``held_out``.
 
     Returns:
         `Scores`: loss in nats per target token, accuracy per token, and per sequence (all its
-        targets right). Standard errors are over sequences.
+        targets right). Standard errors are over sequences, which may differ in their number of targets.
     """
-    require(samples >= 1, f"samples={samples}: must be at least 1")
-    require(batch >= 1, f"batch={batch}: must be at least 1")
     training = model.training
     model.eval()
-    parts = []
-    for start, part_key in zip(range(0, samples, batch), mx.random.split(key, -(-samples // batch)), strict=True):
-        tokens, targets = task.batch(part_key, min(batch, samples - start))
-        logits = piecewise_logits(model, tokens, targets.shape[1])
-        loss = nn.losses.cross_entropy(logits, targets).mean(axis=1)
-        right = mx.argmax(logits, axis=-1) == targets
-        parts.append(mx.stack([loss, right.mean(axis=1), right.all(axis=1).astype(mx.float32)]))
-        mx.eval(parts[-1])
+    rows: list[np.ndarray] = []
+    for length, read, targets in sequences:
+        sums, done, n = mx.zeros((2, len(targets))), 0, targets.shape[1]
+        for logits in piecewise(model, read, length, n):
+            classes = targets[:, done : done + logits.shape[1]]
+            done += logits.shape[1]
+            loss = nn.losses.cross_entropy(logits, classes).sum(axis=1)
+            right = (mx.argmax(logits, axis=-1) == classes).sum(axis=1)
+            sums = sums + mx.stack([loss, right.astype(mx.float32)])
+            mx.eval(sums)
+        each = np.array(sums, dtype=np.float64)
+        rows.append(np.stack([*each, each[1] == n, np.full(len(targets), n)]))
     model.train(training)
-    each = mx.concatenate(parts, axis=1)  # (3, samples)
-    errors = each.std(axis=1, ddof=1) / math.sqrt(samples) if samples > 1 else mx.full((3,), math.nan)
-    numbers = mx.stack([each.mean(axis=1), errors], axis=1)  # each mean beside its error
-    return Scores(samples, *(float(number) for number in numbers.flatten()))
+    require(bool(rows), "samples: there is nothing to score; ask for at least 1")
+    loss, right, whole, counts = np.concatenate(rows, axis=1)
+    ones = np.ones_like(counts)
+    pairs = [_mean(loss, counts), _mean(right, counts), _mean(whole, ones)]
+    return Scores(len(counts), int(counts.sum()), *(number for pair in pairs for number in pair))
 
 
-def piecewise_logits(model: nn.Module, tokens: mx.array, last: int) -> mx.array:
-    """``model(tokens, last=last)``, evaluated piece by piece: only the carry outlives a piece."""
-    L, outputs, carry = tokens.shape[1], [], None
-    for start, end in model.spans(L, PIECE):
-        read = max(end - max(start, L - last), 0)
-        y, carry = model.run(tokens[:, start:end], start, carry, read, close=end == L)
+def _mean(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """Σ sums / Σ counts and its standard error over sequences (none, nan, for a single one)."""
+    mean, n = sums.sum() / counts.sum(), len(sums)
+    if n == 1:
+        return float(mean), math.nan
+    return float(mean), float(math.sqrt(n / (n - 1) * np.square(sums - mean * counts).sum()) / counts.sum())
+
+
+def piecewise(model: Transformer, read, length: int, last: int) -> Iterator[mx.array]:
+    """``model(tokens, last=last)`` in parts, one after the other: only the carry outlives a part.
+
+    Args:
+        model: what runs.
+        read: gives tokens (B, end - start) of positions start … end.
+        length: length L of the sequences.
+        last: the final positions to read.
+    """
+    carry = None
+    for start, end in model.spans(length, PIECE):
+        wanted = max(end - max(start, length - last), 0)
+        y, carry = model.run(read(start, end), start, carry, wanted, close=end == length)
         mx.eval(y, carry)
-        outputs.append(y)
-    return model.embedding.readout(mx.concatenate(outputs, axis=1))
+        if wanted:
+            yield model.embedding.readout(y)

@@ -13,11 +13,12 @@ from mlx.utils import tree_unflatten
 from mlx_rtx.embedding import wanted
 from mlx_rtx.errors import require
 from mlx_rtx.recurrence import clamp
+from mlx_rtx.transformer import Transformer
 from mlx_rtx.trees import flat
 
 
 def loss_and_grad(
-    model: nn.Module,
+    model: Transformer,
     tokens: mx.array,
     targets: mx.array,
     segment: int | None = 16,

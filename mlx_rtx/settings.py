@@ -1,12 +1,14 @@
 """All settings of a training run, and the recipes that fill them in."""
 
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal
 
 from mlx_rtx.config import Architecture, ModelConfig
 from mlx_rtx.curriculum import CurriculumConfig
-from mlx_rtx.errors import UserError, require, require_positive
+from mlx_rtx.errors import UserError, require, require_choices, require_positive
 from mlx_rtx.optimizer import OptimizerConfig
-from mlx_rtx.tasks import CopyTask, SelectiveCopyTask
+from mlx_rtx.progress import ProgressConfig
+from mlx_rtx.tasks import CopyTask, Data, SelectiveCopyTask, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,30 +19,25 @@ class TrainingConfig:
     """Samples to train on at most."""
     batch: int
     """Sequences to a step."""
-    segment: int = 8
-    """Blocks to a segment of the gradient: memory grows with it."""
+    segment: int | None = 8
+    """Blocks to a segment of the gradient: memory grows with it; None for the whole sequence."""
     detach: int | None = None
     """Truncated backpropagation: cut the gradient at every so many segments."""
-    stop_loss: float = 0.015
-    """End when a validation at full noise is at most this with every sequence right, and a second,
-    of --test-samples, confirms it; 0 to use all samples."""
     validate_every: int = 15
     """Steps from validation to validation; each one saves a checkpoint."""
-    validate_samples: int = 64
-    """Sequences of a validation."""
-    test_samples: int = 256
-    """Fresh sequences that confirm the end, and as many others that score the best weights then."""
+    validate_samples: int | None = 64
+    """Sequences of a validation; None for all that are held out."""
     report_every: int = 5
     """Steps from one reported line to the next."""
     seed: int = 0
     """Fixes initial weights, data and dropout."""
 
     def __post_init__(self):
-        counts = "samples batch segment validate_every validate_samples test_samples report_every"
-        require_positive(self, *counts.split())
+        require_positive(self, "samples", "batch", "validate_every", "report_every")
+        for name in ("segment", "detach", "validate_samples"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name}={value}: must be at least 1, or None")
         require(self.samples >= self.batch, f"samples={self.samples}: less than one batch of {self.batch}")
-        require(self.detach is None or self.detach >= 1, f"detach={self.detach}: must be at least 1, or None")
-        require(self.stop_loss >= 0, f"stop_loss={self.stop_loss}: must be 0 or above")
         require(0 <= self.seed < 2**31, f"seed={self.seed}: must lie in 0 … 2147483647")
 
 
@@ -48,35 +45,42 @@ class TrainingConfig:
 class TrainConfig:
     """Settings of a run, one part a concern."""
 
-    task: CopyTask
-    model: Architecture
-    curriculum: CurriculumConfig
+    task: Task
+    model: Literal["recurrent", "regular"] = "recurrent"
+    """The paper's model, or the regular transformer that it is compared with."""
+    architecture: Architecture
+    progress: ProgressConfig
     optimizer: OptimizerConfig
     training: TrainingConfig
 
-    def model_config(self) -> ModelConfig:
-        """The model's settings, completed by what the task dictates."""
-        return ModelConfig(**asdict(self.model), vocab_size=self.task.vocab_size, max_len=self.task.length)
+    def __post_init__(self):
+        require_choices(self)
+
+    def model_config(self, data: Data) -> ModelConfig:
+        """The model's settings, completed by what the data dictates."""
+        return ModelConfig(
+            **asdict(self.architecture), vocab_size=data.vocab_size, max_len=data.length, out_size=data.out_size
+        )
 
 
 COPY = TrainConfig(
     task=CopyTask(),
-    model=Architecture(dim=96, heads=6, block=32, positions="block", history="output"),
-    curriculum=CurriculumConfig(),
+    architecture=Architecture(dim=96, heads=6, block=32, positions="block", history="output"),
+    progress=CurriculumConfig(),
     optimizer=OptimizerConfig(lr=1e-3, clip=1.0),
     training=TrainingConfig(samples=20_000, batch=32),
 )
 COPY_PAPER = TrainConfig(
     task=CopyTask(),
-    model=Architecture(dim=96, heads=6, block=32, dropout=0.05, history="output"),
-    curriculum=CurriculumConfig(lr_rule="paper"),
+    architecture=Architecture(dim=96, heads=6, block=32, dropout=0.05, history="output"),
+    progress=CurriculumConfig(lr_rule="paper"),
     optimizer=OptimizerConfig(lr=5e-4, clip=0),
     training=TrainingConfig(samples=60_000, batch=64, validate_every=50),
 )
 SELECTIVE_COPY_PAPER = replace(
     COPY_PAPER,
     task=SelectiveCopyTask(),
-    curriculum=replace(COPY_PAPER.curriculum, start_noise=32),
+    progress=CurriculumConfig(lr_rule="paper", start_noise=32),
     training=replace(COPY_PAPER.training, samples=1_200_000),
 )
 SELECTIVE_COPY = replace(SELECTIVE_COPY_PAPER, optimizer=OptimizerConfig(lr=1e-3, clip=1.0))
@@ -87,11 +91,12 @@ RECIPES = {
 }
 
 
-def to_stored(task: str, config: TrainConfig) -> dict:
+def to_stored(task: str, config: TrainConfig, data: Data) -> dict:
     """The settings as a run folder's ``config.json`` keeps them."""
     parts = asdict(config)
-    del parts["model"]
-    return {"task": task, "model": asdict(config.model_config()), "settings": parts}
+    model = {"kind": parts.pop("model"), **asdict(config.model_config(data))}
+    del parts["architecture"]
+    return {"task": task, "model": model, "settings": parts, "data": data.describe()}
 
 
 def from_stored(stored: dict) -> tuple[str, TrainConfig]:
@@ -101,9 +106,9 @@ def from_stored(stored: dict) -> tuple[str, TrainConfig]:
         UserError: they do not fit this version.
     """
     try:
-        recipe = RECIPES[stored["task"]]["default"]
-        parts = stored["settings"] | {"model": {f.name: stored["model"][f.name] for f in fields(Architecture)}}
-        made = {f.name: type(getattr(recipe, f.name))(**parts[f.name]) for f in fields(TrainConfig)}
-    except (KeyError, TypeError) as error:
+        recipe, model = RECIPES[stored["task"]]["default"], stored["model"]
+        parts = stored["settings"] | {"architecture": {f.name: model[f.name] for f in fields(Architecture)}}
+        made = {name: type(getattr(recipe, name))(**part) for name, part in parts.items()}
+        return stored["task"], TrainConfig(model=model["kind"], **made)
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"config.json: its settings do not fit this mlx_rtx ({error})") from None
-    return stored["task"], TrainConfig(**made)

@@ -9,10 +9,12 @@ class FailureSigns:
 
     Args:
         chance: loss of a guess in nats.
+        long_range: whether the task needs memory, so that forgetting is a bad sign.
         patience: validations in a row that a sign must last.
     """
 
     chance: float
+    long_range: bool = True
     patience: int = 10
     _lasted: dict[str, int] = field(default_factory=dict)
 
@@ -29,8 +31,10 @@ class FailureSigns:
                 bool(alphas) and min(alphas) > 0.99
             ),
             "alpha pinned at 0 on a long-range task: a block adds nothing older than the block before it; "
-            "if the loss stalls, freeze it with --no-train-alpha": bool(alphas) and max(alphas) < 0.01,
-            f"loss not moving from {self.chance:.3f}, a guess: start shorter (--start-noise) or change --lr": (
+            "if the loss stalls, freeze it with --no-train-alpha": self.long_range
+            and bool(alphas)
+            and max(alphas) < 0.01,
+            f"loss not moving from {self.chance:.3f}, a guess: change --lr, or start with less noise": (
                 loss > 0.97 * self.chance
             ),
             "validation is leaving training: overfitting, or dropout too low": loss > 2 * train_loss + 0.1,

@@ -1,14 +1,15 @@
 """Train a recurrent transformer from scratch: ``python -m mlx_rtx.train copy --noise 4096``."""
 
 import argparse
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mlx_rtx import backend
 from mlx_rtx.checkpoint import RunFolder
 from mlx_rtx.commands import parse_subcommand, read_config_file, run_command
 from mlx_rtx.errors import UserError, require
+from mlx_rtx.log import line
 from mlx_rtx.settings import RECIPES, TrainConfig, from_stored, to_stored
 from mlx_rtx.trainer import Trainer
 from mlx_rtx.trees import flat
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> None:
     """Parse ``arguments``, train, and say what came of it."""
     command, task = read_command(arguments)
     folder, settings = RunFolder(command.out), command.settings
-    stored = to_stored(task, settings)
+    data = settings.task.load()
     resume = command.resume and folder.training.exists()
     if not command.resume:
         require(
@@ -48,8 +49,8 @@ def main(arguments: list[str]) -> None:
             f"--out {folder.path}: already holds a run; add --resume to go on with it, or choose another --out",
         )
     environment = backend.environment()
-    folder.write_config({**stored, "environment": environment})
-    trainer = Trainer(settings, folder, resume)
+    folder.write_config({**to_stored(task, settings, data), "environment": environment})
+    trainer = Trainer(settings, data, folder, resume)
     introduce(task, command, trainer, environment)
     try:
         scores = trainer.fit()
@@ -107,36 +108,41 @@ def read_command(arguments: list[str]) -> tuple[TrainCommand, str]:
 
 def _refuse_changes(stored: TrainConfig, given: TrainConfig, out: Path) -> None:
     """A run that goes on keeps the settings that decide its weights."""
-    for concern in fields(TrainConfig):
-        before = asdict(getattr(stored, concern.name))
-        for name, value in asdict(getattr(given, concern.name)).items():
-            flag = name.replace("_", "-")
-            require(
-                name in CHANGEABLE or value == before[name],
-                f"--{flag} {value}: {out} was made with {before[name]}; drop the flag, or choose another --out",
-            )
+    before = _by_flag(stored)
+    for name, value in _by_flag(given).items():
+        flag = name.replace("_", "-")
+        require(
+            name in CHANGEABLE or value == before[name],
+            f"--{flag} {value}: {out} was made with {before[name]}; drop the flag, or choose another --out",
+        )
+
+
+def _by_flag(settings: TrainConfig) -> dict[str, Any]:
+    """All settings by the name of their flag."""
+    flags: dict[str, Any] = {}
+    for concern, value in asdict(settings).items():
+        flags |= value if isinstance(value, dict) else {concern: value}
+    return flags
 
 
 def introduce(task: str, command: TrainCommand, trainer: Trainer, environment: dict) -> None:
     """Say what is about to run, on what, and until when."""
-    settings, training = command.settings, command.settings.training
+    settings = command.settings
     parameters = sum(array.size for array in flat(trainer.model.parameters()).values())
-    model = settings.model
+    shape = settings.architecture
     say = trainer.log.say
     recipe = "" if command.resume else f" recipe={command.recipe}"
-    say(f"task={task} noise={settings.task.noise} length={settings.task.length}{recipe}")
+    say(f"task={task} {line(trainer.data.describe())}{recipe}")
+    recurrent = f" block={shape.block} history={shape.history}" if settings.model == "recurrent" else ""
     say(
-        f"model: {parameters:,} parameters, dim={model.dim} heads={model.heads} block={model.block} "
-        f"history={model.history} positions={model.positions}"
+        f"model: {settings.model}, {parameters:,} parameters, layers={shape.layers} dim={shape.dim} "
+        f"heads={shape.heads}{recurrent} positions={shape.positions}"
     )
     say(f"device: {environment['device_name']} ({environment['device']}), mlx {environment['versions']['mlx']}")
     if advice := backend.advice():
         say(f"advice: {advice}")
     say(f"run folder: {command.out}" + (f", resumed at step {trainer.step}" if trainer.step else ""))
-    end = f"{training.samples:,} samples"
-    if training.stop_loss:
-        end = f"validation at noise {settings.task.noise} is all right (loss ≤ {training.stop_loss}), at most {end}"
-    say(f"until: {end}; Ctrl-C saves and stops")
+    say(f"until: {trainer.progress.goal}{settings.training.samples:,} samples; Ctrl-C saves and stops")
 
 
 if __name__ == "__main__":

@@ -13,14 +13,16 @@ from dataclasses import asdict
 import mlx.core as mx
 
 from mlx_rtx.checkpoint import RunFolder
-from mlx_rtx.curriculum import Curriculum, Verdict
+from mlx_rtx.curriculum import Curriculum, CurriculumConfig
 from mlx_rtx.evaluation import Scores, evaluate
 from mlx_rtx.gradient import loss_and_grad
-from mlx_rtx.log import RunLog
+from mlx_rtx.log import RunLog, line
+from mlx_rtx.models import MODELS
 from mlx_rtx.optimizer import apply_gradients, make_optimizer
-from mlx_rtx.recurrent import RecurrentTransformer
+from mlx_rtx.progress import Progress, Verdict
 from mlx_rtx.settings import TrainConfig
 from mlx_rtx.signs import FailureSigns
+from mlx_rtx.tasks import CopyTask, Data
 
 PURPOSES = ("data", "dropout", "validation", "test")  # what random numbers are for
 SAVE_SECONDS = 60  # save at least so often
@@ -31,29 +33,37 @@ class Trainer:
 
     Args:
         config: its settings.
+        data: what ``config.task`` loaded.
         folder: where it saves; its ``config.json`` is written already.
         resume: go on from what the folder holds, to the bit.
     """
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, resume: bool = False):
-        self.config, self.folder = config, folder
+    def __init__(self, config: TrainConfig, data: Data, folder: RunFolder, resume: bool = False):
+        self.config, self.data, self.folder = config, data, folder
         self.step = 0
         self.finished = False
         mx.random.seed(config.training.seed)
-        self.model = RecurrentTransformer(config.model_config())
+        self.model = MODELS[config.model](config.model_config(data))
         self.optimizer = make_optimizer(config.optimizer, self.model)
-        self.curriculum = Curriculum(config.curriculum, config.task.noise, config.optimizer.lr, config.task.chance)
+        self.progress = self._start()
         self._best = self.model.trainable_parameters()
         if resume:
             self._restore()
         self.log = RunLog(folder.metrics, config.training.samples, self.step, self.samples)
-        self._signs = FailureSigns(config.task.chance)
+        self._signs = FailureSigns(data.chance, data.long_range)
         self._losses: list[mx.array] = []  # since the last report
         self._taken: list[mx.array] = []
         self._recent: list[float] = []  # reported losses since the last validation
         self._skipped = 0  # steps not taken since the last validation
         self._accuracy: float | None = None
         self._clock = self._saved = time.perf_counter()
+
+    def _start(self) -> Progress:
+        """Progress before the first step."""
+        rules, lr, data = self.config.progress, self.config.optimizer.lr, self.data
+        if isinstance(rules, CurriculumConfig) and isinstance(data, CopyTask):
+            return Curriculum(rules, data.noise, lr, data.chance)
+        return Progress(rules, lr, data.chance)
 
     @property
     def samples(self) -> int:
@@ -66,7 +76,7 @@ class Trainer:
         return self.samples + self.config.training.batch > self.config.training.samples
 
     def fit(self) -> Scores | None:
-        """Train to the end; return the scores of the best weights on fresh samples, None if stopped before."""
+        """Train to the end; return the scores of the best weights on held-out samples, None if stopped before."""
         training = self.config.training
         with _stop_requests() as stop:
             while not (self.finished or self._used_up or stop.is_set()):
@@ -81,11 +91,13 @@ class Trainer:
             if stop.is_set():
                 self.save()
                 return None
-        return self._test()
+        if self.folder.model.exists():
+            self.folder.read_model(self.model)
+        return self._score("final", self.data, self.progress.final_samples, self._key("test"))
 
     def save(self) -> None:
         """Save all that `resume` needs."""
-        counters = {"step": self.step, "finished": self.finished, "curriculum": self.curriculum.state()}
+        counters = {"step": self.step, "finished": self.finished, "progress": self.progress.state()}
         self.folder.write_training(self.model, self.optimizer.state, counters)
         self._saved = time.perf_counter()
 
@@ -95,7 +107,7 @@ class Trainer:
             self._best = self.model.trainable_parameters()
         self.optimizer.state, counters = self.folder.read_training(self.model)
         self.step, self.finished = counters["step"], counters["finished"]
-        self.curriculum.restore(counters["curriculum"])
+        self.progress.restore(counters["progress"])
 
     def _key(self, purpose: str) -> mx.array:
         """The random key of one purpose at this step."""
@@ -103,13 +115,13 @@ class Trainer:
         return mx.random.split(seed_and_step, len(PURPOSES))[PURPOSES.index(purpose)]
 
     def _train_step(self) -> None:
-        training, task = self.config.training, self.config.task.at(self.curriculum.noise)
+        training = self.config.training
         self.model.train()
-        tokens, targets = task.batch(self._key("data"), training.batch)
+        tokens, targets = self._stage_data().batch(self._key("data"), training.batch)
         loss, gradients = loss_and_grad(
             self.model, tokens, targets, training.segment, detach=training.detach, key=self._key("dropout")
         )
-        self.optimizer.learning_rate = self.curriculum.lr
+        self.optimizer.learning_rate = self._rate()
         taken = apply_gradients(self.model, self.optimizer, gradients, self.config.optimizer.clip)
         mx.async_eval(self.model.parameters(), self.optimizer.state, loss, taken)
         if self._losses:
@@ -126,6 +138,7 @@ class Trainer:
         steps = len(self._losses)
         self._skipped += steps - int(float(mx.stack(self._taken).sum()))
         seconds = time.perf_counter() - self._clock
+        length = self._stage_data().length
         samples_per_s = steps * self.config.training.batch / seconds
         self._recent.append(loss)
         fields = {"step": self.step, "samples": self.samples, "loss": loss}
@@ -134,10 +147,11 @@ class Trainer:
         self.log.report(
             **fields,
             alpha=self._alphas(),
-            noise=self.curriculum.noise,
-            lr=self.curriculum.lr,
+            **self.progress.where,
+            length=length,
+            lr=self._rate(),
             samples_per_s=samples_per_s,
-            tokens_per_s=samples_per_s * self.config.task.at(self.curriculum.noise).length,
+            tokens_per_s=samples_per_s * length,
             peak_gb=mx.get_peak_memory() / 1e9,
         )
         self._restart_window()
@@ -153,11 +167,11 @@ class Trainer:
     def _validate(self) -> None:
         """Score the weights and act on it: keep them, move on, go back, or end."""
         self._report()
-        training, noise = self.config.training, self.curriculum.noise
-        scores = self._evaluate(noise, training.validate_samples, self._key("validation"))
-        where = {"step": self.step, "samples": self.samples, "noise": noise}
-        self.log.event("validation", f"validation noise={noise} {scores}", **where, **asdict(scores))
-        self._accuracy = scores.token_accuracy
+        where = {"step": self.step, "samples": self.samples, **self.progress.where}
+        scores = self._score(
+            "validation", self._stage_data(), self.config.training.validate_samples, self._key("validation")
+        )
+        self._accuracy = scores.accuracy
         if self._skipped:
             self.log.event(
                 "skipped",
@@ -165,51 +179,51 @@ class Trainer:
                 step=self.step,
                 skipped=self._skipped,
             )
-        stuck = self._skipped >= training.validate_every
-        final = self.curriculum.final
-        verdict = self.curriculum.observe(float("nan") if stuck else scores.loss)
-        if verdict in (Verdict.BEST, Verdict.ADVANCED):
-            self._keep_best()
+        stuck = self._skipped >= self.config.training.validate_every
+        if self.progress.solved(scores.loss, scores.sequence_accuracy):
+            self._confirm()
+        verdict = self.progress.observe(float("nan") if stuck else scores.loss)
+        if verdict in (Verdict.BEST, Verdict.ADVANCED) or self.finished:
+            self._best = self.model.trainable_parameters()
+            self.folder.write_model(self.model)
         if verdict is Verdict.ADVANCED:
-            text = f"stage passed: noise {noise} → {self.curriculum.noise}, lr={self.curriculum.lr:.3g}"
-            self.log.event("stage", text, **where, next_noise=self.curriculum.noise, lr=self.curriculum.lr)
+            following = {f"next_{name}": value for name, value in self.progress.where.items()}
+            text = f"stage passed: {line(following)} lr={self._rate():.3g}"
+            self.log.event("stage", text, **where, **following, lr=self._rate())
         elif verdict is Verdict.COLLAPSED:
             self.model.update(self._best)
             self.optimizer = make_optimizer(self.config.optimizer, self.model)
-            text = f"training collapsed at noise {noise}: back to the best weights, lr={self.curriculum.lr:.3g}"
-            self.log.event("collapse", text, **where, lr=self.curriculum.lr)
+            text = f"training collapsed: back to the best weights, lr={self._rate():.3g}"
+            self.log.event("collapse", text, **where, lr=self._rate())
         recent = sum(self._recent) / len(self._recent) if self._recent else scores.loss
         for text in self._signs.observe(recent, scores.loss, self._alphas()):
             self.log.event("sign", f"warning: {text}", **where, sign=text)
-        if final and scores.loss <= training.stop_loss and scores.sequence_accuracy == 1:
-            self._confirm(where)
         self._recent, self._skipped = [], 0
         self._restart_window()
 
-    def _confirm(self, where: dict) -> None:
+    def _confirm(self) -> None:
         """End the run if the weights that a validation found all right are so on more fresh sequences."""
         fresh = mx.random.split(self._key("test"))[0]
-        scores = self._evaluate(where["noise"], self.config.training.test_samples, fresh)
-        self.log.event("confirmation", f"confirmation noise={where['noise']} {scores}", **where, **asdict(scores))
-        self.finished = scores.sequence_accuracy == 1
-        if self.finished:
-            self._keep_best()
+        self.finished = (
+            self._score("confirmation", self.data, self.progress.final_samples, fresh).sequence_accuracy == 1
+        )
 
-    def _keep_best(self) -> None:
-        self._best = self.model.trainable_parameters()
-        self.folder.write_model(self.model)
-
-    def _test(self) -> Scores:
-        """Score the best weights at the task's full noise."""
-        if self.folder.model.exists():
-            self.folder.read_model(self.model)
-        scores = self._evaluate(self.config.task.noise, self.config.training.test_samples, self._key("test"))
-        where = {"step": self.step, "samples": self.samples, "noise": self.config.task.noise}
-        self.log.event("test", f"test noise={self.config.task.noise} {scores}", **where, **asdict(scores))
+    def _score(self, event: str, data: Data, samples: int | None, key: mx.array) -> Scores:
+        """Score the weights on held-out sequences, and say so."""
+        held_out = data.held_out("validation", samples, self.config.training.batch, key)
+        scores = evaluate(self.model, held_out)
+        where = {"noise": data.noise} if isinstance(data, CopyTask) else {}
+        text = " ".join([event, *filter(None, [line(where)]), scores.text(data.figures)])
+        self.log.event(event, text, step=self.step, samples=self.samples, **where, **asdict(scores))
         return scores
 
-    def _evaluate(self, noise: int, samples: int, key: mx.array) -> Scores:
-        return evaluate(self.model, self.config.task.at(noise), samples, self.config.training.batch, key)
+    def _stage_data(self) -> Data:
+        """The data of the stage that training is in."""
+        return self.data.at(**self.progress.where) if isinstance(self.data, CopyTask) else self.data
+
+    def _rate(self) -> float:
+        """Learning rate of the next step."""
+        return self.progress.rate(self.samples / self.config.training.samples)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from mlx_rtx.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 @pytest.fixture
 def folder(tmp_path):
     folder, model = RunFolder(tmp_path / "run"), make_model(history="output", state_norm=True)
-    folder.write_config({"model": asdict(model.config)})
+    folder.write_config({"model": {"kind": "recurrent", **asdict(model.config)}})
     folder.write_model(model)
     return folder
 

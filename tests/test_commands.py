@@ -75,14 +75,14 @@ def test_flags_go_over_the_config_file_over_the_recipe(tmp_path):
     command, task = train.read_command(["selective-copy", "--config", str(path), "--batch", "5"])
     settings = command.settings
     assert task == "selective-copy"
-    assert (settings.task.noise, settings.training.batch, settings.model.positions) == (8, 5, "none")
-    assert not settings.model.train_alpha
-    assert (settings.optimizer.lr, settings.curriculum.lr_rule, settings.curriculum.start_noise) == (5e-4, "paper", 32)
+    assert (settings.task.noise, settings.training.batch, settings.architecture.positions) == (8, 5, "none")
+    assert not settings.architecture.train_alpha
+    assert (settings.optimizer.lr, settings.progress.lr_rule, settings.progress.start_noise) == (5e-4, "paper", 32)
 
 
 def test_the_papers_recipe_is_the_papers():
     settings = train.read_command(["copy", "--recipe", "paper"])[0].settings
-    model = settings.model
+    model = settings.architecture
     assert (model.dim, model.heads, model.block, model.dropout, model.positions) == (96, 6, 32, 0.05, "absolute")
     assert (settings.training.batch, settings.optimizer.lr, settings.optimizer.clip) == (64, 5e-4, 0)
 
@@ -113,7 +113,7 @@ def test_a_run_says_what_it_does(run):
         f"run folder: {path}",
         "until:",
         "step=10 samples=160 loss=",
-        "test noise=12",
+        "final noise=12",
     ):
         assert words in said
     assert f"--out {path} --resume" in said
@@ -159,7 +159,9 @@ def test_resume_needs_no_other_flag(run, capsys):
 def test_evaluate_scores_any_noise(run, capsys):
     evaluate.main([str(run[0]), "--noise", "100", "--samples", "8", "--batch", "4"])
     said = capsys.readouterr().out
-    assert said.startswith("task=copy noise=100 loss=")
+    assert said.startswith("task=copy split=fresh noise=100 length=104\nloss=")
+    assert "95 % intervals: loss ± " in said
+    assert " of 8 right, " in said
     assert "sequences=8" in said
 
 
@@ -172,6 +174,8 @@ def test_evaluate_scores_any_noise(run, capsys):
         (["RUN", "--samples", "0"], ["samples=0"]),
         (["RUN", "--batch", "0"], ["batch=0"]),
         (["RUN", "--seed", "-1"], ["--seed -1"]),
+        (["RUN", "--split", "test"], ["--split test", "fresh"]),
+        (["RUN", "--data", "x"], ["--data x", "makes its own"]),
     ],
     ids=" ".join,
 )

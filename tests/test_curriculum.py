@@ -6,7 +6,8 @@ import math
 import pytest
 
 from mlx_rtx import UserError
-from mlx_rtx.curriculum import Curriculum, CurriculumConfig, Verdict
+from mlx_rtx.curriculum import Curriculum, CurriculumConfig
+from mlx_rtx.progress import Progress, ProgressConfig, Verdict
 
 CHANCE = math.log(14)
 
@@ -122,3 +123,21 @@ def test_the_state_goes_through_json():
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         CurriculumConfig(**wrong)
+
+
+def test_without_stages_the_best_is_kept_and_a_collapse_seen():
+    """A loss that never falls below half of a guess's, as of images, is no collapse."""
+    progress = Progress(ProgressConfig(collapse_patience=2), 1e-3, CHANCE)
+    assert progress.where == {}
+    assert [progress.observe(loss) for loss in (2.5, 2.0, 2.1, 2.2, 1.9)] == [
+        Verdict.BEST, Verdict.BEST, Verdict.GOING, Verdict.GOING, Verdict.BEST
+    ]  # fmt: skip
+    assert progress.observe(math.nan) is Verdict.COLLAPSED
+    assert progress.lr == 5e-4
+    assert not progress.solved(0.0, 1.0)
+
+
+@pytest.mark.parametrize(("decay", "rates"), [("none", [1, 1, 1]), ("cosine", [1, 0.55, 0.1])])
+def test_the_rate_over_the_samples(decay, rates):
+    progress = Progress(ProgressConfig(lr_decay=decay), 1.0, CHANCE)
+    assert [progress.rate(done) for done in (0, 0.5, 1)] == pytest.approx(rates)

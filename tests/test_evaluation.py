@@ -9,8 +9,8 @@ import pytest
 from conftest import HISTORIES, K, make_model, make_tokens
 
 from mlx_rtx import UserError, evaluation
-from mlx_rtx.evaluation import evaluate
-from mlx_rtx.tasks import CopyTask
+from mlx_rtx.evaluation import evaluate, interval
+from mlx_rtx.tasks import CopyTask, Sequences
 
 TASK = CopyTask(noise=6, payload=3, alphabet=8)
 
@@ -43,40 +43,76 @@ class Fixed(nn.Module):
 def test_pieces_give_what_the_whole_gives(history, last, kind, monkeypatch):
     monkeypatch.setattr(evaluation, "PIECE", 2)
     model, tokens = make_model(kind, history=history, layers=2), make_tokens(6 * K - 1)
-    assert mx.allclose(evaluation.piecewise_logits(model, tokens, last), model(tokens, last=last), atol=1e-5)
+    assert mx.allclose(
+        mx.concatenate(
+            list(evaluation.piecewise(model, lambda start, end: tokens[:, start:end], tokens.shape[1], last)), axis=1
+        ),
+        model(tokens, last=last),
+        atol=1e-5,
+    )
 
 
 def test_a_perfect_model():
-    scores = evaluate(Fixed(), TASK, 50, 8, mx.random.key(0))
-    assert (scores.token_accuracy, scores.sequence_accuracy, scores.sequences) == (1, 1, 50)
+    scores = evaluate(Fixed(), TASK.held_out("fresh", 50, 8, mx.random.key(0)))
+    assert (scores.accuracy, scores.sequence_accuracy, scores.sequences) == (1, 1, 50)
     assert scores.loss < 1e-6
     assert scores.sequence_accuracy_se == 0
 
 
 def test_a_model_that_knows_nothing_scores_a_guess():
-    scores = evaluate(Fixed(confidence=0.0), TASK, 20, 20, mx.random.key(0))
+    scores = evaluate(Fixed(confidence=0.0), TASK.held_out("fresh", 20, 20, mx.random.key(0)))
     assert scores.loss == pytest.approx(math.log(8), rel=1e-5)
     assert scores.loss_se == pytest.approx(0, abs=1e-6)
 
 
 def test_errors_and_their_standard_error():
-    scores = evaluate(Fixed(wrong=0.4), TASK, 600, 50, mx.random.key(0))
+    scores = evaluate(Fixed(wrong=0.4), TASK.held_out("fresh", 600, 50, mx.random.key(0)))
     assert abs(scores.sequence_accuracy - 0.6) < 4 * scores.sequence_accuracy_se
     assert scores.sequence_accuracy_se == pytest.approx(math.sqrt(0.6 * 0.4 / 600), rel=0.1)
-    assert 1 - scores.token_accuracy == pytest.approx((1 - scores.sequence_accuracy) / 3, rel=1e-4)
+    assert 1 - scores.accuracy == pytest.approx((1 - scores.sequence_accuracy) / 3, rel=1e-4)
 
 
 def test_one_sample_has_no_standard_error():
-    assert np.isnan(evaluate(Fixed(), TASK, 1, 8, mx.random.key(0)).loss_se)
+    assert np.isnan(evaluate(Fixed(), TASK.held_out("fresh", 1, 8, mx.random.key(0))).loss_se)
 
 
 def test_the_mode_is_kept():
     model = Fixed()
     model.train()
-    evaluate(model, TASK, 2, 2, mx.random.key(0))
+    evaluate(model, TASK.held_out("fresh", 2, 2, mx.random.key(0)))
     assert model.training
 
 
 def test_no_samples_are_refused():
-    with pytest.raises(UserError, match="samples=0"):
-        evaluate(Fixed(), TASK, 0, 2, mx.random.key(0))
+    with pytest.raises(UserError, match="nothing to score"):
+        evaluate(Fixed(), TASK.held_out("fresh", 0, 2, mx.random.key(0)))
+
+
+def test_sequences_of_several_lengths_count_by_their_targets():
+    """Means are over targets; the error is that of a ratio, which is the plain one where lengths agree."""
+    generator = np.random.default_rng(0)
+    model, parts = make_model(), []
+    for n in (3, 3, 5):
+        tokens, targets = make_tokens(9, 4, n), mx.array(generator.integers(0, 7, (4, n)))
+        parts.append(Sequences(9, lambda start, end, tokens=tokens: tokens[:, start:end], targets))
+    scores = evaluate(model, parts)
+    losses, right = [], []
+    for (_, read, targets), n in zip(parts, (3, 3, 5), strict=True):
+        logits = model(read(0, 9), last=n)
+        losses.append(np.array(nn.losses.cross_entropy(logits, targets)))
+        right.append(np.array(mx.argmax(logits, axis=-1) == targets))
+    assert (scores.sequences, scores.targets) == (12, 44)
+    assert scores.loss == pytest.approx(np.concatenate([part.ravel() for part in losses]).mean(), rel=1e-5)
+    assert scores.accuracy == pytest.approx(np.concatenate([part.ravel() for part in right]).mean())
+    assert scores.bits == pytest.approx(scores.loss / math.log(2))
+    same = evaluate(model, parts[:2])
+    means = np.concatenate(losses[:2]).mean(axis=1)
+    assert same.loss_se == pytest.approx(means.std(ddof=1) / math.sqrt(8), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "low", "high"), [(0, 10, 0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1)]
+)
+def test_wilsons_interval(right, count, low, high):
+    """Against values printed in textbooks."""
+    assert interval(right / count, count) == pytest.approx((low, high), abs=2e-4)

@@ -49,3 +49,19 @@ def test_a_key_fixes_a_batch(kind):
 def test_sizes_that_make_no_task_are_refused(wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
         CopyTask(**wrong)
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_what_is_held_out_can_be_read_in_any_pieces(kind):
+    """No piece but the one that is read exists, so any noise fits in memory."""
+    task = kind(noise=30, payload=5)
+    parts = list(task.held_out("fresh", 7, 3, mx.random.key(4)))
+    assert [len(part.targets) for part in parts] == [3, 3, 1]
+    for part in parts:
+        whole = part.read(0, part.length)
+        assert whole.shape == (len(part.targets), task.length)
+        pieces = [part.read(start, min(start + 7, part.length)) for start in range(0, part.length, 7)]
+        assert mx.array_equal(mx.concatenate(pieces, axis=1), whole)
+        assert np.array_equal(np.array(whole)[np.array((whole > 0) & (whole < 15))].reshape(-1, 5), part.targets)
+    with pytest.raises(UserError, match="give a number"):
+        next(task.held_out("fresh", None, 3, mx.random.key(4)))

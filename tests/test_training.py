@@ -24,12 +24,12 @@ from mlx_rtx.trainer import Trainer
 
 TINY = TrainConfig(
     task=CopyTask(noise=12, payload=2, alphabet=5),
-    model=Architecture(dim=16, heads=2, block=4, dropout=0.1, history="output", positions="block"),
-    curriculum=CurriculumConfig(start_noise=3, advance_below=0.95, lr_rule="paper"),  # stages pass within 40 steps
-    optimizer=OptimizerConfig(lr=1e-2),
-    training=TrainingConfig(
-        samples=16 * 40, batch=16, segment=2, stop_loss=0, validate_every=7, validate_samples=32, test_samples=32
+    architecture=Architecture(dim=16, heads=2, block=4, dropout=0.1, history="output", positions="block"),
+    progress=CurriculumConfig(  # stages pass within 40 steps
+        start_noise=3, advance_below=0.95, lr_rule="paper", stop_loss=0, test_samples=32
     ),
+    optimizer=OptimizerConfig(lr=1e-2),
+    training=TrainingConfig(samples=16 * 40, batch=16, segment=2, validate_every=7, validate_samples=32),
 )
 FLAGS = [  # the same run from the command line
     "copy", "--noise=12", "--payload=2", "--alphabet=5", "--dim=16", "--heads=2", "--block=4", "--dropout=0.1",
@@ -38,13 +38,13 @@ FLAGS = [  # the same run from the command line
 ]  # fmt: skip
 
 
-SLOWLY = CurriculumConfig(start_noise=3, advance_below=0.5)
+SLOWLY = CurriculumConfig(start_noise=3, advance_below=0.5, stop_loss=0.1, test_samples=32)
 
 
 def make(path, config=TINY, resume=False):
-    folder = RunFolder(path)
-    folder.write_config(to_stored("copy", config))
-    return Trainer(config, folder, resume)
+    folder, data = RunFolder(path), config.task.load()
+    folder.write_config(to_stored("copy", config, data))
+    return Trainer(config, data, folder, resume)
 
 
 def saved(path):
@@ -75,9 +75,9 @@ def whole(tmp_path_factory):
 def test_it_learns(tmp_path):
     config = replace(
         TINY,
-        model=replace(TINY.model, dropout=0),
-        curriculum=SLOWLY,
-        training=replace(TINY.training, samples=16 * 600, stop_loss=0.1),
+        architecture=replace(TINY.architecture, dropout=0),
+        progress=SLOWLY,
+        training=replace(TINY.training, samples=16 * 600),
     )
     trainer = make(tmp_path, config)
     scores = trainer.fit()
@@ -92,15 +92,14 @@ def test_it_learns(tmp_path):
 
 def test_an_end_that_is_not_confirmed_is_none(tmp_path, monkeypatch):
     """A validation may be lucky; more fresh sequences decide."""
-    config = replace(TINY, training=replace(TINY.training, samples=16 * 21, stop_loss=9.0))
-    trainer = make(tmp_path, replace(config, curriculum=CurriculumConfig(start_noise=12)))
-    real = trainer._evaluate
+    config = replace(TINY, training=replace(TINY.training, samples=16 * 21))
+    trainer = make(tmp_path, replace(config, progress=CurriculumConfig(start_noise=12, stop_loss=9.0)))
+    real = trainer._score
 
-    def lucky(noise, samples, key):
-        right = 0.99 if mx.array_equal(key, mx.random.split(trainer._key("test"))[0]) else 1.0
-        return replace(real(noise, samples, key), sequence_accuracy=right)
+    def lucky(event, *rest):
+        return replace(real(event, *rest), sequence_accuracy=0.99 if event == "confirmation" else 1.0)
 
-    monkeypatch.setattr(trainer, "_evaluate", lucky)
+    monkeypatch.setattr(trainer, "_score", lucky)
     trainer.fit()
     assert not trainer.finished
     assert [event["step"] for event in events(tmp_path, "confirmation")] == [7, 14, 21]
@@ -115,13 +114,13 @@ def test_selective_copy_trains_too(tmp_path):
 
 
 def test_what_a_run_reports(whole):
-    names = {"step", "samples", "loss", "alpha", "noise", "lr", "samples_per_s", "tokens_per_s", "peak_gb"}
+    names = {"step", "samples", "loss", "alpha", "noise", "length", "lr", "samples_per_s", "tokens_per_s", "peak_gb"}
     reports = events(whole, "train")
     assert all(names <= report.keys() for report in reports)
     assert "accuracy" in reports[-1]
     assert reports[-1]["step"] == 40
     assert [v["step"] for v in events(whole, "validation")] == [7, 14, 21, 28, 35, 40]
-    assert len(events(whole, "test")) == 1
+    assert len(events(whole, "final")) == 1
     assert [stage["next_noise"] for stage in events(whole, "stage")] == [6, 12]  # so that resuming has stages to keep
     config = json.loads((whole / "config.json").read_text())
     assert config["settings"]["optimizer"]["lr"] == 1e-2
@@ -192,16 +191,16 @@ def test_a_collapse_is_survived(tmp_path, capsys):
     """Weights that go bad after a stage was passed come back as the stage's best, at half the rate."""
     config = replace(
         TINY,
-        model=replace(TINY.model, dropout=0),
-        curriculum=replace(SLOWLY, collapse_patience=3),
-        training=replace(TINY.training, samples=16 * 600, stop_loss=0.3),
+        architecture=replace(TINY.architecture, dropout=0),
+        progress=replace(SLOWLY, collapse_patience=3, stop_loss=0.3),
+        training=replace(TINY.training, samples=16 * 600),
     )
     trainer = make(tmp_path, config)
     step, broken = trainer._train_step, []
 
     def breaking():
         step()
-        if trainer.curriculum.stage == 1 and not broken and trainer.step % 7 == 6:
+        if trainer.progress.stage == 1 and not broken and trainer.step % 7 == 6:
             broken.append(tree_map(lambda a: a, trainer._best))
             trainer.model.update(tree_map(lambda w: 100 * w, trainer.model.parameters()))
             while not events(tmp_path, "collapse"):
@@ -217,8 +216,8 @@ def test_a_collapse_is_survived(tmp_path, capsys):
     assert broken
     (collapse,) = events(tmp_path, "collapse")[:1]
     assert collapse["lr"] == pytest.approx(config.optimizer.lr / 2)
-    assert "training collapsed at noise 6: back to the best weights" in capsys.readouterr().out
-    assert trainer.curriculum.noise > 6  # and it went on from there
+    assert "training collapsed: back to the best weights" in capsys.readouterr().out
+    assert trainer.progress.noise > 6  # and it went on from there
 
 
 def test_gradients_that_are_never_finite_are_said(tmp_path, monkeypatch, capsys):

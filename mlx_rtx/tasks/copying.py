@@ -6,17 +6,20 @@ payload in order, all in parallel: no answer is fed back.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 import mlx.core as mx
 
-from mlx_rtx.errors import require
+from mlx_rtx.errors import UserError, require
+from mlx_rtx.tasks.task import Data, Sequences, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class CopyTask:
-    """Copy: the payload comes first, the noise after it.
+class CopyTask(Task, Data):
+    """Copy: the payload comes first, the noise after it. Fresh sequences are made when they are asked for.
 
     Example:
         >>> tokens, targets = CopyTask(noise=4, payload=2, alphabet=5).batch(mx.random.key(0), 1)
@@ -32,6 +35,9 @@ class CopyTask:
     """Tokens P to recall."""
     alphabet: int = 16
     """Vocabulary V: noise, V - 2 payload symbols, marker."""
+
+    figures = ("loss", "accuracy", "sequence_accuracy")
+    splits = ("fresh",)
 
     def __post_init__(self):
         require(self.noise >= 1, f"noise={self.noise}: must be at least 1 token, e.g. 4096")
@@ -57,17 +63,42 @@ class CopyTask:
         """The same task with ``noise`` noise tokens."""
         return replace(self, noise=noise)
 
+    def load(self) -> Self:
+        """The task itself: its sequences are made, not read."""
+        return self
+
+    def describe(self) -> dict:
+        """Noise and length."""
+        return {"noise": self.noise, "length": self.length}
+
     def batch(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
         """Tokens (size, L) and targets (size, P), int32, fixed by ``key`` and made on the device."""
+        places, payload = self._draw(key, size)
+        return self._tokens(places, payload, 0, self.length), payload
+
+    def held_out(self, split: str, samples: int | None, batch: int, key: mx.array) -> Iterator[Sequences]:
+        """Fresh sequences; of long ones only the piece that is read exists."""
+        if samples is None:
+            raise UserError("samples=None: fresh sequences have no end; give a number, e.g. 256")
+        for start, part in zip(range(0, samples, batch), mx.random.split(key, -(-samples // batch)), strict=True):
+            places, payload = self._draw(part, min(batch, samples - start))
+            yield Sequences(self.length, partial(self._tokens, places, payload), payload)
+
+    def _draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
+        """Where the payload stands, ascending, and what it is: each (size, P)."""
         payload_key, place_key = mx.random.split(key)
-        targets = mx.random.randint(1, self.alphabet - 1, (size, self.payload), key=payload_key)
-        tokens = mx.zeros((size, self.length), mx.int32)
-        tokens[:, -self.payload :] = self.alphabet - 1
-        return mx.put_along_axis(tokens, self._places(place_key, size), targets, axis=1), targets
+        payload = mx.random.randint(1, self.alphabet - 1, (size, self.payload), key=payload_key)
+        return self._places(place_key, size), payload
 
     def _places(self, key: mx.array, size: int) -> mx.array:
-        """Where the payload stands (size, P), ascending."""
         return mx.broadcast_to(mx.arange(self.payload), (size, self.payload))
+
+    def _tokens(self, places: mx.array, payload: mx.array, start: int, end: int) -> mx.array:
+        """Tokens at positions start … end."""
+        marker = mx.where(mx.arange(start, end) < self.noise + self.payload, 0, self.alphabet - 1)
+        inside = mx.where((places >= start) & (places < end), places - start, end - start)  # else one past the end
+        tokens = mx.pad(mx.broadcast_to(marker, (len(payload), end - start)), [(0, 0), (0, 1)])
+        return mx.put_along_axis(tokens, inside, payload, axis=1)[:, :-1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,90 @@
+"""What training and evaluation need of a task, and nothing about any one task."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import mlx.core as mx
+
+from mlx_rtx.transformer import Transformer
+
+
+class Sequences(NamedTuple):
+    """A batch of sequences to score; a long one need never be in memory as a whole."""
+
+    length: int  # L
+    read: Callable[[int, int], mx.array]  # tokens (B, end - start) of positions start … end
+    targets: mx.array  # (B, n), classes of the last n positions
+
+
+class Data(ABC):
+    """Sequences of a task, ready to be drawn."""
+
+    figures: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    """Scores that mean something here, for people."""
+    splits: ClassVar[tuple[str, ...]] = ("validation",)
+    """Held-out sequences there are; the last one is what a finished model is judged by."""
+    long_range: ClassVar[bool] = True
+    """Whether the task cannot be done without remembering over many blocks."""
+    out_size: ClassVar[int | None] = None
+    """Classes of the targets; the vocabulary if None."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Input vocabulary V."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Length L of a training sequence in tokens."""
+
+    @property
+    @abstractmethod
+    def chance(self) -> float:
+        """Loss in nats of a model that knows the classes and nothing else."""
+
+    @abstractmethod
+    def describe(self) -> dict:
+        """What there is, in short, for people and for the run's ``config.json``."""
+
+    @abstractmethod
+    def batch(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
+        """Tokens (size, L) and the targets (size, n) of their last n positions, fixed by ``key``."""
+
+    @abstractmethod
+    def held_out(self, split: str, samples: int | None, batch: int, key: mx.array) -> Iterator[Sequences]:
+        """Sequences of a split, ``batch`` at a time.
+
+        Args:
+            split: one of ``splits``.
+            samples: how many sequences; None for all there are.
+            batch: sequences at a time; a different one may give other sequences.
+            key: fixes them where they are drawn.
+        """
+
+    def illustrate(self, model: Transformer, key: mx.array) -> str | None:
+        """Something to look at of what ``model`` does, if the task has it."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """Settings of a task."""
+
+    @abstractmethod
+    def load(self) -> Data:
+        """Get the data and check it.
+
+        Raises:
+            UserError: it is missing, or not what it should be.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTask(Task):
+    """Settings of a task whose data lies somewhere."""
+
+    data: str | None = None
+    """File or folder of the data; if not given, the one that MLX_RTX_DATA names, else it is downloaded."""
