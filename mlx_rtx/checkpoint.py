@@ -1,6 +1,7 @@
 """Run folders: configuration, best weights, and all that a run needs to go on to the bit.
 
     config.json            the run's settings, and where and with what it was made
+    tokenizer.json         the characters that a text model knows
     metrics.jsonl          one JSON object a report, validation or event
     model.safetensors      the best weights so far
     training.safetensors   the latest weights, the optimizer, and the loop's counters as metadata
@@ -22,6 +23,7 @@ from mlx_rtx.errors import UserError, require
 from mlx_rtx.files import write_whole
 from mlx_rtx.models import MODELS, Transformer
 from mlx_rtx.trees import flat
+from mlx_rtx.vocabulary import Characters
 
 FORMAT = "mlx_rtx-1"
 
@@ -33,6 +35,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.tokenizer = self.path / "tokenizer.json"
         self.model = self.path / "model.safetensors"
         self.training = self.path / "training.safetensors"
 
@@ -67,30 +70,36 @@ class RunFolder:
         except (KeyError, TypeError) as error:
             raise UserError(f"{self.config}: its model does not fit this mlx_rtx ({error})") from None
 
+    def vocabulary(self) -> Characters | None:
+        """The characters that a text model knows; None of any other model."""
+        return Characters.load(self.tokenizer) if self.tokenizer.exists() else None
+
     def write_model(self, model: nn.Module) -> None:
         """Save the best weights."""
-        _save(self.model, flat(model.parameters()), {"format": FORMAT})
+        write_arrays(self.model, flat(model.parameters()), {})
 
     def read_model(self, model: nn.Module) -> None:
         """Put the best weights into ``model``."""
-        arrays, _ = _load(self.model)
+        arrays, _ = read_arrays(self.model)
         _update(model, arrays, self.model)
 
-    def write_training(self, model: nn.Module, optimizer_state: dict, counters: dict) -> None:
-        """Save all that going on needs."""
+    def write_training(self, model: nn.Module, optimizer_state: dict, counters: dict, carry: list) -> None:
+        """Save all that going on needs: ``carry`` is what a stateful run goes on from, else empty."""
         arrays = {"model." + name: array for name, array in flat(model.parameters()).items()}
         arrays |= {"optimizer." + name: array for name, array in flat(optimizer_state).items()}
-        _save(self.training, arrays, {"format": FORMAT, "counters": json.dumps(counters)})
+        arrays |= {"carry." + name: array for name, array in flat(carry).items()}
+        write_arrays(self.training, arrays, {"counters": json.dumps(counters)})
 
-    def read_training(self, model: nn.Module) -> tuple[dict, dict]:
-        """Put the latest weights into ``model``; return (optimizer state, counters)."""
-        arrays, metadata = _load(self.training)
-        parts: dict[str, dict[str, mx.array]] = {"model": {}, "optimizer": {}}
+    def read_training(self, model: nn.Module) -> tuple[dict, list, dict]:
+        """Put the latest weights into ``model``; return (optimizer state, carry, counters)."""
+        arrays, metadata = read_arrays(self.training)
+        parts: dict[str, dict[str, mx.array]] = {"model": {}, "optimizer": {}, "carry": {}}
         for name, array in arrays.items():
             part, rest = name.split(".", 1)
             parts[part][rest] = array
         _update(model, parts["model"], self.training)
-        return tree_unflatten(list(parts["optimizer"].items())), json.loads(metadata["counters"])
+        optimizer, carry = (tree_unflatten(list(parts[name].items())) for name in ("optimizer", "carry"))
+        return optimizer, carry, json.loads(metadata["counters"])
 
 
 def load(path: str | os.PathLike) -> tuple[Transformer, ModelConfig]:
@@ -112,6 +121,20 @@ def load(path: str | os.PathLike) -> tuple[Transformer, ModelConfig]:
     return model, model.config
 
 
+def load_vocabulary(path: str | os.PathLike) -> Characters:
+    """Load the characters that the text model of a run knows.
+
+    Raises:
+        UserError: the folder holds no text model.
+    """
+    folder = RunFolder(path)
+    folder.read_config()
+    vocabulary = folder.vocabulary()
+    if vocabulary is None:
+        raise UserError(f"{path}: has no tokenizer.json, so it is no text model; train one: mlx_rtx.train text")
+    return vocabulary
+
+
 def _update(model: nn.Module, arrays: dict[str, mx.array], path: Path) -> None:
     expected = {name: array.shape for name, array in flat(model.parameters()).items()}
     found = {name: array.shape for name, array in arrays.items()}
@@ -124,10 +147,15 @@ def _update(model: nn.Module, arrays: dict[str, mx.array], path: Path) -> None:
     model.load_weights(list(arrays.items()))
 
 
-def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+def read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """Arrays and metadata of a safetensors file that `write_arrays` wrote.
+
+    Raises:
+        UserError: it is missing, cut off, or not ours.
+    """
     require(path.is_file(), f"{path}: not found; the run saved nothing yet, train it again without --resume")
     try:
-        arrays, metadata = cast(tuple[dict, dict], mx.load(str(path), return_metadata=True))
+        arrays, metadata = cast(tuple[dict, dict], mx.load(str(path), "safetensors", return_metadata=True))
         mx.eval(arrays)
     except RuntimeError as error:
         raise UserError(f"{path}: cut off or no safetensors file ({error}); restore it or train again") from None
@@ -135,5 +163,11 @@ def _load(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     return arrays, metadata
 
 
-def _save(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
-    write_whole(path, lambda temporary: mx.save_safetensors(str(temporary), arrays, metadata))
+def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
+    """Write arrays as a safetensors file that is marked as ours."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # a name would get a suffix added
+            mx.save_safetensors(file, arrays, {"format": FORMAT, **metadata})
+
+    write_whole(path, write)

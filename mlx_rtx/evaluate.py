@@ -58,7 +58,8 @@ def main(arguments: list[str]) -> None:
     seconds = time.perf_counter() - started
     print(f"task={name} split={split} {line(data.describe())}")
     print(scores.text(data.figures))
-    print(intervals(scores, data))
+    if scores.sequences > 1:
+        print(f"95 % intervals: {intervals(scores, data)}")
     rate = scores.sequences / seconds
     print(line({"seconds": seconds, "sequences_per_s": rate, "peak_gb": mx.get_peak_memory() / 1e9}))
 
@@ -74,7 +75,7 @@ def load_data(command: EvaluateCommand, settings: TrainConfig) -> Data:
         if not isinstance(task, StoredTask):
             raise UserError(f"--data {command.data}: this task makes its own data; drop the flag")
         task = replace(task, data=command.data)
-    return task.load()
+    return task.load(RunFolder(command.run).vocabulary())
 
 
 def intervals(scores: Scores, data: Data) -> str:
@@ -84,7 +85,7 @@ def intervals(scores: Scores, data: Data) -> str:
         low, high = interval(scores.sequence_accuracy, scores.sequences)
         right = round(scores.sequence_accuracy * scores.sequences)
         parts.append(f"{right:,} of {scores.sequences:,} right, {low:.2%} … {high:.2%}")
-    return "95 % intervals: " + "; ".join(part for part in parts if "nan" not in part)
+    return "; ".join(parts)
 
 
 if __name__ == "__main__":

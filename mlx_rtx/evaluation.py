@@ -37,9 +37,9 @@ class Scores:
         """``name=value(error)`` of some of the scores, and over how many sequences."""
         parts = []
         for name in figures:
-            value, error = getattr(self, name), getattr(self, name + "_se", None)
+            value, error = getattr(self, name), getattr(self, name + "_se", math.nan)
             number, spread = ("{:.2%}", "({:.2%})") if name.endswith("accuracy") else ("{:.4g}", "({:.1g})")
-            parts.append(f"{name}={number.format(value)}" + ("" if error is None else spread.format(error)))
+            parts.append(f"{name}={number.format(value)}" + ("" if math.isnan(error) else spread.format(error)))
         return " ".join([*parts, f"sequences={self.sequences}"])
 
 

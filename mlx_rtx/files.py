@@ -19,4 +19,4 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # MLX raises the latter
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error}); free some space or choose another --out") from None
+        raise UserError(f"{path}: cannot be written ({error}); free some space or choose another place") from None

@@ -49,6 +49,26 @@ def loss_and_grad(
     """
     require(segment is None or segment >= 1, f"segment={segment}: must be at least 1 block, or None for the whole")
     require(detach is None or detach >= 1, f"detach={detach}: must be at least 1 segment, or None")
+    loss, gradients, _ = carried_loss_and_grad(model, tokens, targets, None, segment, detach, close, key)
+    return loss, gradients
+
+
+def carried_loss_and_grad(
+    model: Transformer,
+    tokens: mx.array,
+    targets: mx.array,
+    carry: list | None,
+    segment: int | None,
+    detach: int | None,
+    close: bool,
+    key: mx.array | None,
+) -> tuple[mx.array, dict, list]:
+    """`loss_and_grad` of sequences that go on from ``carry``, through which no gradient passes.
+
+    Returns:
+        (loss, gradients, the carry that the sequences leave; it is for sequences of whole blocks,
+        with ``close=False``).
+    """
     (B, L), n, K = tokens.shape, wanted(tokens.shape[1], targets.shape[1]), model.config.block
     keys, spans = model.dropout_keys(L, key), model.spans(L, segment)
     before = model.trainable_parameters()
@@ -70,17 +90,19 @@ def loss_and_grad(
         classes = targets[:, first - (L - n) : end - (L - n)]
         return carry, nn.losses.cross_entropy(model.embedding.readout(y), classes, reduction="sum") / (B * n)
 
-    def pull(weights: list, carry: list, pulled: list, start: int, end: int) -> tuple[mx.array, mx.array]:
+    def pull(weights: list, carry: list, pulled: list, start: int, end: int) -> tuple[mx.array, tuple]:
         """A scalar whose gradient is that of the segment: its loss, and its carry times what comes back.
+
+        Beside it the loss alone, and the carry.
 
         (Not `mx.vjp` of the carry: it loses a cotangent where two outputs are the same array.)
         """
         carry, loss = run(weights, carry, start, end)
         pairs = zip(flat(carry).values(), flat(pulled).values(), strict=True) if pulled else ()
-        return sum(((c * p).sum() for c, p in pairs), loss), loss
+        return sum(((c * p).sum() for c, p in pairs), loss), (loss, carry)
 
     try:
-        carries: list[list] = [[]]
+        carries: list[list] = [carry or []]
         for start, end in spans[:-1]:
             carries.append(run(weights, carries[-1], start, end)[0])
             mx.async_eval(carries[-1])
@@ -88,22 +110,24 @@ def loss_and_grad(
 
         total, gradients = mx.array(0.0), weights
         pulled: list = []  # gradient of the carry that the segment leaves; empty where none comes back
+        after: list = []  # the carry that the last segment leaves
         queued: list = []  # what the segment before this one gives
         for done, (start, end) in enumerate(reversed(spans)):
             if detach and done % detach == 0:
                 pulled = []
             if not pulled and end <= L - n:
                 break  # neither a loss here nor a gradient from behind
-            (_, loss), (own, pulled) = mx.value_and_grad(pull, argnums=(0, 1))(
+            (_, (loss, left)), (own, pulled) = mx.value_and_grad(pull, argnums=(0, 1))(
                 weights, carries.pop(), pulled, start, end
             )
             total = total + loss
             gradients = [a + b for a, b in zip(gradients, own, strict=True)] if done else own
-            mx.async_eval(total, gradients, pulled)
+            after = after if done else left
+            mx.async_eval(total, gradients, pulled, after)
             mx.eval(queued)
             queued = [gradients, pulled]
     finally:
         model.update(before)
     for i in alphas:
         _, (gradients[i],) = mx.vjp(clamp, [flat(before)[names[i]]], [gradients[i]])
-    return total, tree_unflatten(list(zip(names, gradients, strict=True)))
+    return total, tree_unflatten(list(zip(names, gradients, strict=True))), after

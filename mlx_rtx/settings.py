@@ -8,7 +8,7 @@ from mlx_rtx.curriculum import CurriculumConfig
 from mlx_rtx.errors import UserError, require, require_choices, require_positive
 from mlx_rtx.optimizer import OptimizerConfig
 from mlx_rtx.progress import ProgressConfig
-from mlx_rtx.tasks import CopyTask, Data, SelectiveCopyTask, Task
+from mlx_rtx.tasks import CopyTask, Data, ImageTask, SelectiveCopyTask, Task, TextTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,14 @@ class TrainConfig:
 
     def __post_init__(self):
         require_choices(self)
+        if isinstance(self.task, TextTask) and self.task.stateful:
+            K, L = self.architecture.block, self.task.length
+            require(self.model == "recurrent", f"model={self.model}: has no state for stateful training to carry")
+            require(
+                self.architecture.positions != "absolute",
+                "positions='absolute': end with a sequence, stateful training goes on; use --positions block",
+            )
+            require(L % K == 0, f"length={L}: stateful training needs whole blocks, a multiple of block={K}")
 
     def model_config(self, data: Data) -> ModelConfig:
         """The model's settings, completed by what the data dictates."""
@@ -84,10 +92,32 @@ SELECTIVE_COPY_PAPER = replace(
     training=replace(COPY_PAPER.training, samples=1_200_000),
 )
 SELECTIVE_COPY = replace(SELECTIVE_COPY_PAPER, optimizer=OptimizerConfig(lr=1e-3, clip=1.0))
+IMAGE_PAPER = TrainConfig(
+    task=ImageTask(validate_on="test"),
+    architecture=Architecture(dim=32, heads=4, block=32, dropout=0.05, history="output", tie_embeddings=False),
+    progress=ProgressConfig(),
+    optimizer=OptimizerConfig(lr=5e-4, clip=0),
+    training=TrainingConfig(
+        samples=600_000, batch=120, segment=16, validate_every=250, validate_samples=None, report_every=50
+    ),
+)
+IMAGE = replace(IMAGE_PAPER, task=ImageTask(), optimizer=OptimizerConfig(lr=5e-4, clip=1.0))
+TEXT_PAPER = TrainConfig(
+    task=TextTask(),
+    architecture=Architecture(dim=384, heads=6, block=16, dropout=0.2, activation="gelu", history="output"),
+    progress=ProgressConfig(),
+    optimizer=OptimizerConfig(lr=1e-3, clip=1.0, beta2=0.95, weight_decay=0.1),
+    training=TrainingConfig(
+        samples=960_000, batch=64, segment=8, validate_every=250, validate_samples=None, report_every=50
+    ),
+)
+TEXT = replace(TEXT_PAPER, architecture=replace(TEXT_PAPER.architecture, positions="block", history="hidden"))
 
 RECIPES = {
     "copy": {"default": COPY, "paper": COPY_PAPER},
     "selective-copy": {"default": SELECTIVE_COPY, "paper": SELECTIVE_COPY_PAPER},
+    "image": {"default": IMAGE, "paper": IMAGE_PAPER},
+    "text": {"default": TEXT, "paper": TEXT_PAPER},
 }
 
 
@@ -96,7 +126,8 @@ def to_stored(task: str, config: TrainConfig, data: Data) -> dict:
     parts = asdict(config)
     model = {"kind": parts.pop("model"), **asdict(config.model_config(data))}
     del parts["architecture"]
-    return {"task": task, "model": model, "settings": parts, "data": data.describe()}
+    described = {**data.describe(), "sha256": data.fingerprint}
+    return {"task": task, "model": model, "settings": parts, "data": described}
 
 
 def from_stored(stored: dict) -> tuple[str, TrainConfig]:

@@ -18,8 +18,10 @@ PROGRAM = "python -m mlx_rtx.train"
 DESCRIPTIONS = {
     "copy": "Recall 16 tokens after thousands of noise tokens (paper §6.2).",
     "selective-copy": "Recall 16 tokens strewn over thousands of noise tokens (paper §6.2).",
+    "image": "Classify CIFAR-10 images from 1,024 grey levels read one by one (paper §6.1).",
+    "text": "Predict the next character of tiny Shakespeare, or of any text (paper §6.3).",
 }
-CHANGEABLE = ("samples", "report_every", "test_samples")  # of the loop, when a run goes on
+CHANGEABLE = ("samples", "report_every", "test_samples", "data")  # when a run goes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +43,20 @@ def main(arguments: list[str]) -> None:
     """Parse ``arguments``, train, and say what came of it."""
     command, task = read_command(arguments)
     folder, settings = RunFolder(command.out), command.settings
-    data = settings.task.load()
+    data = settings.task.load(folder.vocabulary() if command.resume else None)
     resume = command.resume and folder.training.exists()
     if not command.resume:
         require(
             not folder.config.exists(),
             f"--out {folder.path}: already holds a run; add --resume to go on with it, or choose another --out",
         )
+    else:
+        made_with = folder.read_config()["data"]["sha256"]
+        require(made_with == data.fingerprint, f"--data: {folder.path} was made with other data; give that again")
     environment = backend.environment()
     folder.write_config({**to_stored(task, settings, data), "environment": environment})
+    if data.vocabulary:
+        data.vocabulary.save(folder.tokenizer)
     trainer = Trainer(settings, data, folder, resume)
     introduce(task, command, trainer, environment)
     try:

@@ -15,14 +15,14 @@ import mlx.core as mx
 from mlx_rtx.checkpoint import RunFolder
 from mlx_rtx.curriculum import Curriculum, CurriculumConfig
 from mlx_rtx.evaluation import Scores, evaluate
-from mlx_rtx.gradient import loss_and_grad
+from mlx_rtx.gradient import carried_loss_and_grad
 from mlx_rtx.log import RunLog, line
 from mlx_rtx.models import MODELS
 from mlx_rtx.optimizer import apply_gradients, make_optimizer
 from mlx_rtx.progress import Progress, Verdict
 from mlx_rtx.settings import TrainConfig
 from mlx_rtx.signs import FailureSigns
-from mlx_rtx.tasks import CopyTask, Data
+from mlx_rtx.tasks import CopyTask, Data, TextData
 
 PURPOSES = ("data", "dropout", "validation", "test")  # what random numbers are for
 SAVE_SECONDS = 60  # save at least so often
@@ -46,6 +46,8 @@ class Trainer:
         self.model = MODELS[config.model](config.model_config(data))
         self.optimizer = make_optimizer(config.optimizer, self.model)
         self.progress = self._start()
+        self._stateful = getattr(config.task, "stateful", False)
+        self._carry: list = []  # what a stateful run goes on from
         self._best = self.model.trainable_parameters()
         if resume:
             self._restore()
@@ -98,14 +100,14 @@ class Trainer:
     def save(self) -> None:
         """Save all that `resume` needs."""
         counters = {"step": self.step, "finished": self.finished, "progress": self.progress.state()}
-        self.folder.write_training(self.model, self.optimizer.state, counters)
+        self.folder.write_training(self.model, self.optimizer.state, counters, self._carry)
         self._saved = time.perf_counter()
 
     def _restore(self) -> None:
         if self.folder.model.exists():
             self.folder.read_model(self.model)
             self._best = self.model.trainable_parameters()
-        self.optimizer.state, counters = self.folder.read_training(self.model)
+        self.optimizer.state, self._carry, counters = self.folder.read_training(self.model)
         self.step, self.finished = counters["step"], counters["finished"]
         self.progress.restore(counters["progress"])
 
@@ -117,10 +119,19 @@ class Trainer:
     def _train_step(self) -> None:
         training = self.config.training
         self.model.train()
-        tokens, targets = self._stage_data().batch(self._key("data"), training.batch)
-        loss, gradients = loss_and_grad(
-            self.model, tokens, targets, training.segment, detach=training.detach, key=self._key("dropout")
+        tokens, targets = self._next_batch()
+        loss, gradients, carry = carried_loss_and_grad(
+            self.model,
+            tokens,
+            targets,
+            self._carry,
+            training.segment,
+            training.detach,
+            close=not self._stateful,
+            key=self._key("dropout"),
         )
+        if self._stateful:
+            self._carry = carry
         self.optimizer.learning_rate = self._rate()
         taken = apply_gradients(self.model, self.optimizer, gradients, self.config.optimizer.clip)
         mx.async_eval(self.model.parameters(), self.optimizer.state, loss, taken)
@@ -129,6 +140,16 @@ class Trainer:
         self._losses.append(loss)
         self._taken.append(taken)
         self.step += 1
+
+    def _next_batch(self) -> tuple[mx.array, mx.array]:
+        """Tokens and targets of this step."""
+        size, data = self.config.training.batch, self._stage_data()
+        if not (self._stateful and isinstance(data, TextData)):
+            return data.batch(self._key("data"), size)
+        tokens, targets, anew = data.continued(mx.random.key(self.config.training.seed), self.step, size)
+        if anew:
+            self._carry = []
+        return tokens, targets
 
     def _report(self) -> None:
         """Say how the steps since the last report went; the only place that waits for their losses."""
@@ -192,9 +213,12 @@ class Trainer:
             self.log.event("stage", text, **where, **following, lr=self._rate())
         elif verdict is Verdict.COLLAPSED:
             self.model.update(self._best)
+            self._carry = []
             self.optimizer = make_optimizer(self.config.optimizer, self.model)
             text = f"training collapsed: back to the best weights, lr={self._rate():.3g}"
             self.log.event("collapse", text, **where, lr=self._rate())
+        if (sample := self.data.illustrate(self.model, self._key("test"))) is not None:
+            self.log.event("sample", "\n".join("  | " + row for row in sample.splitlines()), **where, sample=sample)
         recent = sum(self._recent) / len(self._recent) if self._recent else scores.loss
         for text in self._signs.observe(recent, scores.loss, self._alphas()):
             self.log.event("sign", f"warning: {text}", **where, sign=text)

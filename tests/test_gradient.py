@@ -10,6 +10,7 @@ from conftest import HISTORIES, K, make_model, make_tokens
 from mlx.utils import tree_flatten
 
 from mlx_rtx import UserError, loss_and_grad
+from mlx_rtx.gradient import carried_loss_and_grad
 
 
 def plain(model, tokens, targets, key):
@@ -121,3 +122,35 @@ def test_the_model_is_left_as_it_was():
 def test_bad_arguments_are_refused(wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong))}=0"):
         loss_and_grad(make_model(), make_tokens(9), make_tokens(9), **wrong)
+
+
+@pytest.mark.parametrize("segment", [None, 1, 2])
+@pytest.mark.parametrize("history", HISTORIES)
+def test_a_sequence_in_two_goes_on_from_its_carry(history, segment):
+    """Losses and carry are those of the whole sequence; no gradient passes from one part to the other."""
+    model = make_model(history=history, layers=2, positions="block")
+    tokens, targets = make_tokens(6 * K), make_tokens(6 * K, seed=2)
+    carry, losses = [], []
+    for part in (slice(0, 4 * K), slice(4 * K, 6 * K)):
+        before, size = carry, part.stop - part.start
+        loss, gradients, carry = carried_loss_and_grad(
+            model, tokens[:, part], targets[:, part], before, segment, None, False, None
+        )
+        losses.append(loss.item() * size)
+        loss_of_part = _loss_from(model, tokens[:, part], targets[:, part], before)
+        expected = dict(tree_flatten(nn.value_and_grad(model, loss_of_part)(model)[1]))
+        for name, gradient in tree_flatten(gradients):
+            assert mx.allclose(gradient, expected[name], atol=1e-5), name
+    whole = nn.losses.cross_entropy(model(tokens, close=False), targets, reduction="mean").item()
+    assert sum(losses) / (6 * K) == pytest.approx(whole, rel=1e-5)
+    _, expected_carry = model.run(tokens)
+    for (name, found), (_, expected) in zip(tree_flatten(carry), tree_flatten(expected_carry), strict=True):
+        assert mx.allclose(found, expected, atol=1e-5), name
+
+
+def _loss_from(model, tokens, targets, carry):
+    def loss(model):
+        y, _ = model.run(tokens, 0, carry, tokens.shape[1])
+        return nn.losses.cross_entropy(model.embedding.readout(y), targets, reduction="mean")
+
+    return loss

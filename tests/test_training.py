@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_rtx import load
+from mlx_rtx import RegularTransformer, UserError, load
 from mlx_rtx.checkpoint import RunFolder
 from mlx_rtx.config import Architecture
 from mlx_rtx.curriculum import CurriculumConfig
+from mlx_rtx.evaluation import evaluate
 from mlx_rtx.optimizer import OptimizerConfig
+from mlx_rtx.progress import ProgressConfig
 from mlx_rtx.settings import TrainConfig, TrainingConfig, to_stored
-from mlx_rtx.tasks import CopyTask, SelectiveCopyTask
+from mlx_rtx.tasks import CopyTask, SelectiveCopyTask, TextTask
 from mlx_rtx.trainer import Trainer
 
 TINY = TrainConfig(
@@ -43,7 +45,7 @@ SLOWLY = CurriculumConfig(start_noise=3, advance_below=0.5, stop_loss=0.1, test_
 
 def make(path, config=TINY, resume=False):
     folder, data = RunFolder(path), config.task.load()
-    folder.write_config(to_stored("copy", config, data))
+    folder.write_config(to_stored("text" if data.vocabulary else "copy", config, data))
     return Trainer(config, data, folder, resume)
 
 
@@ -111,6 +113,86 @@ def test_selective_copy_trains_too(tmp_path):
     )
     scores = make(tmp_path, config).fit()
     assert scores.loss < 0.9 * config.task.chance
+
+
+def test_a_regular_transformer_trains_too(tmp_path):
+    config = replace(TINY, model="regular", architecture=replace(TINY.architecture, layers=2, dropout=0))
+    config = replace(config, task=CopyTask(noise=3, payload=2, alphabet=5), progress=SLOWLY)
+    config = replace(config, training=replace(TINY.training, samples=16 * 150))
+    scores = make(tmp_path, config).fit()
+    assert scores.loss < 0.5 * config.task.chance
+    model, loaded = load(tmp_path)
+    assert isinstance(model, RegularTransformer)
+    assert loaded.layers == 2
+    assert all(report["alpha"] == [] for report in events(tmp_path, "train"))
+
+
+def text_run(path, **changes):
+    """Settings of a run on a small text that repeats itself."""
+    (path / "text.txt").write_text("".join(f"{i % 10} times {i % 7} is {i % 10 * (i % 7)}.\n" for i in range(300)))
+    return replace(
+        TINY,
+        task=TextTask(**{"data": str(path / "text.txt"), "length": 16, "sample": 12, **changes}),
+        progress=ProgressConfig(),
+        training=replace(TINY.training, validate_samples=None),
+    )
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+def test_text_is_learnt(tmp_path, stateful):
+    config = text_run(tmp_path, stateful=stateful)
+    config = replace(
+        config,
+        architecture=replace(config.architecture, dropout=0, dim=32, history="hidden"),
+        optimizer=OptimizerConfig(lr=3e-3),
+        training=replace(config.training, samples=16 * 150, validate_every=75),
+    )
+    trainer = make(tmp_path / "run", config)
+    scores = trainer.fit()
+    assert scores.loss < 0.4 * trainer.data.chance
+    samples = [event["sample"] for event in events(tmp_path / "run", "sample")]
+    assert [len(sample) for sample in samples] == [12, 12]
+    assert events(tmp_path / "run", "final")[0]["loss"] == pytest.approx(trainer.progress.best, abs=1e-6)
+    model, _ = load(tmp_path / "run")
+    stream = evaluate(model, trainer.data.held_out("stream", None, 1, mx.random.key(0)))
+    assert stream.loss < 0.4 * trainer.data.chance
+
+
+def test_a_stateful_run_goes_on_to_the_bit(tmp_path):
+    """Its carry is saved with it."""
+    config = text_run(tmp_path, stateful=True)
+    make(tmp_path / "whole", config).fit()
+    make(tmp_path / "parts", replace(config, training=replace(config.training, samples=16 * 14))).fit()
+    going_on = make(tmp_path / "parts", config, resume=True)
+    assert going_on._carry
+    going_on.fit()
+    same(saved(tmp_path / "parts"), saved(tmp_path / "whole"))
+
+
+def test_a_sample_leaves_training_as_it_is(tmp_path):
+    for name, sample in (("with", 12), ("without", 0)):
+        make(tmp_path / name, text_run(tmp_path, sample=sample)).fit()
+    same(saved(tmp_path / "with"), saved(tmp_path / "without"))
+    assert not events(tmp_path / "without", "sample")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "regular"}, "model=regular: has no state"),
+        ({"positions": "absolute"}, "use --positions block"),
+        ({"block": 5}, "length=16: .* multiple of block=5"),
+    ],
+)
+def test_what_cannot_be_stateful_is_refused(tmp_path, changes, words):
+    config = text_run(tmp_path, stateful=True)
+    shape = {name: value for name, value in changes.items() if name != "model"}
+    with pytest.raises(UserError, match=words):
+        replace(
+            config,
+            model=changes.get("model", "recurrent"),
+            architecture=replace(config.architecture, **shape),
+        )
 
 
 def test_what_a_run_reports(whole):

@@ -15,6 +15,7 @@ import mlx.core as mx
 
 from mlx_rtx.errors import UserError, require
 from mlx_rtx.tasks.task import Data, Sequences, Task
+from mlx_rtx.vocabulary import Characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class CopyTask(Task, Data):
         """The same task with ``noise`` noise tokens."""
         return replace(self, noise=noise)
 
-    def load(self) -> Self:
+    def load(self, vocabulary: Characters | None = None) -> Self:
         """The task itself: its sequences are made, not read."""
         return self
 

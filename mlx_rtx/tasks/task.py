@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import mlx.core as mx
 
 from mlx_rtx.transformer import Transformer
+from mlx_rtx.vocabulary import Characters
 
 
 class Sequences(NamedTuple):
@@ -29,6 +30,10 @@ class Data(ABC):
     """Whether the task cannot be done without remembering over many blocks."""
     out_size: ClassVar[int | None] = None
     """Classes of the targets; the vocabulary if None."""
+    fingerprint: str | None = None
+    """sha256 of the data; None where it is made, not read."""
+    vocabulary: Characters | None = None
+    """Characters that the tokens stand for, if they do."""
 
     @property
     @abstractmethod
@@ -74,8 +79,11 @@ class Task(ABC):
     """Settings of a task."""
 
     @abstractmethod
-    def load(self) -> Data:
+    def load(self, vocabulary: Characters | None = None) -> Data:
         """Get the data and check it.
+
+        Args:
+            vocabulary: characters that a model knows; None for those of the data. Of text only.
 
         Raises:
             UserError: it is missing, or not what it should be.

@@ -1,0 +1,104 @@
+"""Write text with a trained model: ``python -m mlx_rtx.generate --model runs/text --prompt "ROMEO:"``."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_rtx.checkpoint import load, load_vocabulary
+from mlx_rtx.commands import parse, run_command
+from mlx_rtx.errors import UserError, require, require_positive
+from mlx_rtx.generation import stream_generate
+from mlx_rtx.sampling import make_sampler
+from mlx_rtx.states import load_stream, save_stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateCommand:
+    """Write on after a prompt. The text goes to standard output, figures to standard error."""
+
+    model: Path
+    """Run folder of a text model."""
+    prompt: tuple[str, ...] = ()
+    """What to go on from; - for standard input. Several prompts run side by side."""
+    max_tokens: int = 500
+    """Characters to write after each prompt."""
+    temp: float = 0.8
+    """Temperature; 0 for the likeliest character each time."""
+    top_k: int = 0
+    """Only the k likeliest characters; 0 for all."""
+    top_p: float = 1.0
+    """Only the likeliest characters that together have this probability; 1 for all."""
+    min_p: float = 0.0
+    """Only characters at least this many times as probable as the likeliest; 0 for all."""
+    seed: int = 0
+    """Fixes the text; prompt i of several draws by seed + i."""
+    state_file: Path | None = None
+    """Go on from the state in this file if it is there, and leave the new state in it."""
+
+    def __post_init__(self):
+        require_positive(self, "max_tokens")
+
+
+def main(arguments: list[str]) -> None:
+    """Parse ``arguments``, write text as it comes, then say how fast."""
+    command = parse(GenerateCommand, arguments, "python -m mlx_rtx.generate")
+    sampler = make_sampler(command.temp, command.top_k, command.top_p, command.min_p)
+    state_file, prompts = command.state_file, read_prompts(command.prompt)
+    one = len(prompts) == 1
+    require(one or state_file is None, f"--state-file {state_file}: holds one text; give one prompt with it")
+    vocabulary = load_vocabulary(command.model)
+    model, _ = load(command.model)
+    goes_on = state_file is not None and state_file.exists()
+    stream = load_stream(state_file, model) if state_file and goes_on else None
+    require(
+        goes_on or all(prompts),
+        "--prompt: nothing to begin with; give at least one character, or the --state-file of an earlier text",
+    )
+    texts = [""] * len(prompts)
+    response = None
+    try:
+        for response in stream_generate(
+            model, vocabulary, prompts, command.max_tokens, sampler, command.seed, stream=stream
+        ):
+            if one:
+                print(response.text, end="", flush=True)
+            else:
+                texts = [text + more for text, more in zip(texts, response.texts, strict=True)]
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+    if one:
+        print()
+    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True) if not one else ()):
+        print(f"--- {i + 1}: {prompt!r}\n{text}")
+    if response is None:
+        return
+    if state_file is not None:
+        save_stream(state_file, model, response.stream)
+    say = [
+        f"prompt: {response.prompt_tokens:,} tokens, {response.prompt_tps:,.1f} tokens per second",
+        f"generation: {response.generation_tokens:,} tokens, {response.generation_tps:,.1f} tokens per second",
+        f"peak memory: {response.peak_memory * 1000:,.1f} MB",
+    ]
+    if response.finish_reason == "limit":
+        say.append(
+            f"ended early: this model has absolute positions for {model.limit} tokens; "
+            "one trained with --positions block goes on for ever"
+        )
+    print(*say, sep="\n", file=sys.stderr)
+
+
+def read_prompts(given: tuple[str, ...]) -> list[str]:
+    """The prompts, with ``-`` replaced by standard input; an empty one if there is none.
+
+    Raises:
+        UserError: standard input is not UTF-8, or is named twice.
+    """
+    require(given.count("-") <= 1, "--prompt -: standard input can be read once")
+    try:
+        return [sys.stdin.read() if prompt == "-" else prompt for prompt in given] or [""]
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompt -: is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,202 @@
+"""Generation: a stream of tokens out of a model's step, one at a time, for any number of prompts.
+
+Random numbers of a stream depend on its seed and its position alone. So a text is the same whether its
+prompt runs alone or beside others, in one go or from a state that was saved on the way.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_rtx.errors import require
+from mlx_rtx.sampling import Sampler, make_sampler
+from mlx_rtx.transformer import Transformer
+from mlx_rtx.vocabulary import Characters
+
+PREFILL = 512  # tokens of a prompt fed at a time
+
+
+class Stream(NamedTuple):
+    """Where generation stands: the model's state, and tokens (B, n) that it has yet to be fed."""
+
+    state: Any
+    pending: mx.array
+
+    @property
+    def position(self) -> int:
+        """Tokens so far, those that wait included."""
+        return self.state.position + self.pending.shape[1]
+
+
+def start(model: Transformer, batch_size: int = 1) -> Stream:
+    """A stream before its first token."""
+    return Stream(model.initial_state(batch_size), mx.zeros((batch_size, 0), mx.int32))
+
+
+def token_stream(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    sampler: Sampler | None = None,
+    seeds: Sequence[int] = (0,),
+    stream: Stream | None = None,
+) -> Iterator[tuple[list[int | None], Stream]]:
+    """Feed prompts and draw what follows; the device is kept one token ahead.
+
+    All streams advance together. While a prompt still lasts its stream is fed from it, and only those
+    whose prompt has ended draw; so prompts need not have the same length.
+
+    Args:
+        model: in evaluation mode.
+        prompts: tokens of each of B prompts.
+        max_tokens: tokens to draw for each.
+        sampler: see `mlx_rtx.sampling.make_sampler`; the likeliest token if not given.
+        seeds: one a stream.
+        stream: where an earlier call ended; the prompts come after it.
+
+    Yields:
+        (the token of each stream, None where its prompt still lasts or its tokens are all drawn; where
+        generation stands). It ends early where the model's positions do (`Transformer.limit`).
+
+    Raises:
+        UserError: there is nothing to begin with, or a prompt longer than the model's positions.
+    """
+    sampler = sampler or make_sampler()
+    stream = stream or start(model, len(prompts))
+    begin, waiting = stream.state.position, np.array(stream.pending)
+    rows = [[*pending.tolist(), *prompt] for pending, prompt in zip(waiting, prompts, strict=True)]
+    lengths = np.array([len(row) for row in rows])
+    require(lengths.min() >= 1, "prompt: empty; give at least one character, e.g. a line break")
+    require(
+        model.limit is None or begin + lengths.max() <= model.limit,
+        f"prompt: ends at {begin + lengths.max():,} tokens, the model has absolute positions for {model.limit} "
+        "(max_len); shorten it, or train with --positions block, which has no limit",
+    )
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    given = mx.array([row + [0] * (longest - len(row)) for row in rows])
+    key_words = mx.array(list(seeds), dtype=mx.uint32)
+    state, logits = stream.state, mx.zeros((len(rows), 0))
+    for first in range(0, shortest, PREFILL):
+        logits, state = model.step(given[:, first : min(first + PREFILL, shortest)], state)
+        logits = logits[:, -1]
+        mx.eval(logits, state)
+
+    def draw(logits: mx.array, at: int) -> mx.array:
+        """Tokens (B,) at place ``at`` after ``begin``."""
+        position = mx.full((len(rows),), begin + at, dtype=mx.uint32)
+        drawn = sampler(logits, mx.stack([key_words, position], axis=1)).astype(mx.int32)
+        if at < longest:
+            drawn = mx.where(mx.array(at < lengths), given[:, at], drawn)
+        return drawn
+
+    end = longest + max_tokens
+    if model.limit is not None:
+        end = min(end, model.limit - begin + 1)  # the last token drawn need not be fed
+    tokens = draw(logits, shortest)
+    mx.async_eval(tokens)
+    for at in range(shortest, end):
+        before = state
+        if at + 1 < end:
+            logits, state = model.step(tokens[:, None], state)
+            following = draw(logits[:, -1], at + 1)
+            mx.async_eval(following, state)
+        drawn = [
+            token if length <= at < length + max_tokens else None
+            for token, length in zip(np.array(tokens).tolist(), lengths, strict=True)
+        ]
+        yield drawn, Stream(before, tokens[:, None])
+        if at + 1 < end:
+            tokens = following
+
+
+@dataclass(frozen=True)
+class Response:
+    """What one step of `stream_generate` gives, and how it goes."""
+
+    texts: list[str]
+    """What each prompt's text goes on by: a character, or nothing where the prompt lasts or the text is done."""
+    stream: Stream
+    """Where generation stands; to go on from here, pass it on with the next prompt."""
+    prompt_tokens: int
+    """Tokens of the prompts together."""
+    prompt_tps: float
+    """Prompt tokens per second up to the first token drawn."""
+    generation_tokens: int
+    """Tokens drawn so far, of all prompts together."""
+    generation_tps: float
+    """Tokens per second after the first ones."""
+    peak_memory: float
+    """Peak memory of the process's MLX arrays, in GB."""
+    finish_reason: str | None = None
+    """On the last one: ``length`` when all tokens asked for were drawn, ``limit`` when positions ran out."""
+
+    @property
+    def text(self) -> str:
+        """What the first prompt's text goes on by."""
+        return self.texts[0]
+
+
+def stream_generate(
+    model: Transformer,
+    vocabulary: Characters,
+    prompts: str | Sequence[str],
+    max_tokens: int = 256,
+    sampler: Sampler | None = None,
+    seed: int = 0,
+    stream: Stream | None = None,
+) -> Iterator[Response]:
+    """Write on after prompts, token by token.
+
+    Args:
+        model: in evaluation mode, as `mlx_rtx.load` gives it.
+        vocabulary: its characters, as `mlx_rtx.load_vocabulary` gives them.
+        prompts: one prompt or several; those need not have the same length.
+        max_tokens: tokens to draw for each, at least 1.
+        sampler: see `mlx_rtx.sampling.make_sampler`; the likeliest token if not given.
+        seed: prompt i draws by ``seed + i``, and the same as it would alone with that seed.
+        stream: where an earlier call ended (`Response.stream`); the prompts, which may then be empty,
+            come after it.
+
+    Raises:
+        UserError: characters that the model does not know, an empty prompt at the start, or one too long.
+
+    Example:
+        >>> for response in stream_generate(model, vocabulary, "ROMEO:", sampler=make_sampler(temp=0.8)):
+        ...     print(response.text, end="", flush=True)
+    """
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    require(len(prompts) >= 1, "prompts: there is none; give at least one")
+    require(max_tokens >= 1, f"max_tokens={max_tokens}: must be at least 1")
+    require(0 <= seed <= 2**32 - len(prompts), f"seed={seed}: must lie in 0 … {2**32 - len(prompts)}")
+    encoded = [vocabulary.encode(prompt, "prompt").tolist() for prompt in prompts]
+    prompt_tokens, drawn = sum(map(len, encoded)), 0
+    started = time.perf_counter()
+    first: float | None = None  # when the first tokens were there
+    seeds = range(seed, seed + len(prompts))
+    for tokens, stands in token_stream(model, encoded, max_tokens, sampler, seeds, stream):
+        now = time.perf_counter()
+        first = first or now
+        drawn += sum(token is not None for token in tokens)
+        reason = "length" if drawn == max_tokens * len(prompts) else None
+        if model.limit is not None and stands.position > model.limit:
+            reason = reason or "limit"
+        yield Response(
+            texts=["" if token is None else vocabulary.characters[token] for token in tokens],
+            stream=stands,
+            prompt_tokens=prompt_tokens,
+            prompt_tps=prompt_tokens / (first - started),
+            generation_tokens=drawn,
+            generation_tps=(drawn - len(prompts)) / (now - first) if now > first else 0.0,
+            peak_memory=mx.get_peak_memory() / 1e9,
+            finish_reason=reason,
+        )
+
+
+def generate(model: Transformer, vocabulary: Characters, prompts: str | Sequence[str], **settings: Any) -> list[str]:
+    """The whole text after each prompt; arguments as for `stream_generate`."""
+    responses = list(stream_generate(model, vocabulary, prompts, **settings))
+    return ["".join(parts) for parts in zip(*(response.texts for response in responses), strict=True)]

@@ -1,0 +1,47 @@
+"""A stream on disk: where generation stands, to go on from there another day."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from mlx_rtx.checkpoint import read_arrays, write_arrays
+from mlx_rtx.errors import require
+from mlx_rtx.generation import Stream, start
+from mlx_rtx.transformer import Transformer
+from mlx_rtx.trees import flat
+
+
+def fingerprint(model: Transformer) -> str:
+    """sha256 of a model's settings and weights."""
+    whole = hashlib.sha256(repr(model.config).encode())
+    for name, array in flat(model.parameters()).items():
+        whole.update(name.encode())
+        whole.update(np.array(array).tobytes())
+    return whole.hexdigest()
+
+
+def save_stream(path: Path, model: Transformer, stream: Stream) -> None:
+    """Write ``stream`` of ``model``: one file, of constant size for a recurrent model."""
+    arrays = {"layers." + name: array for name, array in flat(stream.state.layers).items()}
+    metadata = {"model": fingerprint(model), "position": str(stream.state.position)}
+    write_arrays(path, {**arrays, "pending": stream.pending}, metadata)
+
+
+def load_stream(path: Path, model: Transformer) -> Stream:
+    """Read what `save_stream` wrote.
+
+    Raises:
+        UserError: the file is missing, cut off, or of another model.
+    """
+    arrays, metadata = read_arrays(path)
+    require(
+        metadata.get("model") == fingerprint(model),
+        f"{path}: is the state of another model; name its own model, or another --state-file",
+    )
+    pending = arrays["pending"]
+    empty = start(model, len(pending)).state
+    layers = tuple(
+        type(layer)(*(arrays[f"layers.{i}.{j}"] for j in range(len(layer)))) for i, layer in enumerate(empty.layers)
+    )
+    return Stream(type(empty)(int(metadata["position"]), layers), pending)

@@ -1,0 +1,90 @@
+"""Image (paper §6.1): the class of a CIFAR-10 image from its 1,024 grey levels, read as a sequence.
+
+Vocabulary V = 256 levels, L = 1,024 pixels row by row, 10 classes at the last position. Of the
+50,000 training images the last 5,000 are set aside for validation; the test set is for `evaluate` alone.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_rtx.errors import require_choices
+from mlx_rtx.tasks import cifar
+from mlx_rtx.tasks.cifar import Images
+from mlx_rtx.tasks.sources import sha256
+from mlx_rtx.tasks.task import Data, Sequences, StoredTask
+from mlx_rtx.vocabulary import Characters
+
+SET_ASIDE = 0.1  # share of the training images
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTask(StoredTask):
+    """Classify grey CIFAR-10."""
+
+    validate_on: Literal["held-out", "test"] = "held-out"
+    """held-out: 5,000 training images set aside. test: the test set, as the paper does; then all 50,000 train,
+    and the weights kept are those that do best on the test set, which flatters them."""
+
+    def __post_init__(self):
+        require_choices(self)
+
+    def load(self, vocabulary: Characters | None = None) -> "ImageData":
+        """Read and check the images; see `mlx_rtx.tasks.cifar.load`."""
+        splits, path = cifar.load(self.data)
+        return ImageData(splits, str(path), self.validate_on == "test")
+
+
+class ImageData(Data):
+    """Images in memory.
+
+    Args:
+        splits: ``train`` and ``test``.
+        source: where they came from.
+        on_test: validate on the test set, and train on all other images.
+    """
+
+    splits = ("validation", "test")
+    out_size = cifar.CLASSES
+    vocab_size, length, chance = 256, cifar.PIXELS, math.log(cifar.CLASSES)
+
+    def __init__(self, splits: dict[str, Images], source: str, on_test: bool):
+        train, test = splits["train"], splits["test"]
+        kept = len(train.labels) - (0 if on_test else round(SET_ASIDE * len(train.labels)))
+        aside = Images(train.pixels[kept:], train.labels[kept:])
+        self._held_out = {"validation": test if on_test else aside, "test": test}
+        self._pixels, self._labels = mx.array(train.pixels[:kept]), mx.array(train.labels[:kept])
+        self._described = {
+            "length": self.length,
+            "train": kept,
+            "validation": "the test set" if on_test else len(aside.labels),
+            "source": source,
+        }
+        self.fingerprint = sha256(train.pixels, train.labels, test.pixels, test.labels)
+
+    def describe(self) -> dict:
+        """Counts and source."""
+        return self._described
+
+    def batch(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
+        """Grey levels (size, 1024) and classes (size, 1) of training images drawn with replacement."""
+        rows = mx.random.randint(0, len(self._labels), (size,), key=key)
+        return self._pixels[rows].astype(mx.int32), self._labels[rows][:, None].astype(mx.int32)
+
+    def held_out(self, split: str, samples: int | None, batch: int, key: mx.array) -> Iterator[Sequences]:
+        """The images of a split in their order, or the first ``samples`` of them."""
+        images = self._held_out[split]
+        count = min(samples or len(images.labels), len(images.labels))
+        for start in range(0, count, batch):
+            rows = slice(start, min(start + batch, count))
+            targets = mx.array(images.labels[rows, None].astype(np.int32))
+            yield Sequences(self.length, partial(_columns, images.pixels[rows]), targets)
+
+
+def _columns(pixels: np.ndarray, start: int, end: int) -> mx.array:
+    return mx.array(pixels[:, start:end].astype(np.int32))

@@ -1,0 +1,79 @@
+"""Where data comes from: a file somebody has, or a download that is kept."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlx_rtx.errors import UserError
+from mlx_rtx.files import write_whole
+
+VARIABLE = "MLX_RTX_DATA"
+
+
+def locate(data: str | None, *names: str) -> Path | None:
+    """The file or folder that ``--data`` or MLX_RTX_DATA names, or what a folder holds of ``names``.
+
+    Args:
+        data: what ``--data`` says, if anything; it goes before the variable.
+        names: patterns of what is looked for in a folder, the first that is there counts.
+
+    Returns:
+        The path; None if neither is given, and the data is to be downloaded.
+
+    Raises:
+        UserError: there is no such thing.
+    """
+    given = f"--data {data}" if data else f"{VARIABLE}={os.environ.get(VARIABLE, '')}"
+    path = Path(data or os.environ.get(VARIABLE, ""))
+    if not data and not os.environ.get(VARIABLE):
+        return None
+    if not path.exists():
+        raise UserError(f"{given}: not found; name an existing file or folder, or none to download the data")
+    if path.is_file():
+        return path
+    for name in names:
+        if found := sorted(path.glob(name)):
+            return found[0]
+    raise UserError(f"{given}: this folder holds no {' and no '.join(names)}; name the file itself, or another folder")
+
+
+def kept(name: str, make: Callable[[Path], object]) -> Path:
+    """A file of the cache in XDG_CACHE_HOME (~/.cache), made by ``make`` when it is not there yet."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlx_rtx"
+    path = folder / name
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot make this folder ({error.strerror}); set XDG_CACHE_HOME") from None
+        write_whole(path, make)
+    return path
+
+
+def download(what: str, instead: str, *arguments: Any, **settings: Any) -> Any:
+    """``datasets.load_dataset`` with what can go wrong said in one line.
+
+    Args:
+        what: name or address of what is downloaded, for the message.
+        instead: how to do without, for the message.
+    """
+    try:
+        import datasets  # late: heavy, and not needed where the data lies in a file
+    except ImportError:
+        raise UserError(f"{what}: needs the package datasets (pip install 'mlx-rtx[data]'); or {instead}") from None
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(*arguments, **settings)
+    except Exception as error:  # whatever lies between here and the server
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{what}: could not be downloaded ({type(error).__name__}: {reason}); {instead}") from None
+
+
+def sha256(*parts: Any) -> str:
+    """Hash of buffers, one after the other, in hexadecimal."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part)
+    return whole.hexdigest()

@@ -1,0 +1,171 @@
+"""Text (paper §6.3): predict each next character of tiny Shakespeare, or of any text.
+
+Tokens are characters. The first 90 % of the text train, the rest is held out; validation is over all of
+it, in windows of L characters side by side (every held-out character but the first is predicted once).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_rtx.errors import require, require_positive
+from mlx_rtx.generation import generate, make_sampler
+from mlx_rtx.tasks import corpus
+from mlx_rtx.tasks.sources import sha256
+from mlx_rtx.tasks.task import Data, Sequences, StoredTask
+from mlx_rtx.transformer import Transformer
+from mlx_rtx.vocabulary import Characters
+
+TRAIN = 0.9  # share of the text
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTask(StoredTask):
+    """Predict the next character."""
+
+    length: int = 256
+    """Characters L of a training sequence."""
+    stateful: bool = False
+    """Read the text on: a sequence begins where the one before it in the same row ended, with its state."""
+    sample: int = 160
+    """Characters to write at each validation, to look at; 0 for none."""
+
+    def __post_init__(self):
+        require_positive(self, "length")
+        require(self.sample >= 0, f"sample={self.sample}: must be 0 (off) or above")
+
+    def load(self, vocabulary: Characters | None = None) -> "TextData":
+        """Read and check the text; see `mlx_rtx.tasks.corpus.load`."""
+        text, path = corpus.load(self.data)
+        return TextData(self, text, str(path), vocabulary)
+
+
+class TextData(Data):
+    """A text in memory, as tokens.
+
+    Args:
+        task: settings.
+        text: the whole text.
+        source: where it came from.
+        vocabulary: see `Task.load`.
+    """
+
+    figures = ("loss", "bits", "accuracy")
+    splits = ("stream", "validation")
+    long_range = False
+
+    def __init__(self, task: TextTask, text: str, source: str, vocabulary: Characters | None):
+        self.task = task
+        self.vocabulary: Characters = vocabulary or Characters(text)
+        tokens = self.vocabulary.encode(text, source) if text else np.zeros(0, np.int32)
+        cut = int(TRAIN * len(tokens))
+        self._train, self._held_out = mx.array(tokens[:cut]), tokens[cut:]
+        require(
+            cut > task.length and len(self._held_out) > 1,
+            f"{source}: {len(tokens):,} characters are too few for sequences of {task.length}; "
+            "give a longer text or a smaller --length",
+        )
+        self.fingerprint = sha256(text.encode("utf-8"))
+        self._described = {
+            "length": task.length,
+            "characters": len(self.vocabulary),
+            "train": cut,
+            "validation": len(self._held_out),
+            "source": source,
+        }
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of different characters V."""
+        return len(self.vocabulary)
+
+    @property
+    def length(self) -> int:
+        """Characters L of a training sequence."""
+        return self.task.length
+
+    @property
+    def chance(self) -> float:
+        """Loss of a uniform guess among the characters, ln V nats."""
+        return math.log(self.vocab_size)
+
+    def describe(self) -> dict:
+        """Sizes and source."""
+        return self._described
+
+    def batch(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
+        """Characters (size, L) from places drawn with replacement, and those that follow them (size, L)."""
+        starts = mx.random.randint(0, len(self._train) - self.length, (size, 1), key=key)
+        return self._cut(starts)
+
+    def continued(self, key: mx.array, step: int, size: int) -> tuple[mx.array, mx.array, bool]:
+        """The ``step``-th batch when ``size`` rows read the text on side by side, and again from the start.
+
+        Args:
+            key: fixes where reading begins each time through the text.
+
+        Returns:
+            (tokens (size, L), targets (size, L), whether the rows begin anew here).
+
+        Raises:
+            UserError: the text has no L characters for each row.
+        """
+        usable, L = len(self._train) - 1, self.length
+        chunks = usable // (size * L)
+        require(chunks >= 1, f"batch={size}: the text is too short for so many rows of {L}; use a smaller --batch")
+        turn, chunk = divmod(step, chunks)
+        spare = usable - size * chunks * L
+        begin = mx.random.randint(0, spare + 1, key=mx.random.split(key, turn + 1)[turn])
+        starts = begin + L * (chunk + chunks * mx.arange(size)[:, None])
+        return *self._cut(starts), chunk == 0
+
+    def _cut(self, starts: mx.array) -> tuple[mx.array, mx.array]:
+        places = starts + mx.arange(self.length)
+        return self._train[places], self._train[places + 1]
+
+    def held_out(self, split: str, samples: int | None, batch: int, key: mx.array) -> Iterator[Sequences]:
+        """The held-out text in windows (``validation``), or on end (``stream``).
+
+        A stateful run validates in ``batch`` windows as long as they need be. ``samples`` windows are
+        spread evenly over the text. The last window is filled up with text from before it, not scored twice.
+        """
+        last = len(self._held_out) - 1  # number of targets
+        length = self.length
+        if split == "stream" or self.task.stateful:
+            length = -(-last // (1 if split == "stream" else batch))
+        length = min(length, last)
+        whole = last // length
+        starts = np.arange(whole) * length
+        if samples is not None and samples < whole:
+            starts = starts[np.linspace(0, whole - 1, samples).round().astype(int)]
+        windows = [(starts[i : i + batch], length) for i in range(0, len(starts), batch)]
+        if last % length and len(starts) == whole:
+            windows.append((np.array([last - length]), last % length))
+        for begins, scored in windows:
+            rows = self._held_out[begins[:, None] + np.arange(length + 1)]
+            yield Sequences(length, partial(_columns, rows), mx.array(rows[:, -scored:]))
+
+    def illustrate(self, model: Transformer, key: mx.array) -> str | None:
+        """Characters that the model writes after a line break, at temperature 0.8."""
+        if not self.task.sample:
+            return None
+        training, prompt = model.training, "\n" if "\n" in self.vocabulary.characters else self.vocabulary.characters[0]
+        model.eval()
+        (text,) = generate(
+            model,
+            self.vocabulary,
+            prompt,
+            max_tokens=self.task.sample,
+            sampler=make_sampler(temp=0.8),
+            seed=int(key[0]),
+        )
+        model.train(training)
+        return text
+
+
+def _columns(rows: np.ndarray, start: int, end: int) -> mx.array:
+    return mx.array(rows[:, start:end])

@@ -1,0 +1,192 @@
+"""Images: loaded from every kind of source, checked, and cut into batches; small stand-ins made on the spot."""
+
+import io
+import sys
+
+import datasets
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlx_rtx import UserError
+from mlx_rtx.tasks import ImageTask, cifar, sources
+
+COUNTS = {"train": 100, "test": 20}
+
+
+@pytest.fixture
+def colours():
+    """Colour images and labels of a data set in small."""
+    generator = np.random.default_rng(0)
+    return {
+        name: (generator.integers(0, 256, (count, 32, 32, 3), np.uint8), np.arange(count, dtype=np.uint8) % 10)
+        for name, count in COUNTS.items()
+    }
+
+
+@pytest.fixture(autouse=True)
+def small(colours, monkeypatch, tmp_path):
+    """Take the small data set for CIFAR-10, and keep downloads to this test."""
+    monkeypatch.setattr(cifar, "COUNTS", COUNTS)
+    monkeypatch.setattr(cifar, "LABELS", {name: sources.sha256(labels) for name, (_, labels) in colours.items()})
+    monkeypatch.setattr(cifar, "GREY", {name: cifar.grey(rgb).mean() for name, (rgb, _) in colours.items()})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("MLX_RTX_DATA", raising=False)
+
+
+def arrays(colours):
+    return {
+        key: value
+        for name, (rgb, labels) in colours.items()
+        for key, value in {f"{name}_images": cifar.grey(rgb).reshape(-1, 1024), f"{name}_labels": labels}.items()
+    }
+
+
+@pytest.fixture
+def npz(colours, tmp_path):
+    np.savez_compressed(tmp_path / "cifar10_gray.npz", **arrays(colours))
+    return tmp_path / "cifar10_gray.npz"
+
+
+@pytest.fixture
+def hub(colours):
+    """What the hub's data set is, in small."""
+    parts = {}
+    for name, (rgb, labels) in colours.items():
+        pictures = [{"bytes": png(picture), "path": None} for picture in rgb]
+        table = datasets.Dataset.from_dict({"img": pictures, "label": labels.tolist()})
+        parts[name] = table.cast_column("img", datasets.Image())
+    return datasets.DatasetDict(parts)
+
+
+def png(picture):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def same(data, colours):
+    """Whether ``data`` holds the small data set."""
+    for split, name, rows in (("validation", "train", slice(90, 100)), ("test", "test", slice(0, 20))):
+        rgb, labels = (array[rows] for array in colours[name])
+        read = list(data.held_out(split, None, 7, mx.random.key(0)))
+        tokens = np.concatenate([np.array(part.read(0, part.length)) for part in read])
+        targets = np.concatenate([np.array(part.targets) for part in read])
+        assert np.array_equal(tokens, cifar.grey(rgb).reshape(-1, 1024))
+        assert np.array_equal(targets[:, 0], labels)
+
+
+def test_grey_is_rounded_as_documented():
+    """Against the formula in float64, but for what lies within float32 of a step."""
+    rgb = np.random.default_rng(1).integers(0, 256, (5000, 3), np.uint8)
+    exact = rgb @ np.array([0.2989, 0.5870, 0.1140]) / 255 * 255.5
+    clear = np.abs(exact - np.round(exact)) > 1e-4
+    assert np.array_equal(cifar.grey(rgb)[clear], np.floor(exact[clear]).astype(np.uint8))
+    assert cifar.grey(np.array([[0, 0, 0], [255, 255, 255]], np.uint8)).tolist() == [0, 255]
+
+
+def test_from_an_npz(npz, colours):
+    same(ImageTask(data=str(npz)).load(), colours)
+
+
+def test_from_a_folder_that_holds_one(npz, colours, monkeypatch):
+    same(ImageTask(data=str(npz.parent)).load(), colours)
+    monkeypatch.setenv("MLX_RTX_DATA", str(npz.parent))
+    same(ImageTask().load(), colours)
+
+
+def test_from_a_copy_of_the_hubs(hub, colours, tmp_path):
+    folder = tmp_path / "copy" / "plain_text"
+    folder.mkdir(parents=True)
+    for name, table in hub.items():
+        table.to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    same(ImageTask(data=str(tmp_path / "copy")).load(), colours)
+    for file in folder.iterdir():
+        file.write_bytes(b"")  # converted once, it is kept
+    same(ImageTask(data=str(tmp_path / "copy")).load(), colours)
+
+
+def test_from_the_hub_once(hub, colours, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments: asked.append(arguments) or hub)
+    for _ in range(2):
+        same(ImageTask().load(), colours)
+    assert asked == [("uoft-cs/cifar10",)]
+    assert [file.name for file in (tmp_path / "cache" / "mlx_rtx").iterdir()] == ["cifar10_gray.npz"]
+
+
+def test_no_network(monkeypatch, tmp_path):
+    def unreachable(*_):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(UserError, match=r"uoft-cs/cifar10 from the hub: could not .*no route to host.*with --data"):
+        ImageTask().load()
+    assert not list((tmp_path / "cache" / "mlx_rtx").iterdir())
+
+
+def test_no_datasets_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"needs the package datasets .*mlx-rtx\[data\].*--data"):
+        ImageTask().load()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda a: a.pop("test_labels"), "test_labels"),
+        (
+            lambda a: a.update(train_images=a["train_images"][:-1]),
+            r"train images and labels have shapes \(\(99",
+        ),
+        (lambda a: a.update(train_images=a["train_images"].reshape(-1, 32, 32)), "have shapes"),
+        (lambda a: a.update(test_images=a["test_images"] / 255), "not 8-bit"),
+        (lambda a: a.update(test_labels=a["test_labels"] // 2), "test labels count"),
+        (lambda a: a.update(train_labels=np.roll(a["train_labels"], 1)), "not in CIFAR-10's order"),
+        (lambda a: a.update(train_images=a["train_images"] // 2), "mean grey level of train"),
+    ],
+    ids=["missing", "short", "shape", "type", "counts", "order", "grey"],
+)
+def test_what_is_not_cifar_is_refused(colours, tmp_path, change, words):
+    wrong = arrays(colours)
+    change(wrong)
+    np.savez(tmp_path / "wrong.npz", **wrong)
+    with pytest.raises(UserError, match=words):
+        ImageTask(data=str(tmp_path / "wrong.npz")).load()
+
+
+def test_files_that_are_no_images(npz, tmp_path, monkeypatch):
+    npz.write_bytes(npz.read_bytes()[:5000])
+    with pytest.raises(UserError, match="cut off"):
+        ImageTask(data=str(npz)).load()
+    with pytest.raises(UserError, match="--data nowhere: not found"):
+        ImageTask(data="nowhere").load()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no cifar10_gray\.npz and no"):
+        ImageTask(data=str(tmp_path / "empty")).load()
+    monkeypatch.setenv("MLX_RTX_DATA", "nowhere")
+    with pytest.raises(UserError, match="MLX_RTX_DATA=nowhere: not found"):
+        ImageTask().load()
+
+
+@pytest.mark.parametrize(("habit", "train", "validation"), [("held-out", 90, 10), ("test", 100, 20)])
+def test_what_trains_and_what_does_not(npz, colours, habit, train, validation):
+    data = ImageTask(data=str(npz), validate_on=habit).load()
+    tokens, targets = (np.array(a) for a in data.batch(mx.random.key(1), 3000))
+    assert tokens.shape == (3000, 1024)
+    assert targets.shape == (3000, 1)
+    known = {row.tobytes(): label for row, label in zip(*arrays_of(colours, train), strict=True)}
+    drawn = {row.astype(np.uint8).tobytes() for row in tokens}
+    assert drawn == known.keys()  # every training image, and no other
+    assert all(known[row.astype(np.uint8).tobytes()] == label for row, (label,) in zip(tokens, targets, strict=True))
+    held_out = list(data.held_out("validation", None, 64, mx.random.key(0)))
+    assert sum(len(part.targets) for part in held_out) == validation
+    assert sum(len(part.targets) for part in data.held_out("test", 5, 3, mx.random.key(0))) == 5
+    again, _ = data.batch(mx.random.key(1), 3000)
+    assert np.array_equal(tokens, again)
+
+
+def arrays_of(colours, count):
+    rgb, labels = colours["train"]
+    return cifar.grey(rgb).reshape(-1, 1024)[:count], labels[:count]

@@ -1,0 +1,66 @@
+"""Samplers: what each rule leaves, and that what is left is drawn as often as it is probable."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_rtx import UserError, make_sampler
+
+P = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
+
+
+def draws(count=4000, probabilities=P, **rules):
+    logits = mx.broadcast_to(mx.log(mx.array(probabilities)), (count, len(probabilities)))
+    keys = mx.stack([mx.arange(count), mx.full((count,), 7)], axis=1).astype(mx.uint32)
+    return np.bincount(np.array(make_sampler(**rules)(logits, keys)), minlength=len(probabilities)) / count
+
+
+@pytest.mark.parametrize(
+    ("rules", "kept"),
+    [
+        ({}, 5),
+        ({"top_k": 2}, 2),
+        ({"top_k": 99}, 5),
+        ({"top_p": 0.69}, 2),
+        ({"top_p": 0.71}, 3),
+        ({"top_p": 1e-6}, 1),
+        ({"min_p": 0.3}, 3),
+        ({"min_p": 1.0}, 1),
+        ({"top_k": 4, "top_p": 0.9, "min_p": 0.5}, 2),
+    ],
+)
+def test_the_rest_is_drawn_as_often_as_it_is_probable(rules, kept):
+    expected = np.where(np.arange(5) < kept, P, 0) / P[:kept].sum()
+    found = draws(temp=1.0, **rules)
+    assert (found[expected == 0] == 0).all()
+    assert np.abs(found - expected).max() < 5 * np.sqrt(0.25 / 4000)
+
+
+@pytest.mark.parametrize("temp", [0.5, 2.0])
+def test_temperature(temp):
+    expected = P ** (1 / temp) / (P ** (1 / temp)).sum()
+    assert np.abs(draws(temp=temp) - expected).max() < 5 * np.sqrt(0.25 / 4000)
+
+
+def test_temperature_0_takes_the_likeliest():
+    assert draws(temp=0)[0] == 1
+
+
+def test_order_of_tokens_does_not_matter():
+    found = draws(probabilities=P[::-1].copy(), temp=1.0, top_p=0.71)
+    assert (found[:2] == 0).all()
+    assert found[4] > found[3] > found[2] > 0
+
+
+def test_a_stream_draws_by_its_own_key():
+    logits, sampler = mx.random.normal((3, 50), key=mx.random.key(1)), make_sampler(temp=1.0)
+    keys = mx.array([[0, 5], [1, 5], [2, 5]], dtype=mx.uint32)
+    together = sampler(logits, keys)
+    alone = [sampler(logits[i : i + 1], keys[i : i + 1]).item() for i in range(3)]
+    assert together.tolist() == alone
+
+
+@pytest.mark.parametrize("wrong", [{"temp": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}, {"min_p": 2}])
+def test_values_out_of_range_are_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        make_sampler(**wrong)

@@ -1,0 +1,185 @@
+"""Text: loaded from every kind of source, cut into windows, carried on from chunk to chunk."""
+
+import functools
+import http.server
+import sys
+import threading
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_rtx import Characters, UserError
+from mlx_rtx.tasks import TextTask, corpus, sources
+
+TEXT = "".join(f"The quick brown fox, no. {i},\njumps over the lazy dog.\n\n" for i in range(20)) + "end"
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    """Take a short text for tiny Shakespeare, and keep downloads to this test."""
+    monkeypatch.setattr(corpus, "SHA256", sources.sha256(TEXT.encode()))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.delenv("MLX_RTX_DATA", raising=False)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "a text.txt"
+    path.write_bytes(TEXT.encode())
+    return path
+
+
+def load(file, **settings):
+    return TextTask(data=str(file), **{"length": 16, **settings}).load()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A server on this machine that has the text where the project looks for it."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "input.txt").write_bytes(TEXT.encode())
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        monkeypatch.setattr(corpus, "URL", f"http://127.0.0.1:{running.server_port}/input.txt")
+        yield folder / "input.txt"
+        running.shutdown()
+        thread.join()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_from_the_server_once(server):
+    assert corpus.load(None)[0] == TEXT
+    server.unlink()
+    assert corpus.load(None)[0] == TEXT  # kept
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_another_text_from_the_server_is_refused(server, tmp_path):
+    server.write_bytes(TEXT.encode()[:-1])
+    with pytest.raises(UserError, match=r"input\.txt: is not tiny Shakespeare"):
+        corpus.load(None)
+    assert not list((tmp_path / "cache" / "mlx_rtx").iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_no_server(monkeypatch):
+    monkeypatch.setattr(corpus, "URL", "http://127.0.0.1:9/input.txt")
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/input\.txt: could not be downloaded .*--data"):
+        corpus.load(None)
+
+
+def test_no_datasets_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"needs the package datasets .*--data"):
+        corpus.load(None)
+
+
+def test_from_a_file_every_character_is_kept(file):
+    text = TEXT + "\r\n\r\u2028 é"
+    file.write_bytes(text.encode())
+    assert corpus.load(str(file))[0] == text
+
+
+def test_what_goes_by_the_name_must_be_tiny_shakespeare(file, monkeypatch):
+    named = file.rename(file.with_name("tinyshakespeare.txt"))
+    assert corpus.load(str(named.parent))[0] == TEXT
+    monkeypatch.setenv("MLX_RTX_DATA", str(named.parent))
+    assert corpus.load(None)[0] == TEXT
+    named.write_bytes(TEXT.encode() + b"!")
+    with pytest.raises(UserError, match=r"is not tiny Shakespeare .*rename it"):
+        corpus.load(None)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"caf\xe9 " * 100, r"is not UTF-8 \(byte 0xe9 at 3\).*iconv"),
+        (b"", "0 characters are too few"),
+        (b"short", "5 characters are too few for sequences of 16.*smaller --length"),
+    ],
+)
+def test_files_that_are_no_text_to_train_on(file, content, words):
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        load(file)
+
+
+def test_no_file():
+    with pytest.raises(UserError, match="not found"):
+        load("nowhere.txt")
+
+
+def test_a_text_with_characters_the_model_does_not_know(file):
+    with pytest.raises(UserError, match=r"a text\.txt: .* is not among the 3 characters the model knows"):
+        TextTask(data=str(file)).load(Characters("abc"))
+
+
+def test_batches_come_from_the_first_nine_tenths(file):
+    data, train = load(file), TEXT[: int(0.9 * len(TEXT))]
+    tokens, targets = (np.array(a) for a in data.batch(mx.random.key(0), 20_000))
+    assert tokens.shape == targets.shape == (20_000, 16)
+    windows = {data.vocabulary.decode([*row, target[-1]]) for row, target in zip(tokens, targets, strict=True)}
+    assert windows == {train[i : i + 17] for i in range(len(train) - 16)}
+    assert np.array_equal(tokens[:, 1:], targets[:, :-1])
+
+
+@pytest.mark.parametrize("length", [7, 16, 53, 500])
+@pytest.mark.parametrize("split", ["validation", "stream"])
+def test_every_held_out_character_is_scored_once(file, split, length):
+    """All but the first, each after the characters that precede it."""
+    data, held_out = load(file, length=length), TEXT[int(0.9 * len(TEXT)) :]
+    scored = ""
+    for part in data.held_out(split, None, 3, mx.random.key(0)):
+        rows, targets = np.array(part.read(0, part.length)), np.array(part.targets)
+        assert part.length <= (len(held_out) if split == "stream" else length)
+        for row, target in zip(rows, targets, strict=True):
+            seen, after = data.vocabulary.decode(row), data.vocabulary.decode(target)
+            assert seen + after[-1] in held_out
+            assert (seen + after[-1]).endswith(after)
+            scored += after
+    assert scored == held_out[1:]
+
+
+def test_fewer_windows_are_spread_over_the_text(file):
+    data, held_out = load(file, length=10), TEXT[int(0.9 * len(TEXT)) :]
+    (part,) = data.held_out("validation", 3, 8, mx.random.key(0))
+    rows, whole = [data.vocabulary.decode(row) for row in np.array(part.read(0, 10))], (len(held_out) - 1) // 10
+    assert rows == [held_out[10 * i : 10 * i + 10] for i in (0, round((whole - 1) / 2), whole - 1)]
+
+
+def test_a_stateful_run_reads_the_text_on(file):
+    data, train = load(file, stateful=True), TEXT[: int(0.9 * len(TEXT))]
+    rows, turns, key = ["", "", ""], [], mx.random.key(5)
+    for step in range(40):
+        tokens, targets, anew = data.continued(key, step, 3)
+        if anew:
+            turns.append(step)
+            rows = ["", "", ""]
+        for i, (row, target) in enumerate(zip(np.array(tokens), np.array(targets), strict=True)):
+            rows[i] += data.vocabulary.decode(row)
+            assert rows[i] + data.vocabulary.decode(target[-1:]) in train
+    chunks = (len(train) - 1) // (3 * 16)
+    assert turns == list(range(0, 40, chunks))
+    with pytest.raises(UserError, match="batch=500: the text is too short"):
+        data.continued(key, 0, 500)
+
+
+def test_a_stateful_run_validates_in_long_windows(file):
+    (part, *rest) = load(file, stateful=True).held_out("validation", None, 4, mx.random.key(0))
+    assert part.length == -(-(len(TEXT) - int(0.9 * len(TEXT)) - 1) // 4)
+    assert sum(len(p.targets) for p in (part, *rest)) == 4
+
+
+@pytest.mark.parametrize("wrong", [{"length": 0}, {"sample": -1}])
+def test_bad_settings_are_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        TextTask(**wrong)
