@@ -22,7 +22,7 @@ class RunLog:
 
     def __init__(self, path: Path, samples: int, step: int = 0, seen: int = 0):
         self.path = path
-        kept = "".join(json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= step)
+        kept = "".join(json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step)
         write_whole(path, lambda temporary: temporary.write_text(kept))
         self._bar = None
         if sys.stdout.isatty():
@@ -64,13 +64,13 @@ class RunLog:
 
 
 def line(fields: dict[str, Any]) -> str:
-    """``name=value`` pairs, numbers to four significant digits.
+    """``name=value`` pairs, numbers to four significant digits, empty lists left out.
 
     Example:
         >>> line({"step": 12345, "loss": 0.123456, "alpha": [0.5]})
         'step=12345 loss=0.1235 alpha=0.5'
     """
-    return " ".join(f"{name}={_short(value)}" for name, value in fields.items())
+    return " ".join(f"{name}={_short(value)}" for name, value in fields.items() if value != [])
 
 
 def _short(value: Any) -> str:
@@ -79,8 +79,8 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _lines(path: Path) -> list[dict]:
-    """The whole lines of an earlier run's file; a last one cut off by a crash is left out."""
+def read_lines(path: Path) -> list[dict]:
+    """The whole lines of a ``metrics.jsonl``; a last one cut off by a crash is left out."""
     found = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:

@@ -1,0 +1,84 @@
+"""What a run's ``metrics.jsonl`` tells, as arrays."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlx_rtx.checkpoint import RunFolder
+from mlx_rtx.config import Architecture
+from mlx_rtx.errors import require
+from mlx_rtx.log import read_lines
+from mlx_rtx.ops import paper_ops
+from mlx_rtx.settings import from_stored
+
+
+@dataclass(frozen=True)
+class History:
+    """One run. Arrays run over its reports, or over its validations."""
+
+    name: str
+    """The run folder's name."""
+    description: str
+    """Task and model in a few words."""
+    samples: np.ndarray
+    """Samples at each report."""
+    loss: np.ndarray
+    """Training loss, nats."""
+    alpha: np.ndarray
+    """α of each layer (reports, layers); no columns for a regular transformer."""
+    operations: np.ndarray
+    """Operations of all samples up to each report, by the paper's count."""
+    validated: np.ndarray
+    """Samples at each validation."""
+    validation_loss: np.ndarray
+    """Its loss, nats."""
+    accuracy: np.ndarray
+    """Its accuracy, a share."""
+    stages: list[tuple[int, int]]
+    """Samples at which a stage of the curriculum begins, and its noise; empty without a curriculum."""
+
+    @property
+    def validated_operations(self) -> np.ndarray:
+        """Operations up to each validation."""
+        return np.interp(self.validated, self.samples, self.operations)
+
+
+def read_history(path: Path) -> History:
+    """Read a run folder.
+
+    Raises:
+        UserError: it is none, or its run has reported nothing yet.
+    """
+    folder = RunFolder(path)
+    task, settings = from_stored(folder.read_config())
+    lines = read_lines(folder.metrics)
+    reports = [line for line in lines if line["kind"] == "train"]
+    checks = [line for line in lines if line["kind"] == "validation"]
+    require(
+        len(reports) > 1 and bool(checks),
+        f"{path}: its run has not come to a second report and a validation; train on",
+    )
+    shape = settings.architecture
+    samples = np.array([report["samples"] for report in reports])
+    each = [paper_ops(shape, report["length"], settings.model) for report in reports]
+    noises = [reports[0].get("noise")]
+    begins = [(0, noises[0])] if noises[0] else []
+    begins += [(line["samples"], line["next_noise"]) for line in lines if line["kind"] == "stage"]
+    return History(
+        name=path.resolve().name,
+        description=f"{task}, {_model(settings.model, shape)}",
+        samples=samples,
+        loss=np.array([report["loss"] for report in reports]),
+        alpha=np.array([report["alpha"] for report in reports]).reshape(len(reports), -1),
+        operations=np.cumsum(np.diff(samples, prepend=0) * np.array(each, dtype=np.float64)),
+        validated=np.array([check["samples"] for check in checks]),
+        validation_loss=np.array([check["loss"] for check in checks]),
+        accuracy=np.array([check["accuracy"] for check in checks]),
+        stages=begins,
+    )
+
+
+def _model(kind: str, shape: Architecture) -> str:
+    layers = f"{shape.layers} layer" + ("s" if shape.layers > 1 else "")
+    return f"{kind}, {layers}" if kind == "regular" or shape.layers > 1 else f"recurrent ({shape.history})"

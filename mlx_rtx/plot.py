@@ -1,0 +1,47 @@
+"""Draw what runs did: ``python -m mlx_rtx.plot runs/text runs/text-regular``."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import tyro
+
+from mlx_rtx import figures
+from mlx_rtx.commands import parse, run_command
+from mlx_rtx.errors import UserError, require
+from mlx_rtx.files import write_whole
+from mlx_rtx.history import read_history
+
+FIGURES = {"training": figures.training, "operations": figures.operations, "alpha": figures.alphas}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotCommand:
+    """Draw loss and accuracy, loss against operations, and alpha, as PNG and SVG."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders that training wrote."""
+    out: Path | None = None
+    """Folder for the pictures; the run folder itself if it is one run, else plots."""
+
+
+def main(arguments: list[str]) -> None:
+    """Parse ``arguments``, draw, and name the files."""
+    command = parse(PlotCommand, arguments, "python -m mlx_rtx.plot")
+    require(len(command.runs) >= 1, "RUN: name at least one run folder")
+    histories = [read_history(run) for run in command.runs]
+    out = command.out or (command.runs[0] if len(command.runs) == 1 else Path("plots"))
+    drawn = {name: draw(histories) for name, draw in FIGURES.items()}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot make this folder ({error.strerror}); choose another") from None
+    for name, figure in drawn.items():
+        for kind in ("png", "svg"):
+            path = out / f"{name}.{kind}"
+            write_whole(path, partial(figure.savefig, dpi=150))
+            print(path)
+
+
+if __name__ == "__main__":
+    run_command(main)

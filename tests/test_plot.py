@@ -1,0 +1,111 @@
+"""Pictures: what is drawn is what the runs reported, and what cannot be drawn is said."""
+
+import json
+
+import numpy as np
+import pytest
+from test_commands import complaint
+from test_training import FLAGS
+
+from mlx_rtx import figures, plot, train
+from mlx_rtx.config import Architecture
+from mlx_rtx.history import read_history
+from mlx_rtx.ops import paper_ops
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Short runs of both models, the first with stages."""
+    path = tmp_path_factory.mktemp("runs")
+    train.main([*FLAGS, "--layers=2", "--advance-below=5", "--out", str(path / "recurrent")])
+    train.main([*FLAGS, "--model=regular", "--layers=2", "--samples=160", "--out", str(path / "regular")])
+    return path
+
+
+def lines(path, kind):
+    read = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in read if line["kind"] == kind]
+
+
+@pytest.mark.parametrize(
+    ("dim", "block", "length", "layers", "model", "printed"),
+    [
+        (32, 32, 1024, 1, "recurrent", "6.29E+06"),
+        (32, 32, 1024, 1, "regular", "3.46E+07"),
+        (32, 32, 1024, 4, "regular", "1.38E+08"),
+        (96, 32, 4128, 1, "recurrent", "1.27E+08"),  # the paper prints 2.5E7, its formula at D = 32
+        (384, 16, 256, 1, "recurrent", "8.18E+07"),
+        (384, 16, 256, 1, "regular", "6.29E+07"),
+        (384, 16, 256, 6, "regular", "3.77E+08"),
+    ],
+)
+def test_operations_are_the_papers(dim, block, length, layers, model, printed):
+    config = Architecture(dim=dim, heads=1, block=block, layers=layers)
+    assert f"{paper_ops(config, length, model):.2E}" == printed
+
+
+def test_a_history_is_what_was_reported(runs):
+    run = read_history(runs / "recurrent")
+    reports, checks = lines(runs / "recurrent", "train"), lines(runs / "recurrent", "validation")
+    assert (run.name, run.description) == ("recurrent", "copy, recurrent, 2 layers")
+    assert run.samples.tolist() == [report["samples"] for report in reports]
+    assert run.loss.tolist() == [report["loss"] for report in reports]
+    assert run.alpha.tolist() == [report["alpha"] for report in reports]
+    assert run.validation_loss.tolist() == [check["loss"] for check in checks]
+    assert run.accuracy.tolist() == [check["accuracy"] for check in checks]
+    assert [noise for _, noise in run.stages] == [3, 6, 12]
+    shape = Architecture(dim=16, heads=2, block=4, layers=2)
+    before, total = 0, 0
+    for report, so_far in zip(reports, run.operations, strict=True):
+        total += (report["samples"] - before) * paper_ops(shape, report["noise"] + 4)
+        before = report["samples"]
+        assert so_far == total
+    assert run.validated_operations[-1] == run.operations[-1]
+    assert read_history(runs / "regular").alpha.shape[1] == 0
+
+
+def test_what_is_drawn(runs):
+    histories = [read_history(runs / name) for name in ("recurrent", "regular")]
+    first = histories[0]
+    axes = figures.training(histories).axes
+    assert len(axes) == 4
+    assert np.array_equal(axes[0].lines[0].get_xydata(), np.stack([first.samples, first.loss], axis=1))
+    assert np.array_equal(axes[0].lines[1].get_ydata(), first.validation_loss)
+    assert np.array_equal(axes[2].lines[0].get_ydata(), 100 * first.accuracy)
+    assert [text.get_text() for text in axes[2].texts] == ["3", "6", "12"]
+    left, right = figures.operations(histories).axes
+    assert [line.get_label() for line in left.lines] == ["recurrent", "regular"]
+    assert np.array_equal(left.lines[0].get_xdata(), first.operations)
+    assert np.array_equal(right.lines[0].get_ydata(), first.validation_loss)
+    (axis,) = figures.alphas(histories).axes
+    assert [line.get_label() for line in axis.lines] == ["recurrent, layer 1", "recurrent, layer 2"]
+    assert np.array_equal(axis.lines[1].get_ydata(), first.alpha[:, 1])
+    assert "no α" in figures.alphas(histories[1:]).axes[0].texts[0].get_text()
+
+
+def test_files(runs, tmp_path, capsys, monkeypatch):
+    plot.main([str(runs / "recurrent")])
+    written = capsys.readouterr().out.split()
+    assert len(written) == 6
+    for name in ("training", "operations", "alpha"):
+        assert (runs / "recurrent" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert b"<svg" in (runs / "recurrent" / f"{name}.svg").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    plot.main([str(runs / "recurrent"), str(runs / "regular")])
+    assert len(list((tmp_path / "plots").iterdir())) == 6
+
+
+def test_what_cannot_be_drawn(runs, tmp_path, capsys, monkeypatch):
+    said = complaint([], capsys, monkeypatch, plot.main)
+    assert "name at least one run folder" in said
+    assert "no such run folder" in complaint([str(tmp_path / "none")], capsys, monkeypatch, plot.main)
+    young = tmp_path / "young"
+    young.mkdir()
+    (young / "config.json").write_bytes((runs / "recurrent" / "config.json").read_bytes())
+    assert "has not come to a second report" in complaint([str(young)], capsys, monkeypatch, plot.main)
+    (tmp_path / "file").write_text("")
+    arguments = [str(runs / "recurrent"), "--out", str(tmp_path / "file")]
+    assert "cannot make this folder" in complaint(arguments, capsys, monkeypatch, plot.main)
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    said = complaint([str(runs / "recurrent")], capsys, monkeypatch, plot.main)
+    assert "mlx-rtx[plot]" in said
