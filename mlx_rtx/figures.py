@@ -58,7 +58,7 @@ def operations(runs: Sequence[History]) -> "Figure":
         axes[0, 1].plot(run.validated_operations, run.validation_loss, label=run.name, **look)
     for axis, name in zip(axes[0], ("training", "validation"), strict=True):
         axis.set_title(f"{name} loss")
-        axis.set_xlabel("total operations, paper's count")
+        axis.set_xlabel("total operations by the paper's count (G 1e9, T 1e12)")
     axes[0, 0].set_ylabel("loss (nats)")
     axes[0, 0].set_xlim(left=0)
     axes[0, 1].legend()
@@ -94,8 +94,12 @@ def _axes(rows: int, columns: int, **sharing: Any) -> tuple["Figure", Any]:
     try:
         import matplotlib
         from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
     except ImportError:
         raise UserError("plot: needs matplotlib; pip install 'mlx-rtx[plot]'") from None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(6.4, 4.6 * columns), 1.2 + 3.0 * rows), layout="constrained")
-        return figure, figure.subplots(rows, columns, squeeze=False, **sharing)
+        axes = figure.subplots(rows, columns, squeeze=False, **sharing)
+        for axis in axes.flat:
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k samples, 1M samples
+        return figure, axes

@@ -1,0 +1,110 @@
+"""What a token costs after a thousand, and after a million: time and memory of generation along one stream.
+
+    python benchmarks/generation_length.py --model runs/text --tokens 1000000
+
+Generates the tokens one by one. At 1e3, 1e4, … it notes MLX's peak memory since the mark before and the memory
+of the process, and keeps the state. Then it goes on from each state in turn, round after round, and prints the
+median time of a token: so whatever else the machine does falls on all of them alike. Without --model it takes
+fresh weights of the text recipe's sizes: time does not depend on what weights say. The last line is JSON.
+"""
+
+import json  # noqa: I001  (mlx_rtx before mlx: it looks for a fast BLAS)
+import resource
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mlx_rtx import ModelConfig, backend, load, make_sampler
+from mlx_rtx.commands import parse, run_command
+from mlx_rtx.errors import require, require_positive
+from mlx_rtx.generation import Stream, token_stream
+from mlx_rtx.models import MODELS
+from mlx_rtx.settings import TEXT
+from mlx_rtx.transformer import Transformer
+import mlx.core as mx
+
+FIRST = 1000  # tokens at the first mark
+ROUNDS, BLOCKS = 40, 4  # timings of each state, blocks of tokens to a timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Time and memory of generation along one stream."""
+
+    model: Path | None = None
+    """Run folder of a text model; fresh weights of the text recipe's sizes if not given."""
+    kind: str = "recurrent"
+    """Kind of a fresh model: recurrent or regular."""
+    tokens: int = 100_000
+    """Tokens to generate."""
+    batch: int = 1
+    """Streams side by side."""
+
+    def __post_init__(self):
+        require_positive(self, "batch")
+        require(self.tokens >= FIRST, f"tokens={self.tokens}: must be at least {FIRST}")
+        require(self.kind in MODELS, f"kind={self.kind}: must be one of {', '.join(MODELS)}")
+
+
+def main(arguments: list[str]) -> None:
+    """Generate, time, and print a line for each power of ten."""
+    command = parse(Benchmark, arguments, "python benchmarks/generation_length.py")
+    if command.model:
+        model, _ = load(command.model)
+    else:
+        model = MODELS[command.kind](ModelConfig(**asdict(TEXT.architecture), vocab_size=65, max_len=TEXT.task.length))
+        model.eval()
+    states, rows = generate(model, command)
+    durations = go_on(model, command, states)
+    print(f"{'tokens':>9} {'µs per token':>13} {'peak MB':>9} {'process MB':>11}")
+    for row, timings in zip(rows, durations, strict=True):
+        row["us_per_token"] = 1e6 * statistics.median(timings)
+        print("{tokens:>9,} {us_per_token:>13.1f} {peak_mb:>9.2f} {process_mb:>11.1f}".format(**row))
+    ratio = rows[-1]["us_per_token"] / rows[0]["us_per_token"]
+    print(f"a token after {rows[-1]['tokens']:,} costs {ratio:.3f} times one after {rows[0]['tokens']:,}")
+    environment = backend.environment()
+    print(json.dumps({"batch": command.batch, "ratio": ratio, "rows": rows, "environment": environment}))
+
+
+def generate(model: Transformer, command: Benchmark) -> tuple[list[Stream], list[dict]]:
+    """The states at 1e3, 1e4, … tokens, and what memory was in use until then."""
+    states, rows, mark, started = [], [], FIRST, time.perf_counter()
+    seeds = range(command.batch)
+    tokens = token_stream(model, [[0]] * command.batch, command.tokens, make_sampler(temp=0.8), seeds)
+    for done, (_, stream) in enumerate(tokens, 1):
+        if done == mark:
+            rows.append({"tokens": done, "peak_mb": mx.get_peak_memory() / 1e6, "process_mb": process_mb()})
+            states.append(stream)
+            mark *= 10
+            print(f"{done:,} tokens after {time.perf_counter() - started:,.0f} s", file=sys.stderr)
+            mx.reset_peak_memory()
+    return states, rows
+
+
+def go_on(model: Transformer, command: Benchmark, states: list[Stream]) -> list[list[float]]:
+    """Seconds per token of each state, ``ROUNDS`` times."""
+    durations: list[list[float]] = [[] for _ in states]
+    empty, seeds = [[]] * command.batch, range(command.batch)
+    stretch = BLOCKS * model.config.block
+    for _ in range(ROUNDS):
+        for timings, state in zip(durations, states, strict=True):
+            clock = time.perf_counter()
+            for _ in token_stream(model, empty, stretch, make_sampler(temp=0.8), seeds, state):
+                pass
+            timings.append((time.perf_counter() - clock) / stretch)
+    return durations
+
+
+def process_mb() -> float:
+    """Memory that the process holds now (Linux), or the most it held (elsewhere)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most / 1e6 if sys.platform == "darwin" else most / 1e3
+
+
+if __name__ == "__main__":
+    run_command(main)
