@@ -111,9 +111,7 @@ TEXT_PAPER = TrainConfig(
         samples=960_000, batch=64, segment=8, validate_every=250, validate_samples=None, report_every=50
     ),
 )
-TEXT = replace(  # alpha is learned to 0 here; one that starts there has no plateau to leave
-    TEXT_PAPER, architecture=replace(TEXT_PAPER.architecture, positions="block", history="hidden", alpha=0.0)
-)
+TEXT = replace(TEXT_PAPER, architecture=replace(TEXT_PAPER.architecture, positions="block", history="hidden"))
 
 RECIPES = {
     "copy": {"default": COPY, "paper": COPY_PAPER},

@@ -11,6 +11,7 @@ from mlx_rtx.commands import parse_subcommand, read_config_file, run_command
 from mlx_rtx.errors import UserError, require
 from mlx_rtx.log import line
 from mlx_rtx.settings import RECIPES, TrainConfig, from_stored, to_stored
+from mlx_rtx.tasks import TextTask
 from mlx_rtx.trainer import Trainer
 from mlx_rtx.trees import flat
 
@@ -148,6 +149,8 @@ def introduce(task: str, command: TrainCommand, trainer: Trainer, environment: d
     say(f"device: {environment['device_name']} ({environment['device']}), mlx {environment['versions']['mlx']}")
     if advice := backend.advice():
         say(f"advice: {advice}")
+    if isinstance(settings.task, TextTask) and settings.task.stateful and shape.alpha > 0:
+        say(f"advice: with --stateful an alpha of {shape.alpha} may run off to 1 and stay there; --alpha 0 trains")
     say(f"run folder: {command.out}" + (f", resumed at step {trainer.step}" if trainer.step else ""))
     say(f"until: {trainer.progress.goal}{settings.training.samples:,} samples; Ctrl-C saves and stops")
 

@@ -22,7 +22,7 @@ from mlx_rtx.optimizer import apply_gradients, make_optimizer
 from mlx_rtx.progress import Progress, Verdict
 from mlx_rtx.settings import TrainConfig
 from mlx_rtx.signs import FailureSigns
-from mlx_rtx.tasks import CopyTask, Data, TextData
+from mlx_rtx.tasks import CopyTask, Data, TextData, TextTask
 
 PURPOSES = ("data", "dropout", "validation", "test")  # what random numbers are for
 SAVE_SECONDS = 60  # save at least so often
@@ -46,7 +46,7 @@ class Trainer:
         self.model = MODELS[config.model](config.model_config(data))
         self.optimizer = make_optimizer(config.optimizer, self.model)
         self.progress = self._start()
-        self._stateful = getattr(config.task, "stateful", False)
+        self._stateful = isinstance(config.task, TextTask) and config.task.stateful
         self._carry: list = []  # what a stateful run goes on from
         self._best = self.model.trainable_parameters()
         if resume:

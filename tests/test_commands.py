@@ -203,6 +203,7 @@ def test_a_line_of_metrics_cut_off_by_a_crash_is_dropped(tmp_path):
 
 def test_numbers_are_short():
     assert line({"step": 12345, "loss": 0.1234567, "alpha": [0.5, 0.25]}) == "step=12345 loss=0.1235 alpha=0.5,0.25"
+    assert line({"step": 1, "alpha": []}) == "step=1"  # of a regular transformer
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class ImageTask(StoredTask):
     def load(self, vocabulary: Characters | None = None) -> "ImageData":
         """Read and check the images; see `mlx_rtx.tasks.cifar.load`."""
         splits, path = cifar.load(self.data)
-        return ImageData(splits, str(path), self.validate_on == "test")
+        return ImageData(splits, path.name, self.validate_on == "test")
 
 
 class ImageData(Data):
@@ -45,7 +45,7 @@ class ImageData(Data):
 
     Args:
         splits: ``train`` and ``test``.
-        source: where they came from.
+        source: name of what they came from.
         on_test: validate on the test set, and train on all other images.
     """
 

@@ -30,7 +30,8 @@ class TextTask(StoredTask):
     length: int = 256
     """Characters L of a training sequence."""
     stateful: bool = False
-    """Read the text on: a sequence begins where the one before it in the same row ended, with its state."""
+    """Read the text on: a sequence begins where the one before it in the same row ended, with its state.
+    Best with --alpha 0."""
     sample: int = 160
     """Characters to write at each validation, to look at; 0 for none."""
 
@@ -41,7 +42,7 @@ class TextTask(StoredTask):
     def load(self, vocabulary: Characters | None = None) -> "TextData":
         """Read and check the text; see `mlx_rtx.tasks.corpus.load`."""
         text, path = corpus.load(self.data)
-        return TextData(self, text, str(path), vocabulary)
+        return TextData(self, text, path.name, vocabulary)
 
 
 class TextData(Data):
@@ -50,7 +51,7 @@ class TextData(Data):
     Args:
         task: settings.
         text: the whole text.
-        source: where it came from.
+        source: name of what it came from.
         vocabulary: see `Task.load`.
     """
 
