@@ -46,6 +46,8 @@ def main(arguments: list[str]) -> None:
     state_file, prompts = command.state_file, read_prompts(command.prompt)
     one = len(prompts) == 1
     require(one or state_file is None, f"--state-file {state_file}: holds one text; give one prompt with it")
+    if state_file is not None:
+        require(state_file.parent.is_dir(), f"--state-file {state_file}: no such folder; make it, or name another file")
     vocabulary = load_vocabulary(command.model)
     model, _ = load(command.model)
     goes_on = state_file is not None and state_file.exists()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -95,6 +96,7 @@ def test_positions_that_run_out_are_said(text, capsys):
         (["--model", "RUN", "--prompt", "a", "--seed", "-1"], ["seed=-1"]),
         (["--model", "RUN", "--prompt", "-", "-"], ["can be read once"]),
         (["--model", "RUN", "--prompt", "a", "b", "--state-file", "s"], ["--state-file s", "one prompt"]),
+        (["--model", "RUN", "--prompt", "a", "--state-file", "no/s"], ["--state-file no/s", "no such folder"]),
         (["--model", "RUN", "--prompt", "a", "--state-file", "bottles.txt"], ["bottles.txt: cut off or no"]),
         (["--model", "absolute", "--prompt", "a" * 33], ["ends at 33 tokens", "--positions block"]),
     ],
@@ -105,6 +107,15 @@ def test_wrong_input(arguments, words, text, capsys, monkeypatch):
     said = complaint(arguments, capsys, monkeypatch, generate.main)
     for word in words:
         assert word in said
+
+
+def test_a_reader_that_has_seen_enough(text):
+    command = [sys.executable, "-m", "mlx_rtx.generate", "--model", str(text / "block"), "--prompt", "a"]
+    with subprocess.Popen([*command, "--max-tokens=100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert len(run.stdout.read(10)) == 10
+        run.stdout.close()
+        assert run.stderr.read() == b""
+    assert run.returncode == 141
 
 
 def test_standard_input_that_is_no_text(text, capsys, monkeypatch):
