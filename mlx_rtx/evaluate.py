@@ -43,12 +43,16 @@ class EvaluateCommand:
 
 
 def main(arguments: list[str]) -> None:
-    """Parse ``arguments``, score, print a line a split."""
+    """Parse ``arguments``, score, and print."""
     command = parse(EvaluateCommand, arguments, "python -m mlx_rtx.evaluate")
     name, settings = from_stored(RunFolder(command.run).read_config())
     data = load_data(command, settings)
     split = command.split or data.splits[-1]
     require(split in data.splits, f"--split {split}: {name} has {' and '.join(data.splits)}")
+    require(
+        split != "stream" or settings.model == "recurrent",
+        "--split stream: a regular transformer would need memory for the square of its length; use --split validation",
+    )
     samples = command.samples
     if samples is None and isinstance(settings.progress, CurriculumConfig):
         samples = settings.progress.test_samples

@@ -68,6 +68,7 @@ def token_stream(
     sampler = sampler or make_sampler()
     stream = stream or start(model, len(prompts))
     begin, waiting = stream.state.position, np.array(stream.pending)
+    require(len(prompts) == len(waiting), f"prompts: {len(prompts)} for {len(waiting)} streams; give one for each")
     rows = [[*pending.tolist(), *prompt] for pending, prompt in zip(waiting, prompts, strict=True)]
     lengths = np.array([len(row) for row in rows])
     require(lengths.min() >= 1, "prompt: empty; give at least one character, e.g. a line break")

@@ -135,6 +135,16 @@ def test_evaluate_scores_all_held_out_text(text, capsys):
     assert "sequences=1\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("absolute", ["longer than the position table", "max_len=32"]), ("regular", ["--split stream", "square"])],
+)
+def test_what_cannot_be_read_as_one_stream(name, words, text, capsys, monkeypatch):
+    said = complaint([str(text / name), "--split", "stream"], capsys, monkeypatch, evaluate.main)
+    for word in words:
+        assert word in said
+
+
 def test_text_of_other_characters_is_refused(text, tmp_path, capsys, monkeypatch):
     (tmp_path / "other.txt").write_text(TEXT + "ÄÖÜ")
     before = (text / "block" / "config.json").read_bytes()

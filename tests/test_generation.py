@@ -112,6 +112,14 @@ def test_positions_that_run_out_end_the_text(kind):
         generate(model, LETTERS, "", stream=responses[-1].stream)
 
 
+def test_streams_and_prompts_must_agree():
+    model = make_model()
+    *_, two = stream_generate(model, LETTERS, ["a", "b"], max_tokens=1)
+    with pytest.raises(UserError, match="prompts: 1 for 2 streams"):
+        generate(model, LETTERS, "a", stream=two.stream)
+    assert len(generate(model, LETTERS, ["", "c"], max_tokens=3, stream=two.stream)) == 2
+
+
 def test_what_a_response_tells(kind):
     model = make_model(kind)
     responses = list(stream_generate(model, LETTERS, ["ab", "cde"], max_tokens=6))

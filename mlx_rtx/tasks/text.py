@@ -154,15 +154,11 @@ class TextData(Data):
         """Characters that the model writes after a line break, at temperature 0.8."""
         if not self.task.sample:
             return None
-        training, prompt = model.training, "\n" if "\n" in self.vocabulary.characters else self.vocabulary.characters[0]
+        known, training = self.vocabulary.characters, model.training
+        prompt, sampler = "\n" if "\n" in known else known[0], make_sampler(temp=0.8)
         model.eval()
         (text,) = generate(
-            model,
-            self.vocabulary,
-            prompt,
-            max_tokens=self.task.sample,
-            sampler=make_sampler(temp=0.8),
-            seed=int(key[0]),
+            model, self.vocabulary, prompt, max_tokens=self.task.sample, sampler=sampler, seed=int(key[0])
         )
         model.train(training)
         return text
