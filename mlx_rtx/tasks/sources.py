@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,9 @@ def download(what: str, instead: str, *arguments: Any, **settings: Any) -> Any:
         import datasets  # late: heavy, and not needed where the data lies in a file
     except ImportError:
         raise UserError(f"{what}: needs the package datasets (pip install 'mlx-rtx[data]'); or {instead}") from None
-    datasets.disable_progress_bars()
+    print(f"reading {what}; it is kept, so this happens once", file=sys.stderr)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(*arguments, **settings)
     except Exception as error:  # whatever lies between here and the server
