@@ -8,7 +8,7 @@ Letters: L length, D width, K block width, T = ⌈L/K⌉ blocks, r layers, V out
 | true multiply-adds, dense | r(12LD² + 2L²D) | r(24LD² + 8LKD) |
 
 The paper leaves out the MLP and most projections. The true count takes every window whole, as Eq. 6 has it, and
-no head. What this package executes is less: see `executed_ops`.
+no head. What this package executes is less: see `executed_ops`, and `training_ops` for a training step.
 """
 
 from typing import Literal
@@ -71,20 +71,73 @@ def executed_ops(
         >>> f"{executed_ops(config, 4128, last=16) / true_ops(config, 4128):.2f}"
         '0.58'
     """
-    D, K, r, n = config.dim, config.block, config.layers, wanted(length, last)
-    head = n * D * config.outputs
+    n = wanted(length, last)
+    head = n * config.dim * config.outputs
     if model == "regular":
-        return (r - 1) * _tau(D, length, length) + _tau(D, n, length) + head
-    T = -(-length // K)
+        return _regular(config, length, n) + head
+    read = _blocks(length, config) - (length - n) // config.block
+    return _pieces(config, [(_blocks(length, config), read)], close) + head
+
+
+def training_ops(
+    config: ModelConfig, length: int, targets: int, model: Kind = "recurrent", segment: int | None = None
+) -> int:
+    """Multiply-adds in the matrix products of `loss_and_grad` for one sequence.
+
+    A forward pass, and twice as much backward; by segments the forward pass that leaves the carries comes first.
+
+    Args:
+        config: the model's sizes and reading.
+        length: tokens L of the sequence.
+        targets: final positions with a target.
+        model: which of the two.
+        segment: blocks to a segment of the gradient; the whole sequence if None.
+
+    Example:
+        >>> config = ModelConfig(vocab_size=16, max_len=4128, dim=96, heads=6, block=32)
+        >>> f"{training_ops(config, 4128, 16, segment=8) / executed_ops(config, 4128, last=16):.2f}"
+        '3.95'
+    """
+    n = wanted(length, targets)
+    head = n * config.dim * config.outputs
+    if model == "regular":
+        return 3 * (_regular(config, length, n) + head)
+    T, unread = _blocks(length, config), (length - n) // config.block
+    size = segment or T
+    pieces = [(min(size, T - i), min(size, max(0, i + size - unread), T - max(i, unread))) for i in range(0, T, size)]
+    first = _pieces(config, [(blocks, 0) for blocks, _ in pieces[:-1]], close=False)
+    # where no output is read, the gradient needs no value of the carry: its last product is not recomputed
+    unneeded = sum(4 * config.block * config.dim**2 for _, read in pieces[:-1] if read == 0)
+    return first + 3 * (_pieces(config, pieces, close=True) + head) - unneeded
+
+
+def _blocks(length: int, config: Architecture) -> int:
+    return -(-length // config.block)
+
+
+def _regular(config: Architecture, length: int, n: int) -> int:
+    """Layers of a regular transformer whose top one reads ``n`` positions."""
+    return (config.layers - 1) * _tau(config.dim, length, length) + _tau(config.dim, n, length)
+
+
+def _pieces(config: Architecture, pieces: list[tuple[int, int]], close: bool) -> int:
+    """Layers of a recurrent transformer over pieces of a sequence, each of so many blocks, so many of them read.
+
+    ``close``: the last piece ends the sequence.
+    """
+    D, K, total = config.dim, config.block, 0
     half, second, whole = _tau(D, K, K), _tau(D, K, 2 * K), _tau(D, 2 * K, 2 * K)
-    total = head
-    for layer in range(r):
-        read = T if layer < r - 1 else T - (length - n) // K
-        if config.history == "hidden":
-            total += half + (T - 1) * second + read * half
-        else:
-            spared = T > 1 and close and read <= 1  # (7) needs no history, so the last window needs no y
-            total += half + (T - 1 - spared) * whole + spared * second + half
+    for layer in range(config.layers):
+        for i, (blocks, read) in enumerate(pieces):
+            begins, ends = i == 0, close and i == len(pieces) - 1
+            windows = blocks - begins  # the first block of a sequence has none before it
+            read = read if layer == config.layers - 1 else blocks
+            total += half * begins
+            if config.history == "hidden":
+                total += windows * second + read * half
+                continue
+            spared = min(windows, (not begins) + (ends and read <= 1))  # a y that came with the carry; one without use
+            total += spared * second + (windows - spared) * whole + half
     return total
 
 

@@ -5,10 +5,11 @@ import math
 import mlx.core as mx
 import pytest
 from conftest import HISTORIES, K, make_model, make_tokens
+from mlx.utils import tree_flatten
 
-from mlx_rtx import RecurrentTransformer, RegularTransformer, UserError, recurrence
+from mlx_rtx import RecurrentTransformer, RegularTransformer, UserError, gradient, loss_and_grad, recurrence
 from mlx_rtx.config import Architecture
-from mlx_rtx.ops import executed_ops, paper_ops, true_ops
+from mlx_rtx.ops import executed_ops, paper_ops, training_ops, true_ops
 
 NAMES = {RecurrentTransformer: "recurrent", RegularTransformer: "regular"}
 
@@ -63,6 +64,26 @@ def test_what_is_executed_is_what_the_graph_holds(kind, history, length, last, c
     with mx.stream(mx.cpu):
         found = multiply_adds(lambda tokens: model(tokens, last, close), make_tokens(length, batch))
     assert found == batch * executed_ops(model.config, length, NAMES[kind], last, close)
+
+
+@pytest.mark.parametrize("segment", [None, 1, 2, 3])
+@pytest.mark.parametrize("targets", [1, K + 1, 5 * K - 1])
+@pytest.mark.parametrize("history", HISTORIES)
+def test_what_training_executes_is_what_its_graph_holds(kind, history, targets, segment, monkeypatch):
+    monkeypatch.setattr(recurrence, "clamp", lambda alpha: mx.clip(alpha, 0, 1))
+    monkeypatch.setattr(gradient, "clamp", lambda alpha: mx.clip(alpha, 0, 1))
+    model, length, batch = make_model(kind, history=history, layers=2, positions="block"), 5 * K - 1, 3
+    evaluated = []
+    for name in ("eval", "async_eval"):  # the whole step becomes one graph, whose ends are what is evaluated
+        monkeypatch.setattr(mx, name, lambda *trees: evaluated.extend(array for _, array in tree_flatten(trees)))
+
+    def step(tokens, classes):
+        evaluated.clear()
+        loss_and_grad(model, tokens, classes, segment)
+        return list(evaluated)
+
+    found = multiply_adds(step, make_tokens(length, batch), make_tokens(targets, batch, seed=2))
+    assert found == batch * training_ops(model.config, length, targets, NAMES[kind], segment)
 
 
 def test_reading_more_than_there_is():
