@@ -45,7 +45,8 @@ class EvaluateCommand:
 def main(arguments: list[str]) -> None:
     """Parse ``arguments``, score, and print."""
     command = parse(EvaluateCommand, arguments, "python -m mlx_rtx.evaluate")
-    name, settings = from_stored(RunFolder(command.run).read_config())
+    stored = RunFolder(command.run).read_config()
+    name, settings = from_stored(stored)
     data = load_data(command, settings)
     split = command.split or data.splits[-1]
     require(split in data.splits, f"--split {split}: {name} has {' and '.join(data.splits)}")
@@ -61,6 +62,8 @@ def main(arguments: list[str]) -> None:
     scores = evaluate(model, data.held_out(split, samples, command.batch, mx.random.key(command.seed)))
     seconds = time.perf_counter() - started
     print(f"task={name} split={split} {line(data.describe())}")
+    if data.fingerprint != stored["data"]["sha256"]:
+        print("note: this is other data than the run was trained on")
     print(scores.text(data.figures))
     if scores.sequences > 1:
         print(f"95 % intervals: {intervals(scores, data)}")

@@ -29,8 +29,8 @@ class Scores:
     sequence_accuracy_se: float
 
     @property
-    def bits(self) -> float:
-        """Loss in bits per target instead of nats."""
+    def bits_per_character(self) -> float:
+        """Loss in bits instead of nats, where the targets are characters."""
         return self.loss / math.log(2)
 
     def text(self, figures: Iterable[str]) -> str:

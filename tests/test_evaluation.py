@@ -104,7 +104,7 @@ def test_sequences_of_several_lengths_count_by_their_targets():
     assert (scores.sequences, scores.targets) == (12, 44)
     assert scores.loss == pytest.approx(np.concatenate([part.ravel() for part in losses]).mean(), rel=1e-5)
     assert scores.accuracy == pytest.approx(np.concatenate([part.ravel() for part in right]).mean())
-    assert scores.bits == pytest.approx(scores.loss / math.log(2))
+    assert scores.bits_per_character == pytest.approx(scores.loss / math.log(2))
     same = evaluate(model, parts[:2])
     means = np.concatenate(losses[:2]).mean(axis=1)
     assert same.loss_se == pytest.approx(means.std(ddof=1) / math.sqrt(8), rel=1e-4)

@@ -129,10 +129,17 @@ def test_evaluate_scores_all_held_out_text(text, capsys):
     said = capsys.readouterr().out
     held_out = len(TEXT) - int(0.9 * len(TEXT))
     assert f"validation={held_out}" in said
-    assert "bits=" in said
+    assert "bits_per_character=" in said
     assert f"sequences={-(-(held_out - 1) // 32)}" in said
+    assert "note:" not in said
     evaluate.main([str(text / "block"), "--split", "stream"])
     assert "sequences=1\n" in capsys.readouterr().out
+
+
+def test_evaluate_says_when_the_text_is_another(text, tmp_path, capsys):
+    (tmp_path / "other.txt").write_text(TEXT[:1000])
+    evaluate.main([str(text / "block"), "--data", str(tmp_path / "other.txt")])
+    assert "note: this is other data than the run was trained on" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

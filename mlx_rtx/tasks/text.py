@@ -55,7 +55,7 @@ class TextData(Data):
         vocabulary: see `Task.load`.
     """
 
-    figures = ("loss", "bits", "accuracy")
+    figures = ("loss", "bits_per_character", "accuracy")
     splits = ("stream", "validation")
     long_range = False
 
