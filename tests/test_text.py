@@ -94,6 +94,9 @@ def test_what_goes_by_the_name_must_be_tiny_shakespeare(file, monkeypatch):
     assert corpus.load(str(named.parent))[0] == TEXT
     monkeypatch.setenv("MLX_RTX_DATA", str(named.parent))
     assert corpus.load(None)[0] == TEXT
+    other = named.with_name("other.txt")
+    other.write_text("something else")
+    assert corpus.load(str(other))[0] == "something else"  # --data goes before the variable
     named.write_bytes(TEXT.encode() + b"!")
     with pytest.raises(UserError, match=r"is not tiny Shakespeare .*rename it"):
         corpus.load(None)
@@ -169,6 +172,10 @@ def test_a_stateful_run_reads_the_text_on(file):
             assert rows[i] + data.vocabulary.decode(target[-1:]) in train
     chunks = (len(train) - 1) // (3 * 16)
     assert turns == list(range(0, 40, chunks))
+    first = [data.continued(key, step, 3)[0] for step in range(chunks)]
+    read = "".join(data.vocabulary.decode(row) for row in np.array(mx.concatenate(first, axis=1)))
+    assert read in train  # rows lie side by side, each character in one of them
+    assert len(read) == 3 * 16 * chunks
     with pytest.raises(UserError, match="batch=500: the text is too short"):
         data.continued(key, 0, 500)
 

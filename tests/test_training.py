@@ -169,6 +169,18 @@ def test_a_stateful_run_goes_on_to_the_bit(tmp_path):
     same(saved(tmp_path / "parts"), saved(tmp_path / "whole"))
 
 
+def test_a_stateful_run_forgets_where_it_begins_anew(tmp_path):
+    trainer = make(tmp_path / "run", text_run(tmp_path, stateful=True))
+    turns = 0
+    for trainer.step in range(40):
+        trainer._carry = ["what the step before left"]
+        anew = trainer.data.continued(mx.random.key(0), trainer.step, 16)[2]
+        trainer._next_batch()
+        assert bool(trainer._carry) != anew
+        turns += anew
+    assert turns > 1
+
+
 def test_a_sample_leaves_training_as_it_is(tmp_path):
     for name, sample in (("with", 12), ("without", 0)):
         make(tmp_path / name, text_run(tmp_path, sample=sample)).fit()
