@@ -8,7 +8,7 @@ median time of a token: so whatever else the machine does falls on all of them a
 fresh weights of the text recipe's sizes: time does not depend on what weights say. The last line is JSON.
 """
 
-import json  # noqa: I001  (mlx_rtx before mlx: it looks for a fast BLAS)
+import json
 import resource
 import statistics
 import sys
@@ -23,6 +23,7 @@ from mlx_rtx.generation import Stream, token_stream
 from mlx_rtx.models import MODELS
 from mlx_rtx.settings import TEXT
 from mlx_rtx.transformer import Transformer
+
 import mlx.core as mx
 
 FIRST = 1000  # tokens at the first mark

@@ -44,6 +44,17 @@ def advice() -> str | None:
     return REMEDY if on_linux_cpu and not HAS_OPENBLAS else None
 
 
+def memory_gb() -> float:
+    """Memory that the device has, or may use where it says so, in GB."""
+    import mlx.core as mx
+
+    info = mx.device_info()
+    for name in ("max_recommended_working_set_size", "total_memory", "memory_size"):
+        if size := info.get(name):
+            return int(size) / 1e9
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+
+
 def environment() -> dict:
     """Versions, device and source revision, ready for JSON."""
     import mlx.core as mx

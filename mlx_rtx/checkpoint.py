@@ -14,16 +14,16 @@ import os
 from pathlib import Path
 from typing import cast
 
-import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_unflatten
-
 from mlx_rtx.config import ModelConfig
 from mlx_rtx.errors import UserError, require
 from mlx_rtx.files import write_whole
 from mlx_rtx.models import MODELS, Transformer
 from mlx_rtx.trees import flat
 from mlx_rtx.vocabulary import Characters
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
 
 FORMAT = "mlx_rtx-1"
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from mlx_rtx.errors import UserError
+
+import tyro
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:

@@ -1,11 +1,11 @@
 """The two ends of a model: tokens to vectors, vectors to logits."""
 
-import mlx.core as mx
-import mlx.nn as nn
-
 from mlx_rtx.config import ModelConfig
 from mlx_rtx.errors import require
 from mlx_rtx.layer import EPS, normal
+
+import mlx.core as mx
+import mlx.nn as nn
 
 
 class Embedding(nn.Module):

@@ -4,9 +4,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import mlx.core as mx
-import tyro
-
 from mlx_rtx.checkpoint import RunFolder, load
 from mlx_rtx.commands import parse, run_command
 from mlx_rtx.curriculum import CurriculumConfig
@@ -15,6 +12,9 @@ from mlx_rtx.evaluation import Scores, evaluate, interval
 from mlx_rtx.log import line
 from mlx_rtx.settings import TrainConfig, from_stored
 from mlx_rtx.tasks import CopyTask, Data, StoredTask
+
+import mlx.core as mx
+import tyro
 
 
 @dataclass(frozen=True, kw_only=True)

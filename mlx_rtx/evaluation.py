@@ -4,13 +4,13 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import mlx.core as mx
-import mlx.nn as nn
-import numpy as np
-
 from mlx_rtx.errors import require
 from mlx_rtx.tasks import Sequences
 from mlx_rtx.transformer import Transformer
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
 
 PIECE = 64  # blocks evaluated at a time
 

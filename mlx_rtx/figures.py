@@ -25,7 +25,7 @@ STYLE: Any = {
 
 def training(runs: Sequence[History]) -> "Figure":
     """Figures 1 and 2: loss and accuracy against samples, a column a run, with the stages of a curriculum."""
-    figure, axes = _axes(2, len(runs), sharex="col", sharey="row")
+    figure, axes = new_axes(2, len(runs), sharex="col", sharey="row")
     for (top, bottom), run in zip(axes.T, runs, strict=True):
         top.set_title(f"{run.name}\n{run.description}", fontsize=11)
         top.plot(run.samples, run.loss, color=COLOURS[5], lw=1, label="training")
@@ -51,7 +51,7 @@ def training(runs: Sequence[History]) -> "Figure":
 
 def operations(runs: Sequence[History]) -> "Figure":
     """Figure 3: training and validation loss against all operations of the run, by the paper's count."""
-    figure, axes = _axes(1, 2, sharex=True, sharey=True)
+    figure, axes = new_axes(1, 2, sharex=True, sharey=True)
     for i, run in enumerate(runs):
         look = _look(i)
         axes[0, 0].plot(run.operations, run.loss, label=run.name, **look)
@@ -67,7 +67,7 @@ def operations(runs: Sequence[History]) -> "Figure":
 
 def alphas(runs: Sequence[History]) -> "Figure":
     """The accumulation parameter α against samples, a line a layer."""
-    figure, axes = _axes(1, 1)
+    figure, axes = new_axes(1, 1)
     axis = axes[0, 0]
     lines = 0
     for run in runs:
@@ -89,8 +89,8 @@ def _look(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[i % len(DASHES)], "lw": 1.5}
 
 
-def _axes(rows: int, columns: int, **sharing: Any) -> tuple["Figure", Any]:
-    """A figure and its axes (rows, columns)."""
+def new_axes(rows: int, columns: int, **sharing: Any) -> tuple["Figure", Any]:
+    """A figure in the project's look, and its axes (rows, columns)."""
     try:
         import matplotlib
         from matplotlib.figure import Figure

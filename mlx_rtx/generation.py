@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import mlx.core as mx
-import numpy as np
-
 from mlx_rtx.errors import require
 from mlx_rtx.sampling import Sampler, make_sampler
 from mlx_rtx.transformer import Transformer
 from mlx_rtx.vocabulary import Characters
+
+import mlx.core as mx
+import numpy as np
 
 PREFILL = 512  # tokens of a prompt fed at a time
 

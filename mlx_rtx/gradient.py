@@ -6,15 +6,15 @@ runs the next is being queued, so up to two are in memory. Dropout masks belong 
 `mlx_rtx.dropout`), so the second pass draws the ones of the first.
 """
 
-import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_unflatten
-
 from mlx_rtx.embedding import wanted
 from mlx_rtx.errors import require
 from mlx_rtx.recurrence import clamp
 from mlx_rtx.transformer import Transformer
 from mlx_rtx.trees import flat
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
 
 
 def loss_and_grad(

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mlx_rtx.checkpoint import RunFolder
 from mlx_rtx.config import Architecture
 from mlx_rtx.errors import require
 from mlx_rtx.log import read_lines
 from mlx_rtx.ops import paper_ops
 from mlx_rtx.settings import from_stored
+
+import numpy as np
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ and weights are kept as (inputs, outputs), which spares every product a transpos
 
 import math
 
+from mlx_rtx.config import Architecture
+
 import mlx.core as mx
 import mlx.nn as nn
-
-from mlx_rtx.config import Architecture
 
 EPS = 1e-5  # of every norm
 Keep = tuple[mx.array, mx.array]  # dropout factors of one call

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mlx_rtx.errors import UserError
 from mlx_rtx.files import write_whole
+
+from tqdm import tqdm
 
 
 class RunLog:

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
+from mlx_rtx.errors import require
+from mlx_rtx.trees import flat
+
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_map
-
-from mlx_rtx.errors import require
-from mlx_rtx.trees import flat
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import tyro
-
 from mlx_rtx import figures
 from mlx_rtx.commands import parse, run_command
 from mlx_rtx.errors import UserError, require
 from mlx_rtx.files import write_whole
 from mlx_rtx.history import read_history
+
+import tyro
 
 FIGURES = {"training": figures.training, "operations": figures.operations, "alpha": figures.alphas}
 

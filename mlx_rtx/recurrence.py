@@ -16,12 +16,12 @@ that are carried are RMS-normalised.
 
 from typing import NamedTuple, cast
 
-import mlx.core as mx
-import mlx.nn as nn
-
 from mlx_rtx.config import Architecture
 from mlx_rtx.dropout import keep_factors, pairs, split_keys
 from mlx_rtx.layer import EPS, Keep, TransformerLayer, causal_mask
+
+import mlx.core as mx
+import mlx.nn as nn
 
 Carry = list[mx.array]  # each (B, K, D)
 

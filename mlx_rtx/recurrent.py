@@ -5,13 +5,13 @@ Letters: B batch, L length, K block width, T = ⌈L/K⌉ blocks, D width.
 
 from typing import NamedTuple
 
-import mlx.core as mx
-
 from mlx_rtx.config import ModelConfig
 from mlx_rtx.dropout import keep_factors, split_keys
 from mlx_rtx.embedding import wanted
 from mlx_rtx.recurrence import Recurrence, StepState
 from mlx_rtx.transformer import Transformer
+
+import mlx.core as mx
 
 
 class State(NamedTuple):

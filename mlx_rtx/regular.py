@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
-import mlx.core as mx
-
 from mlx_rtx.config import ModelConfig
 from mlx_rtx.dropout import keep_factors, pairs, split_keys
 from mlx_rtx.embedding import wanted
 from mlx_rtx.layer import TransformerLayer
 from mlx_rtx.transformer import Transformer
+
+import mlx.core as mx
 
 CACHE_ROWS = 256  # the key-value cache grows by so many tokens at a time
 

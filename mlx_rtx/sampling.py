@@ -5,9 +5,9 @@ Letters: B streams, V vocabulary.
 
 from collections.abc import Callable
 
-import mlx.core as mx
-
 from mlx_rtx.errors import require
+
+import mlx.core as mx
 
 Sampler = Callable[[mx.array, mx.array], mx.array]  # logits (B, V), a key for each stream (B, 2) → tokens (B,)
 

@@ -3,13 +3,13 @@
 import hashlib
 from pathlib import Path
 
-import numpy as np
-
 from mlx_rtx.checkpoint import read_arrays, write_arrays
 from mlx_rtx.errors import require
 from mlx_rtx.generation import Stream, start
 from mlx_rtx.transformer import Transformer
 from mlx_rtx.trees import flat
+
+import numpy as np
 
 
 def fingerprint(model: Transformer) -> str:

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-import mlx.core as mx
-
 from mlx_rtx.checkpoint import RunFolder
 from mlx_rtx.curriculum import Curriculum, CurriculumConfig
 from mlx_rtx.evaluation import Scores, evaluate
@@ -23,6 +21,8 @@ from mlx_rtx.progress import Progress, Verdict
 from mlx_rtx.settings import TrainConfig
 from mlx_rtx.signs import FailureSigns
 from mlx_rtx.tasks import CopyTask, Data, TextData, TextTask
+
+import mlx.core as mx
 
 PURPOSES = ("data", "dropout", "validation", "test")  # what random numbers are for
 SAVE_SECONDS = 60  # save at least so often

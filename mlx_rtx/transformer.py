@@ -4,12 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-import mlx.core as mx
-import mlx.nn as nn
-
 from mlx_rtx.config import ModelConfig
 from mlx_rtx.dropout import fresh_key
 from mlx_rtx.embedding import Embedding, wanted
+
+import mlx.core as mx
+import mlx.nn as nn
 
 
 class Transformer(nn.Module, ABC):

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import numpy as np
-
 from mlx_rtx.errors import UserError
 from mlx_rtx.files import write_whole
+
+import numpy as np
 
 
 class Characters:

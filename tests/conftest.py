@@ -1,11 +1,10 @@
 """Tiny models and tokens for all tests."""
 
-import mlx_rtx  # noqa: F401, I001  (first: it binds OpenBLAS before MLX where there is one)
+from mlx_rtx import ModelConfig, RecurrentTransformer, RegularTransformer
+
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_map
-
-from mlx_rtx import ModelConfig, RecurrentTransformer, RegularTransformer
 
 K = 4
 LENGTHS = [1, K - 1, K, K + 1, 2 * K, 2 * K + 1, 3 * K - 5, 5 * K - 1, 6 * K]

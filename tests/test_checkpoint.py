@@ -3,14 +3,14 @@
 import json
 from dataclasses import asdict
 
+from mlx_rtx import UserError, load
+from mlx_rtx.checkpoint import RunFolder
+from mlx_rtx.optimizer import OptimizerConfig, apply_gradients, make_optimizer
+
 import mlx.core as mx
 import pytest
 from conftest import make_model, make_tokens
 from mlx.utils import tree_flatten
-
-from mlx_rtx import UserError, load
-from mlx_rtx.checkpoint import RunFolder
-from mlx_rtx.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 
 
 @pytest.fixture

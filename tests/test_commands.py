@@ -5,13 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from test_training import FLAGS
-
 from mlx_rtx import UserError, evaluate, train
 from mlx_rtx.commands import run_command
 from mlx_rtx.log import RunLog, line
 from mlx_rtx.signs import FailureSigns
+
+import pytest
+from test_training import FLAGS
 
 
 def complaint(arguments, capsys, monkeypatch, main=train.main):

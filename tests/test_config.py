@@ -1,9 +1,9 @@
 """Settings that fit no model are refused in one line with a remedy."""
 
+from mlx_rtx import UserError
+
 import pytest
 from conftest import make_config
-
-from mlx_rtx import UserError
 
 
 @pytest.mark.parametrize(

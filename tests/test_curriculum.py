@@ -3,11 +3,11 @@
 import json
 import math
 
-import pytest
-
 from mlx_rtx import UserError
 from mlx_rtx.curriculum import Curriculum, CurriculumConfig
 from mlx_rtx.progress import Progress, ProgressConfig, Verdict
+
+import pytest
 
 CHANCE = math.log(14)
 

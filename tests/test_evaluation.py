@@ -2,15 +2,15 @@
 
 import math
 
+from mlx_rtx import UserError, evaluation
+from mlx_rtx.evaluation import evaluate, interval
+from mlx_rtx.tasks import CopyTask, Sequences
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import HISTORIES, K, make_model, make_tokens
-
-from mlx_rtx import UserError, evaluation
-from mlx_rtx.evaluation import evaluate, interval
-from mlx_rtx.tasks import CopyTask, Sequences
 
 TASK = CopyTask(noise=6, payload=3, alphabet=8)
 

@@ -5,12 +5,12 @@ import json
 import subprocess
 import sys
 
+from mlx_rtx import evaluate, generate, load, load_vocabulary, make_sampler, stream_generate, train
+from mlx_rtx.tasks import cifar, sources
+
 import numpy as np
 import pytest
 from test_commands import complaint
-
-from mlx_rtx import evaluate, generate, load, load_vocabulary, make_sampler, stream_generate, train
-from mlx_rtx.tasks import cifar, sources
 
 SMALL = ["--dim=16", "--heads=2", "--samples=64", "--batch=8", "--validate-every=4", "--report-every=4"]
 TEXT = "".join(f"{i} green bottles hanging on the wall,\n" for i in range(60))

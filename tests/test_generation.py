@@ -1,13 +1,13 @@
 """Generation: every token is the model's own, whatever runs beside it, before it, or was saved between."""
 
+from mlx_rtx import Characters, UserError, generation, make_sampler, stream_generate
+from mlx_rtx.generation import generate, token_stream
+from mlx_rtx.states import load_stream, save_stream
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import HISTORIES, K, make_model
-
-from mlx_rtx import Characters, UserError, generation, make_sampler, stream_generate
-from mlx_rtx.generation import generate, token_stream
-from mlx_rtx.states import load_stream, save_stream
 
 LETTERS = Characters("abcdefg")
 SAMPLER = make_sampler(temp=1.0)

@@ -2,15 +2,15 @@
 
 import itertools
 
+from mlx_rtx import UserError, loss_and_grad
+from mlx_rtx.gradient import carried_loss_and_grad
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import HISTORIES, K, make_model, make_tokens
 from mlx.utils import tree_flatten
-
-from mlx_rtx import UserError, loss_and_grad
-from mlx_rtx.gradient import carried_loss_and_grad
 
 
 def plain(model, tokens, targets, key):

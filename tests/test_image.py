@@ -3,14 +3,14 @@
 import io
 import sys
 
+from mlx_rtx import UserError
+from mlx_rtx.tasks import ImageTask, cifar, sources
+
 import datasets
 import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
-
-from mlx_rtx import UserError
-from mlx_rtx.tasks import ImageTask, cifar, sources
 
 COUNTS = {"train": 100, "test": 20}
 

@@ -1,15 +1,13 @@
 """Counts of operations: against the paper's figures, and against a walk over the traced graph."""
 
-import math
+from mlx_rtx import RecurrentTransformer, RegularTransformer, UserError, loss_and_grad
+from mlx_rtx.config import Architecture
+from mlx_rtx.ops import executed_ops, paper_ops, training_ops, true_ops
 
 import mlx.core as mx
 import pytest
 from conftest import HISTORIES, K, make_model, make_tokens
-from mlx.utils import tree_flatten
-
-from mlx_rtx import RecurrentTransformer, RegularTransformer, UserError, gradient, loss_and_grad, recurrence
-from mlx_rtx.config import Architecture
-from mlx_rtx.ops import executed_ops, paper_ops, training_ops, true_ops
+from graph import walk
 
 NAMES = {RecurrentTransformer: "recurrent", RegularTransformer: "regular"}
 
@@ -39,51 +37,27 @@ def test_true_multiply_adds_by_hand(model, expected):
     assert true_ops(Architecture(dim=8, heads=2, block=4, layers=2), 40, model) == expected
 
 
-def multiply_adds(function, *arguments):
-    """Multiply-adds of every matrix product in the graph of a function."""
-    graph = []
-    mx.export_function(graph.append, function, *arguments)
-    total = 0
-    for node in graph:
-        if node["type"] == "primitive" and node["name"] in ("Matmul", "AddMM"):
-            (_, left, _), (_, right, _) = node["inputs"][:2]
-            total += math.prod(left) * right[-1]  # (…, n, m) @ (…, m, p): n m p a matrix
-        assert node.get("name") not in ("ScaledDotProductAttention", "BlockMaskedMM", "GatherMM")
-    return total
-
-
 @pytest.mark.parametrize("close", [True, False])
 @pytest.mark.parametrize("last", [None, 1, K, K + 1])
 @pytest.mark.parametrize("length", [K - 1, K, 2 * K, 5 * K - 1])
 @pytest.mark.parametrize("history", HISTORIES)
-def test_what_is_executed_is_what_the_graph_holds(kind, history, length, last, close, monkeypatch):
-    monkeypatch.setattr(recurrence, "clamp", lambda alpha: mx.clip(alpha, 0, 1))  # the graph of the other has no name
+def test_what_is_executed_is_what_the_graph_holds(kind, history, length, last, close):
     model, batch = make_model(kind, history=history, layers=2, positions="block"), 3
     mx.eval(model.parameters())
     last = None if last is None else min(last, length)
     with mx.stream(mx.cpu):
-        found = multiply_adds(lambda tokens: model(tokens, last, close), make_tokens(length, batch))
-    assert found == batch * executed_ops(model.config, length, NAMES[kind], last, close)
+        found = walk(lambda tokens: model(tokens, last, close), make_tokens(length, batch))
+    assert found.multiply_adds == batch * executed_ops(model.config, length, NAMES[kind], last, close)
 
 
 @pytest.mark.parametrize("segment", [None, 1, 2, 3])
 @pytest.mark.parametrize("targets", [1, K + 1, 5 * K - 1])
 @pytest.mark.parametrize("history", HISTORIES)
-def test_what_training_executes_is_what_its_graph_holds(kind, history, targets, segment, monkeypatch):
-    monkeypatch.setattr(recurrence, "clamp", lambda alpha: mx.clip(alpha, 0, 1))
-    monkeypatch.setattr(gradient, "clamp", lambda alpha: mx.clip(alpha, 0, 1))
+def test_what_training_executes_is_what_its_graph_holds(kind, history, targets, segment):
     model, length, batch = make_model(kind, history=history, layers=2, positions="block"), 5 * K - 1, 3
-    evaluated = []
-    for name in ("eval", "async_eval"):  # the whole step becomes one graph, whose ends are what is evaluated
-        monkeypatch.setattr(mx, name, lambda *trees: evaluated.extend(array for _, array in tree_flatten(trees)))
-
-    def step(tokens, classes):
-        evaluated.clear()
-        loss_and_grad(model, tokens, classes, segment)
-        return list(evaluated)
-
-    found = multiply_adds(step, make_tokens(length, batch), make_tokens(targets, batch, seed=2))
-    assert found == batch * training_ops(model.config, length, targets, NAMES[kind], segment)
+    tokens, classes = make_tokens(length, batch), make_tokens(targets, batch, seed=2)
+    found = walk(lambda a, b: loss_and_grad(model, a, b, segment), tokens, classes)
+    assert found.multiply_adds == batch * training_ops(model.config, length, targets, NAMES[kind], segment)
 
 
 def test_reading_more_than_there_is():

@@ -1,13 +1,13 @@
 """Adam as the books have it, clipping, and the guard."""
 
+from mlx_rtx import UserError
+from mlx_rtx.optimizer import OptimizerConfig, apply_gradients, make_optimizer
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import make_model
 from mlx.utils import tree_flatten, tree_map
-
-from mlx_rtx import UserError
-from mlx_rtx.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 
 
 def adam(w, gradients, lr, clip, beta2=0.999, decay=0.0):

@@ -2,15 +2,15 @@
 
 import json
 
-import numpy as np
-import pytest
-from test_commands import complaint
-from test_training import FLAGS
-
 from mlx_rtx import figures, plot, train
 from mlx_rtx.config import Architecture
 from mlx_rtx.history import read_history
 from mlx_rtx.ops import paper_ops
+
+import numpy as np
+import pytest
+from test_commands import complaint
+from test_training import FLAGS
 
 
 @pytest.fixture(scope="module")

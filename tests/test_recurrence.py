@@ -2,15 +2,15 @@
 
 import itertools
 
+from mlx_rtx import ModelConfig, RecurrentTransformer, RegularTransformer, UserError, loss_and_grad
+from mlx_rtx.recurrence import clamp
+from mlx_rtx.trees import flat
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import HISTORIES, LENGTHS, K, make_model, make_tokens
 from reference import cross_entropy, parameters, recurrent_logits, regular_logits
-
-from mlx_rtx import ModelConfig, RecurrentTransformer, RegularTransformer, UserError, loss_and_grad
-from mlx_rtx.recurrence import clamp
-from mlx_rtx.trees import flat
 
 IMAGE = {"vocab_size": 256, "out_size": 10, "tie_embeddings": False, "max_len": 1024, "dim": 32, "heads": 4}
 VARIANTS = [

@@ -1,10 +1,10 @@
 """Samplers: what each rule leaves, and that what is left is drawn as often as it is probable."""
 
+from mlx_rtx import UserError, make_sampler
+
 import mlx.core as mx
 import numpy as np
 import pytest
-
-from mlx_rtx import UserError, make_sampler
 
 P = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
 

@@ -1,11 +1,11 @@
 """Copy and selective copy: what a batch holds, and that a key fixes it."""
 
+from mlx_rtx import UserError
+from mlx_rtx.tasks import CopyTask, SelectiveCopyTask
+
 import mlx.core as mx
 import numpy as np
 import pytest
-
-from mlx_rtx import UserError
-from mlx_rtx.tasks import CopyTask, SelectiveCopyTask
 
 TASKS = [CopyTask, SelectiveCopyTask]
 

@@ -5,12 +5,12 @@ import http.server
 import sys
 import threading
 
+from mlx_rtx import Characters, UserError
+from mlx_rtx.tasks import TextTask, corpus, sources
+
 import mlx.core as mx
 import numpy as np
 import pytest
-
-from mlx_rtx import Characters, UserError
-from mlx_rtx.tasks import TextTask, corpus, sources
 
 TEXT = "".join(f"The quick brown fox, no. {i},\njumps over the lazy dog.\n\n" for i in range(20)) + "end"
 

@@ -8,11 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import mlx.core as mx
-import numpy as np
-import pytest
-from mlx.utils import tree_flatten, tree_map
-
 from mlx_rtx import RegularTransformer, UserError, load
 from mlx_rtx.checkpoint import RunFolder
 from mlx_rtx.config import Architecture
@@ -23,6 +18,11 @@ from mlx_rtx.progress import ProgressConfig
 from mlx_rtx.settings import TrainConfig, TrainingConfig, to_stored
 from mlx_rtx.tasks import CopyTask, SelectiveCopyTask, TextTask
 from mlx_rtx.trainer import Trainer
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten, tree_map
 
 TINY = TrainConfig(
     task=CopyTask(noise=12, payload=2, alphabet=5),

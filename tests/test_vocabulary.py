@@ -2,10 +2,10 @@
 
 import json
 
+from mlx_rtx import Characters, UserError
+
 import pytest
 import tokenizers
-
-from mlx_rtx import Characters, UserError
 
 TEXT = "To be, or not\n\tto be: é, 中, 🙂 and ' \" \\ too.\r\n"
 

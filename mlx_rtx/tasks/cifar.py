@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from mlx_rtx.errors import UserError, require
 from mlx_rtx.tasks.sources import download, kept, locate, sha256
+
+import numpy as np
 
 HUB = "uoft-cs/cifar10"
 FILE = "cifar10_gray.npz"

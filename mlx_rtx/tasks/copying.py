@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
-import mlx.core as mx
-
 from mlx_rtx.errors import UserError, require
 from mlx_rtx.tasks.task import Data, Sequences, Task
 from mlx_rtx.vocabulary import Characters
+
+import mlx.core as mx
 
 
 @dataclass(frozen=True, kw_only=True)

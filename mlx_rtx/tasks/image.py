@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import mlx.core as mx
-import numpy as np
-
 from mlx_rtx.errors import require_choices
 from mlx_rtx.tasks import cifar
 from mlx_rtx.tasks.cifar import Images
 from mlx_rtx.tasks.sources import sha256
 from mlx_rtx.tasks.task import Data, Sequences, StoredTask
 from mlx_rtx.vocabulary import Characters
+
+import mlx.core as mx
+import numpy as np
 
 SET_ASIDE = 0.1  # share of the training images
 

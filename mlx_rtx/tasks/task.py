@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import mlx.core as mx
-
 from mlx_rtx.transformer import Transformer
 from mlx_rtx.vocabulary import Characters
+
+import mlx.core as mx
 
 
 class Sequences(NamedTuple):

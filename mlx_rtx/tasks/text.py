@@ -9,9 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-import mlx.core as mx
-import numpy as np
-
 from mlx_rtx.errors import require, require_positive
 from mlx_rtx.generation import generate, make_sampler
 from mlx_rtx.tasks import corpus
@@ -19,6 +16,9 @@ from mlx_rtx.tasks.sources import sha256
 from mlx_rtx.tasks.task import Data, Sequences, StoredTask
 from mlx_rtx.transformer import Transformer
 from mlx_rtx.vocabulary import Characters
+
+import mlx.core as mx
+import numpy as np
 
 TRAIN = 0.9  # share of the text
 
