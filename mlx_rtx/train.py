@@ -149,6 +149,8 @@ def introduce(task: str, command: TrainCommand, trainer: Trainer, environment: d
     say(f"device: {environment['device_name']} ({environment['device']}), mlx {environment['versions']['mlx']}")
     if advice := backend.advice():
         say(f"advice: {advice}")
+    if settings.model == "regular" and shape.positions == "block":
+        say("advice: a regular transformer cannot tell its blocks apart by --positions block; --positions absolute can")
     if isinstance(settings.task, TextTask) and settings.task.stateful and shape.alpha > 0:
         say(f"advice: with --stateful an alpha of {shape.alpha} may run off to 1 and stay there; --alpha 0 trains")
     say(f"run folder: {command.out}" + (f", resumed at step {trainer.step}" if trainer.step else ""))

@@ -174,12 +174,14 @@ def test_a_moved_text_goes_on(text, tmp_path, capsys):
     assert "resumed at step 8" in capsys.readouterr().out
 
 
-def test_a_stateful_run_that_begins_by_accumulating_is_advised(text, tmp_path, capsys):
+def test_settings_that_train_badly_are_advised_against(text, tmp_path, capsys):
     arguments = ["text", "--data", str(text / "bottles.txt"), "--length=32", "--block=8", "--stateful", *SMALL]
     train.main([*arguments, "--out", str(tmp_path / "half")])
     assert "advice: with --stateful an alpha of 0.5 may run off to 1" in capsys.readouterr().out
     train.main([*arguments, "--out", str(tmp_path / "none"), "--alpha=0"])
-    assert "--stateful" not in capsys.readouterr().out
+    assert "advice: with" not in capsys.readouterr().out
+    train.main([*arguments[:5], *SMALL, "--model=regular", "--out", str(tmp_path / "regular")])
+    assert "advice: a regular transformer cannot tell its blocks apart" in capsys.readouterr().out
 
 
 @pytest.fixture
