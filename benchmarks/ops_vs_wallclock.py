@@ -10,6 +10,7 @@ words, a picture and one JSON line. Each model runs in a process of its own: one
 """
 
 import json
+import re
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> None:
         print()
     require(len(points) > 3, "sweep: fewer than four points came back; give it more --seconds or --memory")
     answer = conclude(points)
-    name = str(environment["device_name"]).replace(" ", "-").lower()
+    name = "-".join(re.findall("[a-z0-9]+", str(environment["device_name"]).lower()))
     out = sweep.out or Path(__file__).parent / "results" / name
     out.mkdir(parents=True, exist_ok=True)
     report = {"environment": environment, "ceilings": asdict(ceilings), "answer": asdict(answer)}

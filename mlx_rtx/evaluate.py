@@ -1,5 +1,6 @@
 """Score a trained model on held-out data: ``python -m mlx_rtx.evaluate runs/copy --noise 8192``."""
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +88,7 @@ def load_data(command: EvaluateCommand, settings: TrainConfig) -> Data:
 
 def intervals(scores: Scores, data: Data) -> str:
     """95 % intervals of what was scored, in words."""
-    parts = [f"loss ± {1.96 * scores.loss_se:.2g}"]
+    parts = [f"loss ± {1.96 * scores.loss_se:.2g}"] if math.isfinite(scores.loss) else []
     if "sequence_accuracy" in data.figures or scores.targets == scores.sequences:
         low, high = interval(scores.sequence_accuracy, scores.sequences)
         right = round(scores.sequence_accuracy * scores.sequences)
