@@ -96,15 +96,18 @@ def test_from_a_folder_that_holds_one(npz, colours, monkeypatch):
     same(ImageTask().load(), colours)
 
 
-def test_from_a_copy_of_the_hubs(hub, colours, tmp_path):
+def test_from_a_copy_of_the_hubs(hub, colours, tmp_path, monkeypatch):
     folder = tmp_path / "copy" / "plain_text"
     folder.mkdir(parents=True)
     for name, table in hub.items():
         table.to_parquet(folder / f"{name}-00000-of-00001.parquet")
     same(ImageTask(data=str(tmp_path / "copy")).load(), colours)
+    monkeypatch.setattr(cifar, "_convert", None)
+    same(ImageTask(data=str(tmp_path / "copy")).load(), colours)  # converted once, it is kept
     for file in folder.iterdir():
-        file.write_bytes(b"")  # converted once, it is kept
-    same(ImageTask(data=str(tmp_path / "copy")).load(), colours)
+        file.write_bytes(b"no parquet")
+    with pytest.raises(UserError, match=r"--data .*plain_text: could not be loaded"):
+        ImageTask(data=str(tmp_path / "copy")).load()
 
 
 def test_from_the_hub_once(hub, colours, monkeypatch, tmp_path):

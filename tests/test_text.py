@@ -73,7 +73,7 @@ def test_another_text_from_the_server_is_refused(server, tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_no_server(monkeypatch):
     monkeypatch.setattr(corpus, "URL", "http://127.0.0.1:9/input.txt")
-    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/input\.txt: could not be downloaded .*--data"):
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/input\.txt: could not be loaded .*--data"):
         corpus.load(None)
 
 

@@ -49,9 +49,10 @@ def load(data: str | None) -> tuple[dict[str, Images], Path]:
         path = kept(FILE, partial(_write_npz, make=lambda: _convert(download(f"{HUB} from the hub", INSTEAD, HUB))))
     if path.suffix != ".parquet":
         splits = _read_npz(path)
-    else:  # a copy of the hub's is converted once as well, under a name of its own
+    else:  # a copy of the hub's is converted once as well, and again when its files change
         folder = path.parent
-        mark = sha256(str(folder.resolve()).encode())[:12]
+        files = sorted((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
+        mark = sha256(repr(files).encode())[:12]
         splits = _read_npz(kept(f"cifar10_gray-{mark}.npz", partial(_write_npz, make=lambda: _read_parquet(folder))))
     for name, images in splits.items():
         _check(name, images, path)
@@ -89,11 +90,11 @@ def _read_parquet(folder: Path) -> dict[str, Images]:
 
 
 def _write_npz(path: Path, make: Callable[[], dict[str, Images]]) -> None:
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for name, images in make().items():
         _check(name, images, Path(HUB))
         arrays |= {f"{name}_images": images.pixels, f"{name}_labels": images.labels}
-    np.savez_compressed(path, allow_pickle=False, **arrays)
+    np.savez_compressed(path, **arrays)
 
 
 def _read_npz(path: Path) -> dict[str, Images]:

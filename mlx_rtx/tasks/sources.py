@@ -71,7 +71,7 @@ def download(what: str, instead: str, *arguments: Any, **settings: Any) -> Any:
         return datasets.load_dataset(*arguments, **settings)
     except Exception as error:  # whatever lies between here and the server
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{what}: could not be downloaded ({type(error).__name__}: {reason}); {instead}") from None
+        raise UserError(f"{what}: could not be loaded ({type(error).__name__}: {reason}); {instead}") from None
 
 
 def sha256(*parts: Any) -> str:
