@@ -29,17 +29,21 @@ class Answer:
 def conclude(points: list[Point]) -> Answer:
     """Fit the points."""
     times = np.array([point.seconds for point in points])
-    counts = np.array([[point.launches, point.executed, point.bytes] for point in points], dtype=np.float64)
-    fit = fit_time(times, counts)
+    fit = fit_time(times, _work(points))
     batches = {}
     for group, rows in by_group(points).items():
         if len(rows) > 1:
-            a, b = (np.array([p.launches, p.executed, p.bytes], dtype=np.float64) for p in (rows[0], rows[-1]))
+            a, b = _work([rows[0], rows[-1]])
             slope = (b - a) / (rows[-1].batch - rows[0].batch)
             one = a - (rows[0].batch - 1) * slope
             batches[str(group)] = fit.arithmetic_batch(one, one + slope)
     r2 = {name: proportional(times, np.array([getattr(p, name) for p in points], float)) for name in COUNTS}
     return Answer(r2, fit, batches, _image_ratio(points))
+
+
+def _work(points: list[Point]) -> np.ndarray:
+    """Launches, multiply-adds and bytes (n, 3), as `fit_time` takes them."""
+    return np.array([[p.launches, p.executed, p.bytes] for p in points], dtype=np.float64)
 
 
 def by_group(points: list[Point]) -> dict[Group, list[Point]]:
@@ -112,9 +116,8 @@ def picture(points: list[Point], answer: Answer) -> Any:
     """Time against each count, and against the fit; the closer to a line of slope 1, the better it predicts."""
     figure, axes = new_axes(1, 4, sharey=True)
     times = np.array([point.seconds for point in points])
-    work = np.array([[p.launches, p.executed, p.bytes] for p in points], dtype=np.float64)
     across = {text: np.array([getattr(p, name) for p in points], float) for name, text in COUNTS.items()}
-    across["fit: launches, arithmetic, bytes (s)"] = answer.fit.predict(work)
+    across["fit: launches, arithmetic, bytes (s)"] = answer.fit.predict(_work(points))
     r2 = [*answer.r2.values(), answer.fit.r2]
     names = list(dict.fromkeys(point.group.name for point in points))
     for axis, (text, values), quality in zip(axes[0], across.items(), r2, strict=True):

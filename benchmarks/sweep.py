@@ -1,5 +1,6 @@
 """Points of the sweep: a model of the paper's at a batch size, timed, with what it was made to do."""
 
+import functools
 import json
 import statistics
 import subprocess
@@ -98,6 +99,7 @@ class Runner:
         )
         self.segment = None if group.model == "regular" else 8
         self.step = self._make()
+        self._walk = functools.cache(lambda batch: walk(self._make(), *self._data(batch)))
 
     def _make(self) -> Callable[[mx.array, mx.array], None]:
         """Forward pass, or training step, on fresh weights."""
@@ -120,8 +122,8 @@ class Runner:
     def work(self, batch: int) -> Work:
         """What a step launches and moves. It is linear in the batch from 2 on; at 1 some sums are no work."""
         if batch <= 2:
-            return walk(self._make(), *self._data(batch))
-        two, three = (walk(self._make(), *self._data(size)) for size in (2, 3))
+            return self._walk(batch)
+        two, three = self._walk(2), self._walk(3)
         return Work(*(a + (batch - 2) * (b - a) for a, b in zip(two, three, strict=True)))
 
     def measure(self, batch: int) -> Point:

@@ -153,7 +153,7 @@ def read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     Raises:
         UserError: it is missing, cut off, or not ours.
     """
-    require(path.is_file(), f"{path}: not found; the run saved nothing yet, train it again without --resume")
+    require(path.is_file(), f"{path}: not found; name a file that is there, or train again without --resume")
     try:
         arrays, metadata = cast(tuple[dict, dict], mx.load(str(path), "safetensors", return_metadata=True))
         mx.eval(arrays)

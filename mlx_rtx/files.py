@@ -1,8 +1,10 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and hashes of what they hold."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mlx_rtx.errors import UserError
 
@@ -20,3 +22,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, RuntimeError) as error:  # MLX raises the latter
         temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error}); free some space or choose another place") from None
+
+
+def sha256(*parts: Any) -> str:
+    """Hash of buffers, one after the other, in hexadecimal."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part)
+    return whole.hexdigest()

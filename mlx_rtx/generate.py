@@ -70,8 +70,9 @@ def main(arguments: list[str]) -> None:
         print("\nstopped", file=sys.stderr)
     if one:
         print()
-    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True) if not one else ()):
-        print(f"--- {i + 1}: {prompt!r}\n{text}")
+    else:
+        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True), 1):
+            print(f"--- {i}: {prompt!r}\n{text}")
     if response is None:
         return
     if state_file is not None:

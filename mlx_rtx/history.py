@@ -62,8 +62,7 @@ def read_history(path: Path) -> History:
     shape = settings.architecture
     samples = np.array([report["samples"] for report in reports])
     each = [paper_ops(shape, report["length"], settings.model) for report in reports]
-    noises = [reports[0].get("noise")]
-    begins = [(0, noises[0])] if noises[0] else []
+    begins = [(0, reports[0]["noise"])] if "noise" in reports[0] else []
     begins += [(line["samples"], line["next_noise"]) for line in lines if line["kind"] == "stage"]
     return History(
         name=path.resolve().name,

@@ -1,10 +1,10 @@
 """A stream on disk: where generation stands, to go on from there another day."""
 
-import hashlib
 from pathlib import Path
 
 from mlx_rtx.checkpoint import read_arrays, write_arrays
 from mlx_rtx.errors import require
+from mlx_rtx.files import sha256
 from mlx_rtx.generation import Stream, start
 from mlx_rtx.transformer import Transformer
 from mlx_rtx.trees import flat
@@ -14,11 +14,8 @@ import numpy as np
 
 def fingerprint(model: Transformer) -> str:
     """sha256 of a model's settings and weights."""
-    whole = hashlib.sha256(repr(model.config).encode())
-    for name, array in flat(model.parameters()).items():
-        whole.update(name.encode())
-        whole.update(np.array(array).tobytes())
-    return whole.hexdigest()
+    weights = [part for name, array in flat(model.parameters()).items() for part in (name.encode(), np.array(array))]
+    return sha256(repr(model.config).encode(), *weights)
 
 
 def save_stream(path: Path, model: Transformer, stream: Stream) -> None:

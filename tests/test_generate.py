@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 from mlx_rtx import evaluate, generate, load, load_vocabulary, make_sampler, stream_generate, train
-from mlx_rtx.tasks import cifar, sources
+from mlx_rtx.files import sha256
+from mlx_rtx.tasks import cifar
 
 import numpy as np
 import pytest
@@ -190,7 +191,7 @@ def images(monkeypatch, tmp_path):
     labels = {name: np.arange(count, dtype=np.uint8) % 10 for name, count in (("train", 200), ("test", 50))}
     pixels = {name: np.repeat(20 + 22 * of[:, None], 1024, axis=1) for name, of in labels.items()}
     monkeypatch.setattr(cifar, "COUNTS", {name: len(of) for name, of in labels.items()})
-    monkeypatch.setattr(cifar, "LABELS", {name: sources.sha256(of) for name, of in labels.items()})
+    monkeypatch.setattr(cifar, "LABELS", {name: sha256(of) for name, of in labels.items()})
     monkeypatch.setattr(cifar, "GREY", {name: of.mean() for name, of in pixels.items()})
     arrays = {f"{name}_images": of for name, of in pixels.items()} | {
         f"{name}_labels": of for name, of in labels.items()

@@ -4,7 +4,8 @@ import io
 import sys
 
 from mlx_rtx import UserError
-from mlx_rtx.tasks import ImageTask, cifar, sources
+from mlx_rtx.files import sha256
+from mlx_rtx.tasks import ImageTask, cifar
 
 import datasets
 import mlx.core as mx
@@ -29,7 +30,7 @@ def colours():
 def small(colours, monkeypatch, tmp_path):
     """Take the small data set for CIFAR-10, and keep downloads to this test."""
     monkeypatch.setattr(cifar, "COUNTS", COUNTS)
-    monkeypatch.setattr(cifar, "LABELS", {name: sources.sha256(labels) for name, (_, labels) in colours.items()})
+    monkeypatch.setattr(cifar, "LABELS", {name: sha256(labels) for name, (_, labels) in colours.items()})
     monkeypatch.setattr(cifar, "GREY", {name: cifar.grey(rgb).mean() for name, (rgb, _) in colours.items()})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("MLX_RTX_DATA", raising=False)

@@ -6,7 +6,8 @@ import sys
 import threading
 
 from mlx_rtx import Characters, UserError
-from mlx_rtx.tasks import TextTask, corpus, sources
+from mlx_rtx.files import sha256
+from mlx_rtx.tasks import TextTask, corpus
 
 import mlx.core as mx
 import numpy as np
@@ -18,7 +19,7 @@ TEXT = "".join(f"The quick brown fox, no. {i},\njumps over the lazy dog.\n\n" fo
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """Take a short text for tiny Shakespeare, and keep downloads to this test."""
-    monkeypatch.setattr(corpus, "SHA256", sources.sha256(TEXT.encode()))
+    monkeypatch.setattr(corpus, "SHA256", sha256(TEXT.encode()))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     monkeypatch.delenv("MLX_RTX_DATA", raising=False)

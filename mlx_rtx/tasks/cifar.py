@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_rtx.errors import UserError, require
-from mlx_rtx.tasks.sources import download, kept, locate, sha256
+from mlx_rtx.files import sha256
+from mlx_rtx.tasks.sources import download, kept, locate
 
 import numpy as np
 

@@ -11,10 +11,10 @@ from functools import partial
 from typing import Literal
 
 from mlx_rtx.errors import require_choices
+from mlx_rtx.files import sha256
 from mlx_rtx.tasks import cifar
 from mlx_rtx.tasks.cifar import Images
-from mlx_rtx.tasks.sources import sha256
-from mlx_rtx.tasks.task import Data, Sequences, StoredTask
+from mlx_rtx.tasks.task import Data, Sequences, StoredTask, columns
 from mlx_rtx.vocabulary import Characters
 
 import mlx.core as mx
@@ -83,8 +83,4 @@ class ImageData(Data):
         for start in range(0, count, batch):
             rows = slice(start, min(start + batch, count))
             targets = mx.array(images.labels[rows, None].astype(np.int32))
-            yield Sequences(self.length, partial(_columns, images.pixels[rows]), targets)
-
-
-def _columns(pixels: np.ndarray, start: int, end: int) -> mx.array:
-    return mx.array(pixels[:, start:end].astype(np.int32))
+            yield Sequences(self.length, partial(columns, images.pixels[rows]), targets)

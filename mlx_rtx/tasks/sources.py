@@ -1,6 +1,5 @@
 """Where data comes from: a file somebody has, or a download that is kept."""
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -72,11 +71,3 @@ def download(what: str, instead: str, *arguments: Any, **settings: Any) -> Any:
     except Exception as error:  # whatever lies between here and the server
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{what}: could not be loaded ({type(error).__name__}: {reason}); {instead}") from None
-
-
-def sha256(*parts: Any) -> str:
-    """Hash of buffers, one after the other, in hexadecimal."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(part)
-    return whole.hexdigest()

@@ -9,6 +9,7 @@ from mlx_rtx.transformer import Transformer
 from mlx_rtx.vocabulary import Characters
 
 import mlx.core as mx
+import numpy as np
 
 
 class Sequences(NamedTuple):
@@ -17,6 +18,11 @@ class Sequences(NamedTuple):
     length: int  # L
     read: Callable[[int, int], mx.array]  # tokens (B, end - start) of positions start … end
     targets: mx.array  # (B, n), classes of the last n positions
+
+
+def columns(rows: np.ndarray, start: int, end: int) -> mx.array:
+    """Tokens at positions start … end of whole sequences (B, L): what `Sequences.read` does when they are in memory."""
+    return mx.array(rows[:, start:end].astype(np.int32))
 
 
 class Data(ABC):

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from mlx_rtx.errors import require, require_positive
+from mlx_rtx.files import sha256
 from mlx_rtx.generation import generate, make_sampler
 from mlx_rtx.tasks import corpus
-from mlx_rtx.tasks.sources import sha256
-from mlx_rtx.tasks.task import Data, Sequences, StoredTask
+from mlx_rtx.tasks.task import Data, Sequences, StoredTask, columns
 from mlx_rtx.transformer import Transformer
 from mlx_rtx.vocabulary import Characters
 
@@ -148,7 +148,7 @@ class TextData(Data):
             windows.append((np.array([last - length]), last % length))
         for begins, scored in windows:
             rows = self._held_out[begins[:, None] + np.arange(length + 1)]
-            yield Sequences(length, partial(_columns, rows), mx.array(rows[:, -scored:]))
+            yield Sequences(length, partial(columns, rows), mx.array(rows[:, -scored:]))
 
     def illustrate(self, model: Transformer, key: mx.array) -> str | None:
         """Characters that the model writes after a line break, at temperature 0.8."""
@@ -162,7 +162,3 @@ class TextData(Data):
         )
         model.train(training)
         return text
-
-
-def _columns(rows: np.ndarray, start: int, end: int) -> mx.array:
-    return mx.array(rows[:, start:end])
