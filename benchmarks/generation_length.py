@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mlx_rtx import ModelConfig, backend, load, make_sampler
+from mlx_rtx import ModelConfig, load, make_sampler
 from mlx_rtx.commands import parse, run_command
 from mlx_rtx.errors import require, require_positive
 from mlx_rtx.generation import Stream, token_stream
@@ -25,6 +25,7 @@ from mlx_rtx.settings import TEXT
 from mlx_rtx.transformer import Transformer
 
 import mlx.core as mx
+from results import results_folder, write_report
 
 FIRST = 1000  # tokens at the first mark
 ROUNDS, BLOCKS = 40, 4  # timings of each state, blocks of tokens to a timing
@@ -42,6 +43,8 @@ class Benchmark:
     """Tokens to generate."""
     batch: int = 1
     """Streams side by side."""
+    out: Path | None = None
+    """Folder for the report; benchmarks/results/<device> if not given."""
 
     def __post_init__(self):
         require_positive(self, "batch")
@@ -65,8 +68,9 @@ def main(arguments: list[str]) -> None:
         print("{tokens:>9,} {us_per_token:>13.1f} {peak_mb:>9.2f} {process_mb:>11.1f}".format(**row))
     ratio = rows[-1]["us_per_token"] / rows[0]["us_per_token"]
     print(f"a token after {rows[-1]['tokens']:,} costs {ratio:.3f} times one after {rows[0]['tokens']:,}")
-    environment = backend.environment()
-    print(json.dumps({"batch": command.batch, "ratio": ratio, "rows": rows, "environment": environment}))
+    answer = {"batch": command.batch, "ratio": ratio, "rows": rows}
+    write_report(results_folder(command.out), "generation_length", answer)
+    print(json.dumps(answer))
 
 
 def generate(model: Transformer, command: Benchmark) -> tuple[list[Stream], list[dict]]:

@@ -1,52 +1,94 @@
 """Does counting operations predict time? The paper's r(4dlk + 2ld²), and two better counts, against the clock.
 
     python benchmarks/ops_vs_wallclock.py                    # five minutes, any machine
-    python benchmarks/ops_vs_wallclock.py --shapes image --batches 1 8 64 --seconds 600
+    python benchmarks/ops_vs_wallclock.py --quick            # one minute: batch sizes only
+    python benchmarks/ops_vs_wallclock.py --shapes image --batches 1 8 64 --blocks 16 32 --seconds 600
 
-Sweeps the paper's shapes over batch sizes, forward and training step, and holds three counts against the time:
-the paper's, the true multiply-adds of dense windows, and those really executed. It measures what the machine can
-do at best, and fits time = launches + multiply-adds / rate + bytes / bandwidth. Ends with a table, an answer in
-words, a picture and one JSON line. Each model runs in a process of its own: one that is killed costs its own points.
+Sweeps the paper's shapes over batch sizes, and at batch 8 over lengths and block widths, forward and training
+step; with --full, or where an axis is given, over all combinations. It holds three counts against the time: the
+paper's, the true multiply-adds of dense windows, and those really executed. It measures what the machine can do
+at best, and fits time = launches + multiply-adds / rate + bytes / bandwidth. Ends with a table, an answer in words,
+two pictures and one JSON line. Each model runs in a process of its own; a size at which that is killed costs itself.
 """
 
+import itertools
 import json
-import re
 import time
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from mlx_rtx import backend
 from mlx_rtx.commands import parse, run_command
-from mlx_rtx.errors import require
-from mlx_rtx.files import write_whole
+from mlx_rtx.errors import require, require_choices
 
 from ceilings import measure_ceilings
-from report import conclude, picture, table, words
-from sweep import Point, call_group, groups
+from report import axes_picture, conclude, counts_picture, table, words
+from results import reports, results_folder, write_picture, write_report
+from sweep import Group, Point, Size, call_group, groups, own_size
+
+BATCHES, LENGTHS, BLOCKS = (1, 2, 4, 8, 16, 32, 64, 128, 256), (256, 512, 1024, 2048), (16, 32, 64, 128)
+QUICK_BATCHES, ASIDE = (1, 8, 64), 8  # batch of the points along lengths and blocks
+SECONDS = {"quick": 60.0, "default": 270.0, "full": 3600.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Time and memory of the paper's shapes over batch sizes, against counts of operations."""
+    """Time and memory of the paper's shapes over sizes, against counts of operations."""
 
     shapes: tuple[Literal["image", "text", "copy"], ...] = ("image", "text", "copy")
     """Shapes of the paper to run."""
-    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    """Batch sizes, from the smallest on as far as time and memory allow."""
-    seconds: float = 240.0
-    """Time for all points together, about."""
+    models: tuple[Literal["recurrent", "regular"], ...] = ("recurrent", "regular")
+    """Models to run; of regular ones those with the layers that the paper compares."""
+    modes: tuple[Literal["forward", "training"], ...] = ("forward", "training")
+    """Forward pass, training step."""
+    batches: tuple[int, ...] = ()
+    """Batch sizes; if not given 1, 2, 4 … 256."""
+    lengths: tuple[int, ...] = ()
+    """Lengths in tokens; if not given the paper's, and at batch 8 also 256 … 2,048."""
+    blocks: tuple[int, ...] = ()
+    """Block widths of recurrent models; if not given the paper's, and at batch 8 also 16 … 128."""
+    widths: tuple[int, ...] = ()
+    """Model widths, multiples of the heads (4 for images, else 6); if not given the paper's."""
+    quick: bool = False
+    """One minute: three batch sizes, the paper's lengths and blocks."""
+    full: bool = False
+    """One hour: all combinations of batch, length and block."""
+    seconds: float | None = None
+    """Time for all points together, about; if not given 60 with --quick, 3,600 with --full, else 270."""
     memory: float = 0.5
     """Share of the machine's memory that a point may be expected to take."""
     out: Path | None = None
     """Folder for the report; benchmarks/results/<device> if not given."""
 
     def __post_init__(self):
-        require(bool(self.batches) and min(self.batches) >= 1, f"batches={self.batches}: must be at least 1 each")
-        require(bool(self.shapes), "shapes: name at least one")
-        require(self.seconds > 0, f"seconds={self.seconds}: must be above 0")
+        require_choices(self)
+        for name in ("batches", "lengths", "blocks", "widths"):
+            values = getattr(self, name)
+            require(not values or min(values) >= 1, f"{name}={values}: must be at least 1 each")
+        for name in ("shapes", "models", "modes"):
+            require(bool(getattr(self, name)), f"{name}: name at least one")
+        require(not (self.quick and self.full), "quick, full: choose one of the two")
+        require(self.seconds is None or self.seconds > 0, f"seconds={self.seconds}: must be above 0")
         require(0 < self.memory <= 1, f"memory={self.memory}: must be above 0 and at most 1")
+
+    @property
+    def time(self) -> float:
+        """Seconds for all points."""
+        return self.seconds or SECONDS["quick" if self.quick else "full" if self.full else "default"]
+
+    def sizes(self, group: Group) -> list[Size]:
+        """The sizes at which to measure a group."""
+        own, recurrent = own_size(group.subject), group.model == "recurrent"
+        batches = self.batches or (QUICK_BATCHES if self.quick else BATCHES)
+        lengths = self.lengths or ((own.length, *LENGTHS) if self.full else (own.length,))
+        blocks = self.blocks or ((own.block, *BLOCKS) if self.full else (own.block,))
+        found = itertools.product(batches, lengths, blocks if recurrent else (own.block,), self.widths or (own.dim,))
+        sizes = [Size(*each) for each in found]
+        if not (self.batches or self.lengths or self.blocks or self.widths or self.quick or self.full):
+            sizes += [replace(own, batch=ASIDE, length=length) for length in LENGTHS]
+            sizes += [replace(own, batch=ASIDE, block=block) for block in BLOCKS if recurrent]
+        return list(dict.fromkeys(sizes))
 
 
 def main(arguments: list[str]) -> None:
@@ -59,29 +101,43 @@ def main(arguments: list[str]) -> None:
         f"at best: {ceilings.multiply_adds_per_s / 1e9:,.0f} G multiply-adds/s, "
         f"{ceilings.bytes_per_s / 1e9:,.1f} GB/s, {ceilings.launches_per_s / 1e3:,.0f} k launches/s"
     )
-    todo, points, memory_gb = groups(sweep.shapes), [], sweep.memory * backend.memory_gb()
-    print(f"{len(todo)} models and modes, about {sweep.seconds / 60:.0f} min", flush=True)
+    todo, memory_gb = groups(sweep.shapes, sweep.models, sweep.modes), sweep.memory * backend.memory_gb()
+    points: list[Point] = []
+    left_out: list[str] = []
+    print(f"{len(todo)} models and modes, about {sweep.time / 60:.0f} min", flush=True)
     for i, group in enumerate(todo):
-        left = sweep.seconds - (time.perf_counter() - started)
         print(f"{group}:", end="", flush=True)
-        for result in call_group(group, sweep.batches, max(left / (len(todo) - i), 1.0), memory_gb):
+        without: list[str] = []
+        left = sweep.time - (time.perf_counter() - started)
+        for result in call_group(group, sweep.sizes(group), max(left / (len(todo) - i), 1.0), memory_gb):
             if isinstance(result, Point):
                 points.append(result)
-                print(f" {result.batch}: {1e3 * result.seconds:,.0f} ms", end="", flush=True)
+                print(" .", end="", flush=True)
             else:
-                print(f" ({result})", end="")
-        print()
+                without.append(result)
+        print(f" ({len(without)} sizes not measured; the first: {without[0]})" if without else "")
+        left_out += [f"{group}: {text}" for text in without]
     require(len(points) > 3, "sweep: fewer than four points came back; give it more --seconds or --memory")
-    answer = conclude(points)
-    name = "-".join(re.findall("[a-z0-9]+", str(environment["device_name"]).lower()))
-    out = sweep.out or Path(__file__).parent / "results" / name
-    out.mkdir(parents=True, exist_ok=True)
-    report = {"environment": environment, "ceilings": asdict(ceilings), "answer": asdict(answer)}
-    text = json.dumps({**report, "points": [asdict(point) for point in points]}, indent=1) + "\n"
-    write_whole(out / "ops_vs_wallclock.json", lambda path: path.write_text(text))
-    write_whole(out / "ops_vs_wallclock.png", partial(picture(points, answer).savefig, dpi=150))
-    print("", table(points), "", words(answer), "", f"report and picture: {out}", sep="\n")
+    answer, folder = conclude(points, ceilings), results_folder(sweep.out)
+    report = {"ceilings": asdict(ceilings), "answer": asdict(answer), "left_out": left_out}
+    write_report(folder, "ops_vs_wallclock", {**report, "points": [asdict(point) for point in points]})
+    write_picture(folder, "ops_vs_wallclock", counts_picture(points, answer))
+    write_picture(folder, "ops_vs_wallclock_axes", axes_picture(points))
+    print("", table(points, answer), "", words(answer), "", beside(), "", f"report, pictures: {folder}", sep="\n")
     print(json.dumps(report["answer"]))
+
+
+def beside() -> str:
+    """The reports that lie in benchmarks/results, a row a machine."""
+    titles = ("G mult-adds/s", "GB/s", "k launches/s", "R² paper", "R² true", "R² exec.", "R² fit")
+    rows = [f"{'machine':24} " + " ".join(f"{title:>13}" for title in titles)]
+    for machine, report in reports("ops_vs_wallclock").items():
+        ceilings, answer = report["ceilings"], report["answer"]
+        cells = [1e-9 * ceilings["multiply_adds_per_s"], 1e-9 * ceilings["bytes_per_s"]]
+        cells += [1e-3 * ceilings["launches_per_s"], *answer["r2"].values(), answer["fit"]["r2"]]
+        texts = [f"{cell:,.0f}" for cell in cells[:3]] + [f"{cell:.3f}" for cell in cells[3:]]
+        rows.append(f"{machine:24} " + " ".join(f"{text:>13}" for text in texts))
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

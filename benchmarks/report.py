@@ -1,15 +1,18 @@
-"""What the points of a sweep say: a table, an answer in words, a picture."""
+"""What the points of a sweep say: tables, an answer in words, pictures."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mlx_rtx.figures import COLOURS, new_axes
+from mlx_rtx.figures import COLOURS, DASHES, new_axes
 
 import numpy as np
+from ceilings import Ceilings
 from fit import Fit, fit_time, proportional
-from sweep import Group, Point
+from sweep import Group, Point, own_size
 
 COUNTS = {"paper": "paper's r(4dlk+2ld²)", "true": "true multiply-adds", "executed": "executed multiply-adds"}
+AXES = {"length": "length L", "block": "block width K", "dim": "width D"}
 
 
 @dataclass(frozen=True)
@@ -20,25 +23,32 @@ class Answer:
     """Of each count, times being proportional to it, over all points."""
     fit: Fit
     """Of launches, multiply-adds and bytes together."""
-    arithmetic_batch: dict[str, float]
-    """Per model and mode: the batch from which arithmetic and bytes take longer than launches."""
+    arithmetic_batch: dict[str, float | None]
+    """Per model and mode: the batch from which arithmetic and bytes take longer than launches; None for none."""
+    achieved: dict[str, dict[str, float]]
+    """Per model and mode, at its fastest: the share of each ceiling that was reached."""
     image_ratio: dict[str, float]
     """Recurrent : regular with 4 layers on images, by each count, and by the clock at the largest common batch."""
+    memory_error: float
+    """Largest error of a predicted peak above 0.1 GB, as a share of it; 0 where none is that large."""
 
 
-def conclude(points: list[Point]) -> Answer:
-    """Fit the points."""
+def conclude(points: list[Point], ceilings: Ceilings) -> Answer:
+    """Fit the points, and hold them against what the machine can do."""
     times = np.array([point.seconds for point in points])
     fit = fit_time(times, _work(points))
     batches = {}
-    for group, rows in by_group(points).items():
+    for group, rows in by_group(over_batches(points)).items():
         if len(rows) > 1:
             a, b = _work([rows[0], rows[-1]])
-            slope = (b - a) / (rows[-1].batch - rows[0].batch)
-            one = a - (rows[0].batch - 1) * slope
-            batches[str(group)] = fit.arithmetic_batch(one, one + slope)
+            slope = (b - a) / (rows[-1].size.batch - rows[0].size.batch)
+            one = a - (rows[0].size.batch - 1) * slope
+            found = fit.arithmetic_batch(one, one + slope)
+            batches[str(group)] = found if np.isfinite(found) else None
     r2 = {name: proportional(times, np.array([getattr(p, name) for p in points], float)) for name in COUNTS}
-    return Answer(r2, fit, batches, _image_ratio(points))
+    achieved = {str(group): _achieved(fastest(rows), ceilings) for group, rows in by_group(points).items()}
+    errors = [abs(point.peak_gb / point.predicted_gb - 1) for point in points if point.peak_gb > 0.1]
+    return Answer(r2, fit, batches, achieved, _image_ratio(points), max(errors, default=0.0))
 
 
 def _work(points: list[Point]) -> np.ndarray:
@@ -46,7 +56,26 @@ def _work(points: list[Point]) -> np.ndarray:
     return np.array([[p.launches, p.executed, p.bytes] for p in points], dtype=np.float64)
 
 
-def by_group(points: list[Point]) -> dict[Group, list[Point]]:
+def _achieved(point: Point, ceilings: Ceilings) -> dict[str, float]:
+    return {
+        "batch": point.size.batch,
+        "launches": point.launches / point.seconds / ceilings.launches_per_s,
+        "arithmetic": point.executed / point.seconds / ceilings.multiply_adds_per_s,
+        "bytes": point.bytes / point.seconds / ceilings.bytes_per_s,
+    }
+
+
+def fastest(rows: list[Point]) -> Point:
+    """The point at which most tokens pass in a second."""
+    return max(rows, key=tokens_per_s)
+
+
+def tokens_per_s(point: Point) -> float:
+    """Tokens that pass in a second."""
+    return point.size.batch * point.size.length / point.seconds
+
+
+def by_group(points: Iterable[Point]) -> dict[Group, list[Point]]:
     """Points of each group, in the order they came."""
     found: dict[Group, list[Point]] = {}
     for point in points:
@@ -54,9 +83,37 @@ def by_group(points: list[Point]) -> dict[Group, list[Point]]:
     return found
 
 
+def over_batches(points: Iterable[Point]) -> list[Point]:
+    """Points of the paper's own sizes, of which only the batch differs, smallest first."""
+    own = [point for point in points if point.size == own_size(point.group.subject, point.size.batch)]
+    return along_axis(own, "batch")
+
+
+def along(points: Iterable[Point], axis: str) -> dict[Group, list[Point]]:
+    """Of each group, at the batch that has most of them, points in which nothing but ``axis`` differs from the
+    paper's sizes; groups with two values or more."""
+    found = {}
+    for group, rows in by_group(points).items():
+        own = own_size(group.subject)
+        lines: dict[int, list[Point]] = {}
+        for point in rows:
+            size = point.size
+            if size == replace(own, batch=size.batch, **{axis: getattr(size, axis)}):
+                lines.setdefault(size.batch, []).append(point)
+        line = max(lines.values(), key=len, default=[])
+        if len(line) > 1:
+            found[group] = along_axis(line, axis)
+    return found
+
+
+def along_axis(points: Iterable[Point], axis: str) -> list[Point]:
+    """Points by rising ``axis`` of their size."""
+    return sorted(points, key=lambda point: getattr(point.size, axis))
+
+
 def _image_ratio(points: list[Point]) -> dict[str, float]:
     recurrent, regular = (
-        {p.batch: p for p in points if p.group == Group("image", model, layers, "training")}
+        {p.size.batch: p for p in over_batches(points) if p.group == Group("image", model, layers, "training")}
         for model, layers in (("recurrent", 1), ("regular", 4))
     )
     common = recurrent.keys() & regular.keys()
@@ -81,8 +138,13 @@ def words(answer: Answer) -> str:
     if byte:
         rates.append(f"{1e-9 / byte:,.1f} GB/s")
     said.append(f"The fit: {', '.join(rates)}.")
+    best, worst = max(answer.r2, key=answer.r2.__getitem__), answer.r2["paper"]
+    said.append(
+        f"So the paper's formula {'predicts' if worst > 0.9 else 'does not predict'} time here; of the three counts "
+        f"the {COUNTS[best]} do{'es' if best == 'paper' else ''} best."
+    )
     for name, batch in answer.arithmetic_batch.items():
-        text = f"from batch {batch:,.0f} on" if np.isfinite(batch) else "at no batch"
+        text = f"from batch {batch:,.0f} on" if batch is not None else "at no batch"
         said.append(f"  {name}: arithmetic and bytes set the time {text}")
     if ratio := answer.image_ratio:
         said += [
@@ -91,28 +153,40 @@ def words(answer: Answer) -> str:
             f"  {ratio['true']:.1%} by true multiply-adds, {ratio['executed']:.1%} by executed ones",
             f"  {ratio['time']:.1%} by the clock, {ratio['memory']:.1%} of the memory",
         ]
+    if answer.memory_error:
+        said.append(f"Memory: predictions of peaks above 0.1 GB are off by {answer.memory_error:.1%} at most.")
     return "\n".join(said)
 
 
-def table(points: list[Point]) -> str:
-    """A row a model and mode."""
-    titles = ("batches", "ms at 1st", "samples/s", "at batch", "peak GB", "first s")
-    rows = [f"{'model, mode':30} " + " ".join(f"{title:>10}" for title in titles)]
-    for group, found in by_group(points).items():
-        best = max(found, key=lambda p: p.batch / p.seconds)
+def table(points: list[Point], answer: Answer) -> str:
+    """A row a model and mode at the paper's sizes; then rows along the other axes."""
+    titles = ("batches", "ms at 1st", "samples/s", "at batch", "peak GB", "first s", "launches", "arithm.", "bytes")
+    rows = [f"{'model, mode':30} " + " ".join(f"{title:>9}" for title in titles)]
+    for group, found in by_group(over_batches(points)).items():
+        best, share = fastest(found), _percent(answer.achieved[str(group)])
         cells = (
-            f"{found[0].batch}–{found[-1].batch}",
+            f"{found[0].size.batch}–{found[-1].size.batch}",
             f"{1e3 * found[0].seconds:.1f}",
-            f"{best.batch / best.seconds:.1f}",
-            f"{best.batch}",
+            f"{best.size.batch / best.seconds:.1f}",
+            f"{best.size.batch}",
             f"{best.peak_gb:.3f}",
             f"{found[0].first:.2f}",
+            *share,
         )
-        rows.append(f"{group!s:30} " + " ".join(f"{cell:>10}" for cell in cells))
+        rows.append(f"{group!s:30} " + " ".join(f"{cell:>9}" for cell in cells))
+    rows.append("(launches, arithmetic, bytes: share of the machine's ceiling, where most tokens pass in a second)")
+    for axis, title in AXES.items():
+        for group, line in along(points, axis).items():
+            each = ", ".join(f"{getattr(p.size, axis):,}: {1e3 * p.seconds:,.1f}" for p in line)
+            rows.append(f"{group}, batch {line[0].size.batch}, ms over {title}: {each}")
     return "\n".join(rows)
 
 
-def picture(points: list[Point], answer: Answer) -> Any:
+def _percent(shares: dict[str, float]) -> list[str]:
+    return [f"{shares[name]:.1%}" for name in ("launches", "arithmetic", "bytes")]
+
+
+def counts_picture(points: list[Point], answer: Answer) -> Any:
     """Time against each count, and against the fit; the closer to a line of slope 1, the better it predicts."""
     figure, axes = new_axes(1, 4, sharey=True)
     times = np.array([point.seconds for point in points])
@@ -133,4 +207,32 @@ def picture(points: list[Point], answer: Answer) -> Any:
         axis.set_xlabel(text)
     axes[0, 0].set_ylabel("seconds a batch (circle forward, square training)")
     axes[0, 0].legend(fontsize=8)
+    return figure
+
+
+def axes_picture(points: list[Point]) -> Any:
+    """Tokens a second over the batch, and milliseconds over each other axis that was swept; a row a mode."""
+    panels: list[tuple[str, str, Callable[[list[Point]], dict[Group, list[Point]]]]] = [
+        ("batch", "batch B", lambda rows: by_group(over_batches(rows)))
+    ]
+    panels += [
+        (axis, f"{title}", lambda rows, axis=axis: along(rows, axis))
+        for axis, title in AXES.items()
+        if along(points, axis)
+    ]
+    names = list(dict.fromkeys(point.group.name for point in points))
+    figure, axes = new_axes(2, len(panels))
+    for row, mode in zip(axes, ("forward", "training"), strict=True):
+        of_mode = [point for point in points if point.group.mode == mode]
+        for axis, (field, title, select) in zip(row, panels, strict=True):
+            for group, line in select(of_mode).items():
+                i = names.index(group.name)
+                values = [tokens_per_s(p) if field == "batch" else 1e3 * p.seconds for p in line]
+                look = {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[i % len(DASHES)], "marker": "o", "ms": 3}
+                label = group.name + (f", B={line[0].size.batch}" if field != "batch" else "")
+                axis.loglog([getattr(p.size, field) for p in line], values, label=label, **look)
+            axis.set_xlabel(title)
+            axis.set_ylabel(f"{'tokens a second' if field == 'batch' else 'ms a batch'}, {mode}")
+            if axis.lines:
+                axis.legend(fontsize=7)
     return figure

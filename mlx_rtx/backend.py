@@ -3,6 +3,7 @@
 Import this before `mlx.core`: the package's ``__init__`` does.
 """
 
+import contextlib
 import ctypes
 import importlib.metadata
 import os
@@ -66,10 +67,21 @@ def environment() -> dict:
         "platform": platform.platform(),
         "device": str(mx.default_device()),
         "device_name": info.get("device_name") or info.get("architecture"),
+        "memory_gb": round(memory_gb(), 1),
+        "processor": _processor(),
         "openblas": HAS_OPENBLAS,
         "tf32": os.environ.get("MLX_ENABLE_TF32", "default"),
         "git_revision": _git_revision(),
     }
+
+
+def _processor() -> str:
+    """The host's processor, which sets the pace where launching does, and its cores."""
+    name = platform.processor()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def _version(package: str) -> str | None:

@@ -11,12 +11,32 @@ The paper leaves out the MLP and most projections. The true count takes every wi
 no head. What this package executes is less: see `executed_ops`, and `training_ops` for a training step.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mlx_rtx.config import Architecture, ModelConfig
 from mlx_rtx.embedding import wanted
 
 Kind = Literal["recurrent", "regular"]
+
+
+class Calls(NamedTuple):
+    """τ applied ``times`` times, to the last ``rows`` of a window of ``window``."""
+
+    times: int
+    rows: int
+    window: int
+
+
+class Piece(NamedTuple):
+    """A piece of a sequence that `Transformer.run` takes at once."""
+
+    blocks: int
+    read: int
+    """Blocks whose outputs the top layer computes."""
+    begins: bool
+    """It is the sequence's first."""
+    ends: bool
+    """It ends the sequence by Eq. 7."""
 
 
 def paper_ops(config: Architecture, length: int, model: Kind = "recurrent") -> int:
@@ -51,7 +71,12 @@ def true_ops(config: Architecture, length: int, model: Kind = "recurrent") -> in
 
 
 def executed_ops(
-    config: ModelConfig, length: int, model: Kind = "recurrent", last: int | None = None, close: bool = True
+    config: ModelConfig,
+    length: int,
+    model: Kind = "recurrent",
+    last: int | None = None,
+    close: bool = True,
+    segment: int | None = None,
 ) -> int:
     """Multiply-adds in the matrix products that ``model(tokens, last, close)`` really executes.
 
@@ -65,6 +90,7 @@ def executed_ops(
         model: which of the two.
         last: positions that are read; all if None.
         close: see `RecurrentTransformer`; with the reading "output" it may spare the last window's y.
+        segment: blocks to a piece, when it runs in pieces.
 
     Example:
         >>> config = ModelConfig(vocab_size=16, max_len=4128, dim=96, heads=6, block=32)
@@ -75,8 +101,7 @@ def executed_ops(
     head = n * config.dim * config.outputs
     if model == "regular":
         return _regular(config, length, n) + head
-    read = _blocks(length, config) - (length - n) // config.block
-    return _pieces(config, [(_blocks(length, config), read)], close) + head
+    return _recurrent(config, pieces(config, length, n, segment, close)) + head
 
 
 def training_ops(
@@ -102,17 +127,34 @@ def training_ops(
     head = n * config.dim * config.outputs
     if model == "regular":
         return 3 * (_regular(config, length, n) + head)
-    T, unread = _blocks(length, config), (length - n) // config.block
-    size = segment or T
-    pieces = [(min(size, T - i), min(size, max(0, i + size - unread), T - max(i, unread))) for i in range(0, T, size)]
-    first = _pieces(config, [(blocks, 0) for blocks, _ in pieces[:-1]], close=False)
+    run = pieces(config, length, n, segment)
+    first = _recurrent(config, [piece._replace(read=0) for piece in run[:-1]])
     # where no output is read, the gradient needs no value of the carry: its last product is not recomputed
-    unneeded = sum(4 * config.block * config.dim**2 for _, read in pieces[:-1] if read == 0)
-    return first + 3 * (_pieces(config, pieces, close=True) + head) - unneeded
+    unneeded = sum(4 * config.block * config.dim**2 for piece in run[:-1] if piece.read == 0)
+    return first + 3 * (_recurrent(config, run) + head) - unneeded
 
 
-def _blocks(length: int, config: Architecture) -> int:
-    return -(-length // config.block)
+def pieces(config: Architecture, length: int, n: int, segment: int | None = None, close: bool = True) -> list[Piece]:
+    """The pieces of ``segment`` blocks in which a sequence runs whose last ``n`` positions are read."""
+    T, unread = -(-length // config.block), (length - n) // config.block
+    size = segment or T
+    starts = range(0, T, size)
+    return [
+        Piece(min(size, T - i), max(0, min(i + size, T) - max(i, unread)), i == 0, close and i == starts[-1])
+        for i in starts
+    ]
+
+
+def layer_calls(config: Architecture, piece: Piece, top: bool = True) -> list[Calls]:
+    """What one layer of a recurrent transformer does in a piece; below the top one every output is read."""
+    K, windows = config.block, piece.blocks - piece.begins  # the first block of a sequence has none before it
+    read = piece.read if top else piece.blocks
+    first = Calls(int(piece.begins), K, K)
+    if config.history == "hidden":
+        return [first, Calls(windows, K, 2 * K), Calls(read, K, K)]
+    # spared: a first half whose y came with the carry; one whose y has no use
+    spared = min(windows, (not piece.begins) + (piece.ends and read <= 1))
+    return [first, Calls(spared, K, 2 * K), Calls(windows - spared, 2 * K, 2 * K), Calls(1, K, K)]
 
 
 def _regular(config: Architecture, length: int, n: int) -> int:
@@ -120,25 +162,11 @@ def _regular(config: Architecture, length: int, n: int) -> int:
     return (config.layers - 1) * _tau(config.dim, length, length) + _tau(config.dim, n, length)
 
 
-def _pieces(config: Architecture, pieces: list[tuple[int, int]], close: bool) -> int:
-    """Layers of a recurrent transformer over pieces of a sequence, each of so many blocks, so many of them read.
-
-    ``close``: the last piece ends the sequence.
-    """
-    D, K, total = config.dim, config.block, 0
-    half, second, whole = _tau(D, K, K), _tau(D, K, 2 * K), _tau(D, 2 * K, 2 * K)
-    for layer in range(config.layers):
-        for i, (blocks, read) in enumerate(pieces):
-            begins, ends = i == 0, close and i == len(pieces) - 1
-            windows = blocks - begins  # the first block of a sequence has none before it
-            read = read if layer == config.layers - 1 else blocks
-            total += half * begins
-            if config.history == "hidden":
-                total += windows * second + read * half
-                continue
-            spared = min(windows, (not begins) + (ends and read <= 1))  # a y that came with the carry; one without use
-            total += spared * second + (windows - spared) * whole + half
-    return total
+def _recurrent(config: Architecture, run: list[Piece]) -> int:
+    """Layers of a recurrent transformer over pieces of a sequence."""
+    tops = [layer == config.layers - 1 for layer in range(config.layers)]
+    calls = [call for top in tops for piece in run for call in layer_calls(config, piece, top)]
+    return sum(call.times * _tau(config.dim, call.rows, call.window) for call in calls)
 
 
 def _tau(D: int, rows: int, window: int) -> int:

@@ -8,7 +8,7 @@ from mlx_rtx.curriculum import CurriculumConfig
 from mlx_rtx.errors import UserError, require, require_choices, require_positive
 from mlx_rtx.optimizer import OptimizerConfig
 from mlx_rtx.progress import ProgressConfig
-from mlx_rtx.tasks import CopyTask, Data, ImageTask, SelectiveCopyTask, Task, TextTask
+from mlx_rtx.tasks import CopyTask, Data, ImageTask, SelectiveCopyTask, Shape, Task, TextTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class TrainConfig:
             )
             require(L % K == 0, f"length={L}: stateful training needs whole blocks, a multiple of block={K}")
 
-    def model_config(self, data: Data) -> ModelConfig:
+    def model_config(self, data: Data | Shape) -> ModelConfig:
         """The model's settings, completed by what the data dictates."""
         return ModelConfig(
             **asdict(self.architecture), vocab_size=data.vocab_size, max_len=data.length, out_size=data.out_size

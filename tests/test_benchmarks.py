@@ -1,38 +1,26 @@
 """The instruments of the benchmarks: what they count, and what they fit to made-up times."""
 
 import json
+from dataclasses import asdict, replace
 
+from mlx_rtx import ModelConfig
 from mlx_rtx.config import Architecture
+from mlx_rtx.tasks import Shape
 
+import generation
+import generation_length
+import growth
 import mlx.core as mx
 import numpy as np
 import ops_vs_wallclock
 import pytest
+import report
+import results
 import sweep
-from ceilings import measure_ceilings
+from ceilings import Ceilings, measure_ceilings
 from fit import fit_time, proportional, r_squared
-from graph import Work, walk
+from sweep import Group, Point, Size
 from test_commands import complaint
-
-
-def test_a_walk_counts_by_hand():
-    """Two products and a sum; a transpose and a broadcast launch nothing and move nothing of their own."""
-    a, b, row = mx.zeros((3, 4)), mx.zeros((5, 4)), mx.zeros((5,))
-    product, total = 4 * (3 * 4 + 5 * 4 + 3 * 5), 4 * (3 * 5 + 5 + 3 * 5)
-    assert walk(lambda a, b, row: a @ b.T + row, a, b, row) == Work(2, 3 * 4 * 5, product + total)
-
-
-def test_a_walk_sees_what_is_evaluated_on_the_way():
-    def function(x):
-        y = x * 2
-        mx.eval(y)
-        return x + 1
-
-    assert walk(function, mx.zeros((8,))).launches == 2
-    assert mx.eval.__module__ != __name__  # and evaluation is itself again
-    x = mx.ones((2,)) + 1
-    mx.eval(x)
-    assert x.tolist() == [2, 2]
 
 
 def test_a_fit_finds_the_rates_that_made_the_times():
@@ -73,70 +61,218 @@ def test_ceilings_are_positive():
     assert min(ceilings.multiply_adds_per_s, ceilings.bytes_per_s, ceilings.launches_per_s) > 0
 
 
+LONG = sweep.Subject(Architecture(dim=12, heads=6, block=8, positions="block"), Shape(5, 40, 40))
 TINY = {
-    "image": sweep.Shape(
-        Architecture(dim=8, heads=2, block=8, tie_embeddings=False), 16, 32, 1, out_size=4, regular=(1, 4)
+    "image": sweep.Subject(
+        Architecture(dim=8, heads=2, block=8, tie_embeddings=False), Shape(16, 32, 1, out_size=4), regular=(1, 4)
     ),
-    "copy": sweep.Shape(Architecture(dim=8, heads=2, block=8, dropout=0.1), 16, 40, 4),
+    "copy": sweep.Subject(Architecture(dim=8, heads=2, block=8, dropout=0.1), Shape(5, 40, 4)),
+    "long": LONG,
 }
+COPY = Size(1, 40, 8, 8)
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Shapes that take milliseconds, run without a process of their own."""
-    monkeypatch.setattr(sweep, "SHAPES", TINY)
+    """Subjects that take milliseconds, run without a process of their own."""
+    monkeypatch.setattr(sweep, "SUBJECTS", TINY)
     monkeypatch.setattr(sweep, "SHORTEST", 0.0)
-    monkeypatch.setattr(ops_vs_wallclock, "call_group", sweep.run_group)
+    for module in (ops_vs_wallclock, growth):
+        monkeypatch.setattr(module, "call_group", sweep.run_group)
     monkeypatch.setattr(ops_vs_wallclock, "measure_ceilings", lambda: measure_ceilings(64, 1, 20))
+    monkeypatch.setattr(ops_vs_wallclock, "LENGTHS", (16, 64))
+    monkeypatch.setattr(ops_vs_wallclock, "BLOCKS", (4, 8))
 
 
 def test_points_are_what_their_group_says(tiny):
-    """Counts grow with the batch, launches do not; what is executed is what the walk finds."""
+    """Counts grow with the batch, launches do not; memory stands beside its prediction."""
     for group in sweep.groups(("image", "copy")):
-        two, six = sweep.run_group(group, (6, 2), 60.0, 1e3)
-        assert (two.batch, six.batch) == (2, 6)
+        own = sweep.own_size(group.subject)
+        two, six = sweep.run_group(group, [replace(own, batch=2), replace(own, batch=6)], 60.0, 1e3)
+        assert (two.size.batch, six.size.batch) == (2, 6)
         assert (six.paper, six.true, six.executed) == (3 * two.paper, 3 * two.true, 3 * two.executed)
         assert six.launches == two.launches > 0
         assert two.bytes < six.bytes < 3 * two.bytes
         assert two.fastest <= two.seconds <= two.slowest
-        runner = sweep.Runner(group)
-        assert [runner.work(size).multiply_adds for size in (2, 6)] == [two.executed, six.executed]
-        assert runner.work(5) == walk(runner._make(), *runner._data(5))
+        assert 0 < two.predicted_gb < six.predicted_gb
     assert len(sweep.groups(("image", "copy"))) == 8
+    assert [group.mode for group in sweep.groups(("image",), ("regular",), ("training",))] == ["training"] * 2
 
 
-def test_a_batch_that_would_not_fit_is_left_out_and_said(tiny):
-    group = sweep.Group("copy", "recurrent", 1, "training")
-    first, said = sweep.run_group(group, (1, 1024), 60.0, 0.001)
-    assert first.batch == 1
-    assert "batch 1024 and above left out: would need about" in said
-    first, said = sweep.run_group(group, (1, 1024), 0.0, 1e3)
-    assert "batch 1024 and above left out: would take about" in said
+def test_a_size_that_would_not_fit_is_left_out_and_said(tiny):
+    group, large = Group("copy", "recurrent", 1, "training"), replace(COPY, batch=1024)
+    said, last = sweep.run_group(group, [large, COPY], 60.0, 0.001)
+    assert "B=1024 L=40 K=8 D=8 left out: would need about" in said
+    assert last.size == COPY
+    first, said = sweep.run_group(group, [COPY, large], 0.0, 1e3)
+    assert first.size == COPY
+    assert "B=1024 L=40 K=8 D=8 left out: would take about" in said
 
 
-def test_a_process_that_dies_costs_its_own_points(capfd):
-    (said,) = sweep.call_group(sweep.Group("no such shape", "recurrent", 1, "forward"), (1,), 1.0, 1.0)
-    assert "its process ended with 1" in said
-    assert "KeyError" in capfd.readouterr().err
+def test_a_process_that_dies_costs_one_size(tiny, tmp_path, monkeypatch):
+    """The order is the cheap ones first; after a death the next process takes those that are left."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import json, sys\n"
+        "for size in json.loads(sys.argv[1])[1]:\n"
+        "    if size['batch'] == 2: sys.exit(9)\n"
+        "    print(json.dumps(str(size['batch'])), flush=True)\n"
+    )
+    monkeypatch.setattr(sweep, "__file__", str(worker))
+    sizes = [replace(COPY, batch=batch) for batch in (4, 2, 1)]
+    one, died, four = sweep.call_group(Group("copy", "recurrent", 1, "forward"), sizes, 60.0, 1.0)
+    assert (one, four) == ("1", "4")
+    assert died == "B=2 L=40 K=8 D=8 left out: its process ended with 9"
+
+
+def test_which_sizes_a_sweep_takes(tiny):
+    recurrent, regular = Group("copy", "recurrent", 1, "forward"), Group("image", "regular", 1, "forward")
+    star = ops_vs_wallclock.Sweep().sizes(recurrent)
+    assert {size.batch for size in star if (size.length, size.block) == (40, 8)} == set(ops_vs_wallclock.BATCHES)
+    assert {size.length for size in star if size.batch == 8} == {16, 40, 64}
+    assert {size.block for size in star} == {4, 8}
+    assert {size.block for size in ops_vs_wallclock.Sweep().sizes(regular)} == {8}
+    given = ops_vs_wallclock.Sweep(batches=(1, 2), lengths=(16,), blocks=(4, 8), widths=(8, 16))
+    assert len(given.sizes(recurrent)) == 8
+    assert len(given.sizes(regular)) == 4
+    assert len(ops_vs_wallclock.Sweep(full=True).sizes(recurrent)) == 9 * 3 * 2
+    assert ops_vs_wallclock.Sweep(quick=True).sizes(recurrent) == [replace(COPY, batch=batch) for batch in (1, 8, 64)]
+    assert ops_vs_wallclock.Sweep(quick=True).time < ops_vs_wallclock.Sweep().time < 300
 
 
 def test_a_sweep_from_end_to_end(tiny, tmp_path, capsys):
-    ops_vs_wallclock.main(["--shapes", "image", "copy", "--batches", "1", "4", "--out", str(tmp_path / "report")])
+    out = tmp_path / "report"
+    ops_vs_wallclock.main(["--shapes", "image", "copy", "--batches", "1", "4", "--blocks", "4", "8", "--out", str(out)])
     said = capsys.readouterr().out
-    for words in ("at best:", "image regular-4, training:", "R² =", "The fit:", "by the clock", "set the time"):
+    expected = ("at best:", "image regular-4, training", "R² =", "The fit:", "by the clock", "ms over block width")
+    for words in (*expected, "share of the machine's ceiling", "of the three counts"):
         assert words in said
     last = json.loads(said.splitlines()[-1])
-    report = json.loads((tmp_path / "report" / "ops_vs_wallclock.json").read_text())
-    assert report["answer"] == last
-    assert len(report["points"]) == 16
-    assert {"versions", "device", "git_revision"} <= report["environment"].keys()
+    stored = json.loads((out / "ops_vs_wallclock.json").read_text())
+    assert stored["answer"] == last
+    assert len(stored["points"]) == 2 * 2 * (2 + 2) + 2 * 2 * 2
+    assert {"versions", "device", "git_revision", "tf32", "memory_gb", "processor"} <= stored["environment"].keys()
     assert last["image_ratio"]["paper"] == pytest.approx(TINY_RATIO)
-    assert (tmp_path / "report" / "ops_vs_wallclock.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("ops_vs_wallclock", "ops_vs_wallclock_axes"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 TINY_RATIO = (4 * 8 * 32 * 8 + 2 * 32 * 64) / (4 * (32**2 * 8 + 32 * 64))
 
 
-@pytest.mark.parametrize("wrong", [["--batches", "0"], ["--seconds", "0"], ["--memory", "2"], ["--shapes", "video"]])
-def test_wrong_flags_of_the_sweep(wrong, capsys, monkeypatch):
-    assert wrong[0].strip("-") in complaint(wrong, capsys, monkeypatch, ops_vs_wallclock.main)
+def point(size: Size, seconds: float, **changes) -> Point:
+    """A made-up point of tiny copy, trained."""
+    made = {"peak_gb": 1.0, "predicted_gb": 1.0, "launches": 1000, "bytes": 10**6, "paper": 1, "true": 1}
+    made |= {"executed": 10**6 * size.batch, "fastest": seconds, "slowest": seconds, "first": seconds} | changes
+    return Point(group=Group("copy", "recurrent", 1, "training"), size=size, seconds=seconds, **made)
+
+
+def test_what_an_answer_is_made_of(tiny):
+    """Twice the time for twice the batch, at half of every ceiling."""
+    points = [
+        point(replace(COPY, batch=batch), batch, launches=1000 * batch, bytes=10**6 * batch) for batch in (1, 2, 4)
+    ]
+    points.append(point(replace(COPY, batch=2, block=4), 2.0, peak_gb=1.2, launches=2000, bytes=2 * 10**6))
+    answer = report.conclude(points, Ceilings(2e6, 2e6, 2e3))
+    name = "copy recurrent, training"
+    assert answer.achieved[name] == {"batch": 1, "launches": 0.5, "arithmetic": 0.5, "bytes": 0.5}
+    assert answer.r2["executed"] == pytest.approx(1)
+    assert answer.memory_error == pytest.approx(0.2)
+    assert list(report.along(points, "block").values()) == [[points[3], points[1]]]
+    assert report.along(points, "length") == {}
+    assert [p.size.batch for p in report.over_batches(points)] == [1, 2, 4]
+    assert "off by 20.0% at most" in report.words(answer)
+
+
+def test_a_sweep_stands_beside_other_machines(tmp_path, monkeypatch):
+    answer = {"r2": {"paper": 0.1, "true": 0.2, "executed": 0.3}, "fit": {"r2": 0.9}}
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    folder = results.results_folder(tmp_path / "some-machine")
+    results.write_report(folder, "ops_vs_wallclock", {"ceilings": asdict(Ceilings(1e12, 1e11, 1e5)), "answer": answer})
+    (row,) = (line for line in ops_vs_wallclock.beside().splitlines() if "some-machine" in line)
+    assert row.split()[1:] == ["1,000", "100", "100", "0.100", "0.200", "0.300", "0.900"]
+
+
+def test_growth_from_end_to_end(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(growth, "SHORT", 64)
+    growth.main(["--lengths", "16", "32", "64", "128", "--widths", "12", "24", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    for words in ("long regular-1, training: from 16 to 128 tokens time grows as", "the faster one", "GB"):
+        assert words in said
+    stored = json.loads((tmp_path / "growth.json").read_text())
+    assert json.loads(said.splitlines()[-1]) == stored["exponents"]
+    assert len(stored["points"]) == 4 * 5  # 64 tokens at the model's own width belong to both
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_exponents_of_made_up_growth(tiny, monkeypatch):
+    monkeypatch.setattr(growth, "SUBJECT", "copy")
+    points = [
+        point(replace(COPY, length=length), length**2.0, peak_gb=length**0.5) for length in (8, 1024, 2048, 4096, 8192)
+    ]
+    (found,) = growth.grows(points).values()
+    assert found == {"from": 1024, "to": 8192, "time": pytest.approx(2), "memory": pytest.approx(0.5)}
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Writes little, with small models."""
+    monkeypatch.setattr(generation, "TEXT", replace(generation.TEXT, architecture=LONG.architecture))
+    monkeypatch.setattr(generation, "TOKENS", 5)
+
+
+def test_generation_from_end_to_end(short, tmp_path, capsys):
+    generation.main(["--contexts", "8", "16", "--batches", "1", "2", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    stored = json.loads((tmp_path / "generation.json").read_text())
+    assert len(stored["rows"]) == 2 * 2 * 3
+    answer = json.loads(said.splitlines()[-1])
+    assert [(row["context"], row["batch"]) for row in answer] == [(8, 1), (8, 2), (16, 1), (16, 2)]
+    assert "times regular-6, cached" in said
+    state = {(r["context"], r["batch"]): r["state_mb"] for r in stored["rows"] if r["method"] == generation.RECURRENT}
+    assert state[8, 1] == state[16, 1] == state[8, 2] / 2 > 0
+    assert (tmp_path / "generation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_generation_leaves_out_what_would_not_fit(short, monkeypatch):
+    monkeypatch.setattr(generation.backend, "memory_gb", lambda: 1e-6)
+    rows = list(generation.measure(generation.Generation(contexts=(8,), batches=(1,))))
+    assert len(rows) == 3
+    assert all("would need about" in row for row in rows)
+
+
+@pytest.mark.parametrize(("kind", "method"), [("recurrent", generation.RECURRENT), ("regular", generation.CACHED)])
+def test_what_generation_times_is_generation(short, monkeypatch, kind, method):
+    """The tokens that are written from a state are those that running everything anew gives."""
+    model = generation.make(kind, ModelConfig(**asdict(LONG.architecture), vocab_size=65, max_len=64))
+    written: dict = {}
+    monkeypatch.setattr(generation, "timed", lambda step, *_: written.update(tokens=[step().item() for _ in range(6)]))
+    generation.written_on(method, model, 11, 1)
+    tokens = mx.random.randint(0, 65, (1, 11), key=mx.random.key(11))
+    for token in [mx.argmax(model(tokens, last=1, close=False)[0, -1]).item(), *written["tokens"]]:
+        assert token == mx.argmax(model(tokens, last=1, close=False)[0, -1]).item()
+        tokens = mx.concatenate([tokens, mx.array([[token]])], axis=1)
+
+
+def test_generation_length_writes_its_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(generation_length, "TEXT", replace(generation_length.TEXT, architecture=LONG.architecture))
+    monkeypatch.setattr(generation_length, "FIRST", 16)
+    monkeypatch.setattr(generation_length, "ROUNDS", 2)
+    generation_length.main(["--tokens", "200", "--out", str(tmp_path)])
+    stored = json.loads((tmp_path / "generation_length.json").read_text())
+    assert [row["tokens"] for row in stored["rows"]] == [16, 160]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["ratio"] == stored["ratio"]
+
+
+@pytest.mark.parametrize(
+    ("main", "wrong"),
+    [
+        (ops_vs_wallclock.main, [flag, value])
+        for flag, value in (("--batches", "0"), ("--seconds", "0"), ("--memory", "2"))
+    ]
+    + [(ops_vs_wallclock.main, ["--shapes", "video"]), (ops_vs_wallclock.main, ["--quick", "--full"])]
+    + [(growth.main, ["--lengths", "0"]), (growth.main, ["--batch", "0"]), (generation.main, ["--contexts", "0"])]
+    + [(generation.main, ["--seconds", "0"]), (generation_length.main, ["--tokens", "1"])],
+)
+def test_wrong_flags(main, wrong, capsys, monkeypatch):
+    assert wrong[0].strip("-") in complaint(wrong, capsys, monkeypatch, main)

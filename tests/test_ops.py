@@ -2,12 +2,12 @@
 
 from mlx_rtx import RecurrentTransformer, RegularTransformer, UserError, loss_and_grad
 from mlx_rtx.config import Architecture
+from mlx_rtx.graph import walk
 from mlx_rtx.ops import executed_ops, paper_ops, training_ops, true_ops
 
 import mlx.core as mx
 import pytest
 from conftest import HISTORIES, K, make_model, make_tokens
-from graph import walk
 
 NAMES = {RecurrentTransformer: "recurrent", RegularTransformer: "regular"}
 

@@ -2,7 +2,7 @@
 
 from mlx_rtx.tasks.copying import CopyTask, SelectiveCopyTask
 from mlx_rtx.tasks.image import ImageTask
-from mlx_rtx.tasks.task import Data, Sequences, StoredTask, Task
+from mlx_rtx.tasks.task import Data, Sequences, Shape, StoredTask, Task
 from mlx_rtx.tasks.text import TextData, TextTask
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "ImageTask",
     "SelectiveCopyTask",
     "Sequences",
+    "Shape",
     "StoredTask",
     "Task",
     "TextData",

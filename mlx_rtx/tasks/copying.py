@@ -12,7 +12,7 @@ from functools import partial
 from typing import Self
 
 from mlx_rtx.errors import UserError, require
-from mlx_rtx.tasks.task import Data, Sequences, Task
+from mlx_rtx.tasks.task import Data, Sequences, Shape, Task
 from mlx_rtx.vocabulary import Characters
 
 import mlx.core as mx
@@ -59,6 +59,11 @@ class CopyTask(Task, Data):
     def chance(self) -> float:
         """Loss of a uniform guess among the payload symbols, ln(V - 2) nats."""
         return math.log(self.alphabet - 2)
+
+    @property
+    def shape(self) -> Shape:
+        """The payload is read."""
+        return Shape(self.vocab_size, self.length, self.payload)
 
     def at(self, noise: int) -> Self:
         """The same task with ``noise`` noise tokens."""

@@ -8,6 +8,7 @@ from mlx_rtx.tasks.sources import download, kept, locate
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 FILE = "tinyshakespeare.txt"
+CHARACTERS = 65  # different ones in it
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 INSTEAD = "give any text file in UTF-8 with --data"
 

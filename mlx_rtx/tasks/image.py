@@ -14,7 +14,7 @@ from mlx_rtx.errors import require_choices
 from mlx_rtx.files import sha256
 from mlx_rtx.tasks import cifar
 from mlx_rtx.tasks.cifar import Images
-from mlx_rtx.tasks.task import Data, Sequences, StoredTask, columns
+from mlx_rtx.tasks.task import Data, Sequences, Shape, StoredTask, columns
 from mlx_rtx.vocabulary import Characters
 
 import mlx.core as mx
@@ -33,6 +33,11 @@ class ImageTask(StoredTask):
 
     def __post_init__(self):
         require_choices(self)
+
+    @property
+    def shape(self) -> Shape:
+        """One class is read, at the end."""
+        return Shape(ImageData.vocab_size, ImageData.length, 1, ImageData.out_size)
 
     def load(self, vocabulary: Characters | None = None) -> "ImageData":
         """Read and check the images; see `mlx_rtx.tasks.cifar.load`."""

@@ -25,6 +25,15 @@ def columns(rows: np.ndarray, start: int, end: int) -> mx.array:
     return mx.array(rows[:, start:end].astype(np.int32))
 
 
+class Shape(NamedTuple):
+    """What the sequences of a task look like, which is known before its data is."""
+
+    vocab_size: int  # V
+    length: int  # L
+    targets: int  # n: the last n positions are read
+    out_size: int | None = None  # classes; the vocabulary if None
+
+
 class Data(ABC):
     """Sequences of a task, ready to be drawn."""
 
@@ -83,6 +92,11 @@ class Data(ABC):
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     """Settings of a task."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> Shape:
+        """What its sequences look like."""
 
     @abstractmethod
     def load(self, vocabulary: Characters | None = None) -> Data:

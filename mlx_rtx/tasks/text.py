@@ -13,7 +13,7 @@ from mlx_rtx.errors import require, require_positive
 from mlx_rtx.files import sha256
 from mlx_rtx.generation import generate, make_sampler
 from mlx_rtx.tasks import corpus
-from mlx_rtx.tasks.task import Data, Sequences, StoredTask, columns
+from mlx_rtx.tasks.task import Data, Sequences, Shape, StoredTask, columns
 from mlx_rtx.transformer import Transformer
 from mlx_rtx.vocabulary import Characters
 
@@ -38,6 +38,11 @@ class TextTask(StoredTask):
     def __post_init__(self):
         require_positive(self, "length")
         require(self.sample >= 0, f"sample={self.sample}: must be 0 (off) or above")
+
+    @property
+    def shape(self) -> Shape:
+        """Every position is read; the vocabulary is tiny Shakespeare's."""
+        return Shape(corpus.CHARACTERS, self.length, self.length)
 
     def load(self, vocabulary: Characters | None = None) -> "TextData":
         """Read and check the text; see `mlx_rtx.tasks.corpus.load`."""

@@ -1,0 +1,262 @@
+"""What a token costs when text is written: the recurrent model against a regular one of the same loss.
+
+    python benchmarks/generation.py --batches 1 8 --contexts 256 4096
+
+The paper's Shakespeare models (Table 6: recurrent, and regular with 6 layers, loss 1.47 both) with fresh weights,
+for time does not depend on what weights say. After contexts of rising length each writes on: the recurrent one from
+its state, the regular one from its key-value cache, and by running all that was written anew for every token. Two
+figures: latency, when every token is waited for, and throughput, when the device is kept one token ahead. Ends with
+a table, the answer in words, a picture and one JSON line.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mlx_rtx import ModelConfig, backend
+from mlx_rtx.commands import parse, run_command
+from mlx_rtx.errors import require
+from mlx_rtx.figures import COLOURS, DASHES, new_axes
+from mlx_rtx.memory import forward_memory
+from mlx_rtx.models import MODELS
+from mlx_rtx.settings import TEXT
+from mlx_rtx.transformer import Transformer
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from results import results_folder, write_picture, write_report
+
+LAYERS = 6  # of the regular transformer with the recurrent one's loss
+PREFILL = 512  # tokens of a context fed at a time
+WARM_UP, TOKENS = 4, 32  # tokens written before timing, and timed
+RECURRENT, CACHED, RECOMPUTED = "recurrent", "regular-6, cached", "regular-6, recomputed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """Time of a token over context length and batch."""
+
+    contexts: tuple[int, ...] = (256, 1024, 4096, 16384, 65536)
+    """Tokens before the ones that are timed."""
+    batches: tuple[int, ...] = (1, 8, 64)
+    """Texts side by side."""
+    seconds: float = 300.0
+    """Time for all points together, about."""
+    memory: float = 0.5
+    """Share of the machine's memory that a point may be expected to take."""
+    out: Path | None = None
+    """Folder for the report; benchmarks/results/<device> if not given."""
+
+    def __post_init__(self):
+        for name in ("contexts", "batches"):
+            values = getattr(self, name)
+            require(bool(values) and min(values) >= 1, f"{name}={values}: give values of at least 1")
+        require(self.seconds > 0, f"seconds={self.seconds}: must be above 0")
+        require(0 < self.memory <= 1, f"memory={self.memory}: must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way of writing at a context and batch."""
+
+    method: str
+    context: int
+    batch: int
+    latency_ms: float  # median
+    latency_ms_slowest: float
+    tokens_per_s: float
+    peak_gb: float
+    state_mb: float  # what is kept between two tokens, all texts together
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and say what a token costs."""
+    generation = parse(Generation, arguments, "python benchmarks/generation.py")
+    environment = backend.environment()
+    print(f"device: {environment['device_name']} ({environment['device']}), mlx {environment['versions']['mlx']}")
+    rows: list[Row] = []
+    left_out: list[str] = []
+    for result in measure(generation):
+        if isinstance(result, Row):
+            rows.append(result)
+            print(line(result), flush=True)
+        else:
+            left_out.append(result)
+            print(result, flush=True)
+    require(bool(rows), "generation: nothing could be measured; give it more --seconds or --memory")
+    folder = results_folder(generation.out)
+    write_report(folder, "generation", {"left_out": left_out, "rows": [asdict(row) for row in rows]})
+    write_picture(folder, "generation", picture(rows))
+    answer = compare(rows)
+    print("", words(answer), "", f"report and picture: {folder}", sep="\n")
+    print(json.dumps(answer))
+
+
+def measure(generation: Generation) -> Iterator[Row | str]:
+    """A row for each way, context and batch, or a line that says why it was left out."""
+    end, budget = time.perf_counter() + generation.seconds, generation.memory * 1e9 * backend.memory_gb()
+    took: dict[tuple[str, int], tuple[int, float]] = {}  # of each way and batch: the last context, and its seconds
+    longest = max(generation.contexts) + 2 * TOKENS + WARM_UP
+    config = ModelConfig(**asdict(replace(TEXT.architecture, dropout=0.0)), vocab_size=65, max_len=longest)
+    recurrent = make("recurrent", config)
+    regular = make("regular", replace(config, layers=LAYERS))
+    ways: list[tuple[str, Transformer, Callable]] = [
+        (RECURRENT, recurrent, written_on),
+        (CACHED, regular, written_on),
+        (RECOMPUTED, regular, written_anew),
+    ]
+    for context in sorted(generation.contexts):
+        for batch in sorted(generation.batches):
+            for method, model, way in ways:
+                needed = memory(method, model, context, batch)
+                before, seconds = took.get((method, batch), (context, 0.0))
+                expected = seconds * (context / before) ** (2 if method == RECOMPUTED else 1)
+                name = f"{method}, context {context:,}, batch {batch}"
+                if needed > budget:
+                    yield f"{name} left out: would need about {needed / 1e9:,.1f} GB of {budget / 1e9:,.1f}"
+                elif expected > end - time.perf_counter():
+                    yield f"{name} left out: would take about {expected:,.0f} s"
+                else:
+                    clock = time.perf_counter()
+                    yield way(method, model, context, batch)
+                    took[method, batch] = context, time.perf_counter() - clock
+
+
+def make(kind: str, config: ModelConfig) -> Transformer:
+    """A model with fresh weights."""
+    model = MODELS[kind](config)
+    model.eval()
+    mx.eval(model.parameters())
+    return model
+
+
+def memory(method: str, model: Transformer, context: int, batch: int) -> float:
+    """Bytes that a way is expected to take at most: a whole forward pass, or twice its state and a chunk's scores."""
+    config = model.config
+    if method == RECOMPUTED:
+        return forward_memory(config, context + TOKENS, batch, 1, "regular").peak
+    if method == RECURRENT:
+        return forward_memory(config, PREFILL, batch).peak
+    cache = 8 * batch * config.layers * config.dim * (context + 2 * TOKENS + PREFILL)
+    return 2 * cache + 8 * batch * config.heads * PREFILL * (context + PREFILL)
+
+
+def written_on(method: str, model: Transformer, context: int, batch: int) -> Row:
+    """Feed a context, then write on from the state that it leaves."""
+    tokens = mx.random.randint(0, model.config.vocab_size, (batch, context), key=mx.random.key(context))
+    state = model.initial_state(batch)
+    logits = mx.zeros((batch, 1, 1))
+    for start in range(0, context, PREFILL):
+        logits, state = model.step(tokens[:, start : start + PREFILL], state)
+        mx.eval(logits, state)
+    held = {"token": mx.argmax(logits[:, -1], axis=-1)[:, None], "state": state}
+    del state  # so that a cache can be written in place
+
+    def step() -> mx.array:
+        logits, held["state"] = model.step(held["token"], held["state"])
+        held["token"] = mx.argmax(logits[:, -1], axis=-1)[:, None]
+        mx.async_eval(held["token"], held["state"])
+        return held["token"]
+
+    return timed(step, method, context, batch, lambda: held["state"])
+
+
+def written_anew(method: str, model: Transformer, context: int, batch: int) -> Row:
+    """Run all that was written for every token."""
+    held = mx.random.randint(0, model.config.vocab_size, (batch, context), key=mx.random.key(context))
+
+    def step() -> mx.array:
+        token = mx.argmax(model(held, last=1)[:, -1], axis=-1)[:, None]
+        mx.async_eval(token)
+        return token
+
+    return timed(step, method, context, batch, lambda: [])
+
+
+def timed(step: Callable[[], mx.array], method: str, context: int, batch: int, state: Callable[[], Any]) -> Row:
+    """Time tokens that are waited for one by one, then as many one of which is always under way."""
+    for _ in range(WARM_UP):
+        mx.eval(step())
+    mx.reset_peak_memory()
+    latencies = []
+    for _ in range(TOKENS):
+        clock = time.perf_counter()
+        mx.eval(step())
+        latencies.append(1e3 * (time.perf_counter() - clock))
+        if len(latencies) >= 5 and sum(latencies) > 10_000:  # a slow one is seen after a few
+            break
+    clock, before = time.perf_counter(), step()
+    for _ in range(len(latencies) - 1):
+        after = step()
+        mx.eval(before)
+        before = after
+    mx.eval(before)
+    seconds = (time.perf_counter() - clock) / len(latencies)
+    kept = sum(leaf.nbytes for _, leaf in tree_flatten(state()) if isinstance(leaf, mx.array))
+    return Row(
+        method=method,
+        context=context,
+        batch=batch,
+        latency_ms=statistics.median(latencies),
+        latency_ms_slowest=max(latencies),
+        tokens_per_s=batch / seconds,
+        peak_gb=mx.get_peak_memory() / 1e9,
+        state_mb=kept / 1e6,
+    )
+
+
+def line(row: Row) -> str:
+    """A row for people."""
+    return (
+        f"{row.method:22} context {row.context:>6,} batch {row.batch:>3}: {row.latency_ms:>9.2f} ms a token "
+        f"(slowest {row.latency_ms_slowest:.2f}), {row.tokens_per_s:>9,.0f} tokens/s, {row.peak_gb:.3f} GB, "
+        f"state {row.state_mb:,.2f} MB"
+    )
+
+
+def compare(rows: list[Row]) -> list[dict]:
+    """Tokens per second of the recurrent model as multiples of the others', at each context and batch."""
+    found = {(row.method, row.context, row.batch): row.tokens_per_s for row in rows}
+    compared = []
+    for (method, context, batch), own in found.items():
+        if method == RECURRENT:
+            others = {other: found.get((other, context, batch)) for other in (CACHED, RECOMPUTED)}
+            times = {other: own / theirs for other, theirs in others.items() if theirs}
+            compared.append({"context": context, "batch": batch, "tokens_per_s": own, **times})
+    return compared
+
+
+def words(answer: list[dict]) -> str:
+    """How many times as fast."""
+    said = []
+    for row in answer:
+        times = [f"{row[other]:,.1f} times {other}" for other in (CACHED, RECOMPUTED) if other in row]
+        versus = ", ".join(times) or "the others were left out"
+        said.append(
+            f"context {row['context']:,}, batch {row['batch']}: recurrent {row['tokens_per_s']:,.0f} tokens/s; {versus}"
+        )
+    return "\n".join(said)
+
+
+def picture(rows: list[Row]) -> Any:
+    """Milliseconds a token over context, a panel a batch."""
+    batches = sorted({row.batch for row in rows})
+    figure, axes = new_axes(1, len(batches), sharey=True)
+    for axis, batch in zip(axes[0], batches, strict=True):
+        for i, method in enumerate((RECURRENT, CACHED, RECOMPUTED)):
+            here = sorted((row for row in rows if row.batch == batch and row.method == method), key=lambda r: r.context)
+            look = {"color": COLOURS[i], "ls": DASHES[i], "marker": "o", "ms": 3}
+            axis.loglog([r.context for r in here], [1e3 * r.batch / r.tokens_per_s for r in here], label=method, **look)
+        axis.set_title(f"batch {batch}")
+        axis.set_xlabel("context (tokens)")
+    axes[0, 0].set_ylabel("ms a token of each text")
+    axes[0, 0].legend(fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    run_command(main)

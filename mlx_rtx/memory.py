@@ -1,0 +1,154 @@
+"""Memory that a training step or a forward pass takes at its peak, predicted from the configuration.
+
+Letters: B batch, L length, K block width, D width, H heads, P parameters, S blocks to a segment.
+
+A training step keeps, in float32: weights, gradients and the optimizer's moments; the carry at every
+segment boundary; what the backward pass of one segment needs of its forward pass; and the arrays at work
+meanwhile. At the end the optimizer writes new weights and moments beside the old ones, which is the peak
+where the model is large and the batch small.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mlx_rtx.config import ModelConfig
+from mlx_rtx.embedding import wanted
+from mlx_rtx.evaluation import PIECE
+from mlx_rtx.models import MODELS
+from mlx_rtx.ops import Calls, Kind, layer_calls, pieces
+from mlx_rtx.trees import flat
+
+FLOAT = 4  # bytes
+# Fitted to the measured peaks of some 90 steps on a CPU and an NVIDIA GPU.
+# Copies of the weights: with one piece; with several, whose gradients are summed up; for each block's own gradient.
+ONE_PIECE, SUMMING, OF_A_BLOCK = 4.0, 6.0, 0.45
+# While the optimizer writes, leaf after leaf, new beside old: copies of the weights, and of the largest leaf.
+UPDATING, LARGEST_LEAF = 5.9, 6.2
+# Times the floats that are counted as saved, as scores at work; as embedded, in a forward pass and in training.
+SAVED, SCORES, EMBEDDED, EMBEDDED_TRAINING = 1.13, 2.2, 2.2, 20.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a step's arrays at its peak, by what they are for."""
+
+    weights: int
+    """Weights, gradients and, in training, the optimizer's moments."""
+    carries: int
+    """Tokens, and the carry at every segment boundary."""
+    segment: int
+    """What one segment computes: all that its backward pass needs, or what a forward pass has in hand."""
+    optimizer: int
+    """What the optimizer's step takes once all the rest is gone."""
+
+    @property
+    def peak(self) -> int:
+        """The larger of the two phases."""
+        return max(self.weights + self.carries + self.segment, self.optimizer)
+
+
+def parameter_count(config: ModelConfig, model: Kind = "recurrent") -> int:
+    """Parameters P of a model."""
+    return sum(_leaves(config, model))
+
+
+def _leaves(config: ModelConfig, model: Kind) -> list[int]:
+    """Sizes of the parameter arrays."""
+    return [array.size for array in flat(MODELS[model](config).parameters()).values()]
+
+
+def training_memory(
+    config: ModelConfig,
+    length: int,
+    batch: int,
+    targets: int,
+    segment: int | None = 8,
+    model: Kind = "recurrent",
+) -> Memory:
+    """Memory of `loss_and_grad` and the optimizer's step.
+
+    Args:
+        config: the model's sizes and reading.
+        length: tokens L of a sequence.
+        batch: sequences B.
+        targets: final positions with a target.
+        segment: blocks to a segment of the gradient; the whole sequence if None.
+        model: which of the two.
+
+    Example:
+        >>> config = ModelConfig(vocab_size=16, max_len=4128, dim=96, heads=6, block=32)
+        >>> training_memory(config, 4128, 64, 16, segment=8).peak < 0.5e9
+        True
+    """
+    n, D, drops = wanted(length, targets), config.dim, config.dropout > 0
+    leaves = _leaves(config, model)
+    weights = FLOAT * sum(leaves)
+    copies, best, carry = ONE_PIECE, 0.0, 0
+    for tokens, read, calls in _run(config, length, n, segment, model):
+        saved = sum(call.times * _saved(config, call) for call in calls) + tokens * D * (2 + drops)
+        readout = min(read, n) * (2 * D + 3 * config.outputs)
+        at_work = max(linear + scores for linear, scores in _at_work(config, calls))
+        best = max(best, SAVED * (saved + readout) + at_work, EMBEDDED_TRAINING * tokens * D)
+    if model == "recurrent":
+        run = pieces(config, length, n, segment)
+        copies = SUMMING + OF_A_BLOCK * max(piece.blocks for piece in run)
+        boundaries = len(run) - 1
+        carry = boundaries * (2 if config.history == "hidden" else 3) * config.block * D * config.layers
+    return Memory(
+        weights=round(copies * weights),
+        carries=FLOAT * batch * (carry + length),
+        segment=round(FLOAT * batch * best),
+        optimizer=round(UPDATING * weights + LARGEST_LEAF * FLOAT * max(leaves)),
+    )
+
+
+def forward_memory(
+    config: ModelConfig, length: int, batch: int, last: int | None = None, model: Kind = "recurrent"
+) -> Memory:
+    """Memory of a forward pass in pieces of 64 blocks (`mlx_rtx.evaluation.piecewise`), without its outputs.
+
+    Arguments as for `training_memory`; ``last`` positions are read, all if None.
+    """
+    n = wanted(length, last)
+    best = max(
+        EMBEDDED * tokens * config.dim + max(linear, scores + linear / 2)
+        for tokens, _, calls in _run(config, length, n, PIECE, model)
+        for linear, scores in _at_work(config, calls)
+    )
+    return Memory(
+        weights=FLOAT * parameter_count(config, model),
+        carries=FLOAT * batch * (length + n * config.outputs),
+        segment=round(FLOAT * batch * best),
+        optimizer=0,
+    )
+
+
+def _run(config: ModelConfig, length: int, n: int, segment: int | None, model: Kind):
+    """Tokens, positions read and applications of τ in each piece of a run."""
+    if model == "regular":
+        below = Calls(config.layers - 1, length, length)
+        yield length, n, [below, Calls(1, n, length)]
+        return
+    for piece in pieces(config, length, n, segment):
+        tops = [layer == config.layers - 1 for layer in range(config.layers)]
+        calls = [call for top in tops for call in layer_calls(config, piece, top)]
+        yield piece.blocks * config.block, piece.read * config.block, calls
+
+
+def _saved(config: ModelConfig, call: Calls) -> int:
+    """Floats that the backward pass of one application of τ needs, for one sequence."""
+    _, rows, window = call
+    # the input's norm, query, attention's output, residual and its norm, output, dropout's two masks; then the MLP
+    each = 6 + 2 * (config.dropout > 0) + (8 if config.activation == "relu" else 13)
+    each += rows < window  # rows and their context are joined
+    return rows * config.dim * each + 4 * window * config.dim + rows * window * config.heads
+
+
+def _at_work(config: ModelConfig, calls: list[Calls]) -> Iterator[tuple[float, float]]:
+    """Floats in hand in applications of τ, for one sequence: those of its rows, and its attention's scores."""
+    for times, rows, window in calls:
+        # the outputs of all blocks that are read are computed in one call, the windows of the chain one by one
+        together = times if config.history == "hidden" and rows == window == config.block else min(times, 1)
+        context = 4 if rows == window else 8  # copies of the window
+        linear = rows * config.dim * (8 if config.activation == "relu" else 20) + context * window * config.dim
+        yield together * linear, together * SCORES * rows * window * config.heads

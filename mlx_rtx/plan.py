@@ -1,0 +1,181 @@
+"""What fits into a memory, and how long a run would take: ``python -m mlx_rtx.plan copy --memory 16GB``.
+
+Nothing is trained. Memory is predicted from the settings, time from a few short steps on this machine or, for one
+that is not at hand, from its published figures. With --verify one whole step is run to hold the prediction to.
+"""
+
+import argparse
+import re
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from mlx_rtx import backend
+from mlx_rtx.commands import parse_subcommand, run_command
+from mlx_rtx.curriculum import CurriculumConfig
+from mlx_rtx.errors import UserError, require
+from mlx_rtx.machines import MACHINES, USABLE, Machine
+from mlx_rtx.memory import Memory, parameter_count
+from mlx_rtx.planning import LARGEST_BATCH, Planner
+from mlx_rtx.settings import RECIPES, TrainConfig
+from mlx_rtx.train import DESCRIPTIONS
+
+PROGRAM = "python -m mlx_rtx.plan"
+WITHIN = 0.15  # how far a prediction of memory may be off
+UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCommand:
+    """Settings of the command itself; all others are those of a training run."""
+
+    settings: TrainConfig
+    memory: str | None = None
+    """Memory of the machine, such as 16GB, of which a run is planned into two thirds; this machine's if not given."""
+    machine: Literal["this", "m4"] = "this"
+    """Machine to plan for: this one, where steps are timed, or one not at hand, by its published figures."""
+    recipe: Literal["default", "paper"] = "default"
+    """Where the other flags' defaults come from."""
+    verify: bool = False
+    """Run whole steps on this machine, and end with code 1 if the memory predicted is off by more than 15 %."""
+
+    def __post_init__(self):
+        at_hand = self.machine == "this"
+        require(at_hand or not self.verify, f"machine={self.machine}: is not at hand to verify; drop one of the two")
+
+
+def main(arguments: list[str]) -> None:
+    """Say what fits, what it takes and how long."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--recipe", default="default")
+    try:
+        recipe = first.parse_known_args(arguments)[0].recipe
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from None
+    choices = {
+        task: (DESCRIPTIONS[task], PlanCommand(settings=recipes.get(recipe, recipes["default"])))
+        for task, recipes in RECIPES.items()
+    }
+    command = parse_subcommand(choices, arguments, PROGRAM, __doc__ or "")
+    planner, machine = Planner(command.settings), MACHINES.get(command.machine)
+    there = machine.memory if machine else 1e9 * backend.memory_gb()
+    size = size_in_bytes(command.memory) if command.memory else there
+    proposal = planner.proposal(USABLE * size)
+    if proposal is None:
+        raise UserError(
+            f"memory={command.memory}: not even one sequence fits into two thirds of it; use a smaller --dim"
+        )
+    introduce(planner, size, machine)
+    table(planner, USABLE * size)
+    batch, segment = proposal
+    say_memory(planner, batch, segment)
+    seconds = say_time(planner, batch, segment, machine)
+    if command.verify:
+        verify(planner, batch, segment, seconds)
+
+
+def size_in_bytes(text: str) -> float:
+    """Bytes that a size such as ``16GB`` or ``500 MB`` names; G is 1e9.
+
+    Example:
+        >>> size_in_bytes("16GB")
+        16000000000.0
+    """
+    found = re.fullmatch(r"([0-9.]+) *([KMGT]?)I?B?", text.strip().upper())
+    try:
+        assert found
+        size = float(found[1]) * UNITS[found[2]]
+        assert size > 0
+    except (AssertionError, ValueError):
+        raise UserError(f"memory={text}: must be a size such as 16GB") from None
+    return size
+
+
+def introduce(planner: Planner, size: float, machine: Machine | None) -> None:
+    """Say what is planned for what."""
+    settings, shape = planner.settings, planner.settings.task.shape
+    config = settings.model_config(shape)
+    print(
+        f"model: {settings.model}, {parameter_count(config, settings.model):,} parameters, layers={config.layers} "
+        f"dim={config.dim} heads={config.heads} block={config.block} history={config.history} length={shape.length}"
+    )
+    if machine:
+        print(f"machine: {machine.description}: not at hand; a prediction from {machine.source}")
+    else:
+        environment = backend.environment()
+        print(f"machine: {environment['device_name']} ({environment['device']}), mlx {environment['versions']['mlx']}")
+    print(f"memory: {gigabytes(size)}, of which a run may take {gigabytes(USABLE * size)}; all figures are predictions")
+
+
+def table(planner: Planner, usable: float) -> None:
+    """Print a row a segment length."""
+    batch = planner.settings.training.batch
+    print(f"{'--segment':>9} {f'peak at batch {batch}':>18} {'largest batch':>14}")
+    for segment, memory, largest in planner.choices(usable):
+        print(f"{segment:>9} {gigabytes(memory.peak):>18} {most(largest):>14}")
+
+
+def say_memory(planner: Planner, batch: int, segment: int | None) -> None:
+    """Print the proposal, and what its memory is for."""
+    memory: Memory = planner.memory(batch, segment)
+    own = (planner.settings.training.batch, planner.settings.training.segment)
+    text = "the run's own settings fit" if (batch, segment) == own else "the run's own settings do not fit; use"
+    print(f"{text}: --batch {batch} --segment {segment}")
+    print(
+        f"  peak {gigabytes(memory.peak)}: weights, gradients and moments {gigabytes(memory.weights)}, "
+        f"carries {gigabytes(memory.carries)}, one segment {gigabytes(memory.segment)}"
+        + (f"; at the optimizer's step {gigabytes(memory.optimizer)}" if memory.optimizer == memory.peak else "")
+    )
+
+
+def say_time(planner: Planner, batch: int, segment: int | None, machine: Machine | None) -> float:
+    """Print the seconds of a step and of the run; return the former."""
+    if machine:
+        work, seconds = planner.floor(batch, segment, machine)
+        print(
+            f"  a step takes {seconds:.3g} s at least: {work.multiply_adds / 1e9:,.1f} G multiply-adds, "
+            f"{work.bytes / 1e9:,.1f} GB moved; its {work.launches:,} launches come on top"
+        )
+    else:
+        seconds, timed = planner.seconds(batch, segment)
+        lengths = " and ".join(f"{length:,}" for length in timed)
+        print(f"  a step takes {seconds:.3g} s, by steps timed at {lengths} tokens")
+    samples, length = planner.settings.training.samples, planner.settings.task.shape.length
+    least = " at least" if machine else ""
+    print(f"  {samples:,} samples take {duration(samples / batch * seconds)}{least}, if all are of {length:,} tokens")
+    if isinstance(planner.settings.progress, CurriculumConfig):
+        print("  (a curriculum begins with short ones, and ends when the task is solved)")
+    return seconds
+
+
+def verify(planner: Planner, batch: int, segment: int | None, seconds: float) -> None:
+    """Run whole steps and compare; end with code 1 where the memory is off."""
+    timing, predicted = planner.verify(batch, segment), planner.memory(batch, segment).peak
+    off = timing.peak_bytes / predicted - 1
+    print(f"verified: peak {gigabytes(timing.peak_bytes)}, {off:+.1%} of what was predicted", end="; ")
+    print(f"a step {timing.seconds:.3g} s, {timing.seconds / seconds - 1:+.1%}")
+    if abs(off) > WITHIN:
+        print(f"the prediction of memory is off by more than {WITHIN:.0%}", file=sys.stderr)
+        sys.exit(1)
+
+
+def most(batch: int) -> str:
+    """The largest batch, in words where there is none, or none that was looked at."""
+    return "none" if not batch else f"{batch:,}" + ("+" if batch == LARGEST_BATCH else "")
+
+
+def gigabytes(size: float) -> str:
+    """A size to three digits."""
+    return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
+
+
+def duration(seconds: float) -> str:
+    """A time in the two units that matter."""
+    for unit, length, below, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit} {seconds % length // part:.0f} {below}"
+    return f"{seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,145 @@
+"""Steps of a model on random tokens, to be timed, weighed and counted: what benchmarks and `plan` share."""
+
+import functools
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mlx_rtx.config import ModelConfig
+from mlx_rtx.evaluation import PIECE, piecewise
+from mlx_rtx.gradient import loss_and_grad
+from mlx_rtx.graph import Work, walk
+from mlx_rtx.memory import Memory, forward_memory, training_memory
+from mlx_rtx.models import MODELS
+from mlx_rtx.ops import Kind, executed_ops, training_ops
+from mlx_rtx.optimizer import OptimizerConfig, apply_gradients, make_optimizer
+
+import mlx.core as mx
+
+Mode = Literal["forward", "training"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A step's time in seconds, and the most memory that its arrays took."""
+
+    seconds: float
+    """Median."""
+    fastest: float
+    slowest: float
+    first: float
+    """The first call, which also compiles what has to be."""
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model at work: forward passes in pieces, as `evaluate` makes them, or training steps.
+
+    Example:
+        >>> trial = Trial(ModelConfig(vocab_size=16, max_len=64, dim=8, heads=2, block=4))
+        >>> timing = trial.measure(batch=2, length=64, targets=16)
+    """
+
+    config: ModelConfig
+    model: Kind = "recurrent"
+    mode: Mode = "training"
+    segment: int | None = 8
+    """Blocks to a segment of the gradient; the whole sequence if None."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def measure(self, batch: int, length: int, targets: int, repeats: int = 5, shortest: float = 0.3) -> Timing:
+        """Time steps on ``batch`` sequences of ``length`` tokens whose last ``targets`` positions are read.
+
+        Args:
+            repeats: timings after the first call, at least.
+            shortest: seconds that they take together, at least.
+        """
+        data, step = self._data(batch, length, targets), self._step()
+        mx.eval(data)
+        mx.synchronize()
+        mx.reset_peak_memory()
+
+        def once() -> float:
+            clock = time.perf_counter()
+            step(*data)
+            mx.synchronize()
+            return time.perf_counter() - clock
+
+        first, times = once(), [once()]
+        while len(times) < repeats or sum(times) < shortest:
+            times.append(once())
+        return Timing(statistics.median(times), min(times), max(times), first, mx.get_peak_memory())
+
+    def memory(self, batch: int, length: int, targets: int) -> Memory:
+        """The memory predicted for a step."""
+        if self.mode == "training":
+            return training_memory(self.config, length, batch, targets, self.segment, self.model)
+        return forward_memory(self.config, length, batch, targets, self.model)
+
+    def executed(self, batch: int, length: int, targets: int) -> int:
+        """Multiply-adds in the matrix products of a step."""
+        if self.mode == "training":
+            return batch * training_ops(self.config, length, targets, self.model, self.segment)
+        return batch * executed_ops(self.config, length, self.model, targets, segment=PIECE)
+
+    def work(self, batch: int, length: int, targets: int) -> Work:
+        """What a step launches, multiplies and moves.
+
+        Its graph is linear in the number of segments once there are a first, a middle and a last one, and linear
+        in the batch from 2 on (at 1 some sums are no work). So small ones are walked, and the rest is arithmetic.
+        """
+        unit, spare = self._spare(length, targets)
+        short, whole = length - spare * unit, targets == length
+
+        def at(batch: int) -> Work:
+            one = self._walk(batch, short, short if whole else targets)
+            if not spare:
+                return one
+            return _line(one, self._walk(batch, short + unit, short + unit if whole else targets), spare)
+
+        return at(batch) if batch <= 2 else _line(at(2), at(3), batch - 2)
+
+    def _spare(self, length: int, targets: int) -> tuple[int, int]:
+        """Tokens of a segment, and how many segments of ``length`` repeat the one before."""
+        blocks = PIECE if self.mode == "forward" else self.segment
+        if self.model == "regular" or blocks is None or length > targets > blocks * self.config.block:
+            return length, 0
+        unit = blocks * self.config.block
+        return unit, max(length // unit - 3, 0)
+
+    @functools.cache  # noqa: B019 (trials are few)
+    def _walk(self, batch: int, length: int, targets: int) -> Work:
+        return walk(self._step(), *self._data(batch, length, targets))
+
+    def _data(self, batch: int, length: int, targets: int) -> tuple[mx.array, mx.array]:
+        tokens = mx.random.randint(0, self.config.vocab_size, (batch, length), key=mx.random.key(batch))
+        return tokens, tokens[:, :targets] % self.config.outputs
+
+    def _step(self):
+        """A function of (tokens, targets): forward pass or training step of a model with fresh weights."""
+        model = MODELS[self.model](self.config)
+        model.train(self.mode == "training")
+        optimizer = make_optimizer(self.optimizer, model)
+        mx.eval(model.parameters(), optimizer.state)
+
+        def train(tokens: mx.array, targets: mx.array) -> None:
+            loss, gradients = loss_and_grad(model, tokens, targets, self.segment, key=mx.random.key(0))
+            apply_gradients(model, optimizer, gradients, self.optimizer.clip)
+            mx.eval(model.parameters(), optimizer.state, loss)
+
+        def forward(tokens: mx.array, targets: mx.array) -> None:
+            for logits in piecewise(model, lambda start, end: tokens[:, start:end], *_sizes(tokens, targets)):
+                mx.eval(logits)
+
+        return train if self.mode == "training" else forward
+
+
+def _sizes(tokens: mx.array, targets: mx.array) -> tuple[int, int]:
+    return tokens.shape[1], targets.shape[1]
+
+
+def _line(one: Work, two: Work, further: int) -> Work:
+    """Where a line through ``one`` and ``two`` is ``further`` steps after ``one``."""
+    return Work(*(a + further * (b - a) for a, b in zip(one, two, strict=True)))

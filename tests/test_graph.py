@@ -1,0 +1,52 @@
+"""The walk over a traced graph: what it counts, and that it sees all that is computed."""
+
+from mlx_rtx import ModelConfig
+from mlx_rtx.graph import Work, walk
+from mlx_rtx.trial import Trial
+
+import mlx.core as mx
+import pytest
+from conftest import HISTORIES
+
+
+def test_a_walk_counts_by_hand():
+    """Two products and a sum; a transpose and a broadcast launch nothing and move nothing of their own."""
+    a, b, row = mx.zeros((3, 4)), mx.zeros((5, 4)), mx.zeros((5,))
+    product, total = 4 * (3 * 4 + 5 * 4 + 3 * 5), 4 * (3 * 5 + 5 + 3 * 5)
+    assert walk(lambda a, b, row: a @ b.T + row, a, b, row) == Work(2, 3 * 4 * 5, product + total)
+
+
+def test_a_walk_sees_what_is_evaluated_on_the_way():
+    def function(x):
+        y = x * 2
+        mx.eval(y)
+        return x + 1
+
+    assert walk(function, mx.zeros((8,))).launches == 2
+    assert mx.eval.__module__ != __name__  # and evaluation is itself again
+    x = mx.ones((2,)) + 1
+    mx.eval(x)
+    assert x.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("positions", ["absolute", "block", "none"])
+@pytest.mark.parametrize("history", HISTORIES)
+def test_a_walk_sees_both_passes_over_a_segment(history, positions):
+    """A segment is run twice from the same arrays; the tracer, left alone, would merge the two."""
+    trial = Trial(make_config(history=history, positions=positions, dropout=0.1), segment=2)
+    assert trial.work(3, 64, 8).multiply_adds == trial.executed(3, 64, 8)
+
+
+@pytest.mark.parametrize("targets", [3, 99])
+@pytest.mark.parametrize("mode", ["training", "forward"])
+@pytest.mark.parametrize("model", ["recurrent", "regular"])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_work_of_a_long_step_follows_from_short_ones(batch, model, mode, targets, monkeypatch):
+    monkeypatch.setattr("mlx_rtx.trial.PIECE", 2)
+    monkeypatch.setattr("mlx_rtx.evaluation.PIECE", 2)
+    trial = Trial(make_config(dropout=0.1), model, mode, segment=2)
+    assert trial.work(batch, 99, targets) == walk(trial._step(), *trial._data(batch, 99, targets))
+
+
+def make_config(**changes):
+    return ModelConfig(**{"vocab_size": 7, "max_len": 99, "dim": 8, "heads": 2, "block": 4, **changes})

@@ -1,0 +1,94 @@
+"""Predicted memory: against the measured peak on a CPU, and how it moves with what it is made of."""
+
+from mlx_rtx import ModelConfig, RecurrentTransformer
+from mlx_rtx.memory import forward_memory, parameter_count, training_memory
+from mlx_rtx.trees import flat
+from mlx_rtx.trial import Trial
+
+import mlx.core as mx
+import pytest
+from conftest import HISTORIES
+
+COPY = {"vocab_size": 16, "max_len": 544, "dim": 96, "heads": 6, "block": 32, "dropout": 0.05}
+IMAGE = {"vocab_size": 256, "max_len": 512, "dim": 32, "heads": 4, "block": 32, "out_size": 10, "tie_embeddings": False}
+TEXT = {"vocab_size": 65, "max_len": 128, "dim": 96, "heads": 6, "block": 16, "dropout": 0.2, "activation": "gelu"}
+
+
+@pytest.fixture
+def on_cpu():
+    """The coefficients hold on a CPU, where arrays are no larger than what they hold."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes", "batch", "targets", "segment"),
+    [
+        ("recurrent", COPY, 4, 16, 4),
+        ("recurrent", COPY, 8, 16, 8),
+        ("recurrent", {**COPY, "positions": "block", "state_norm": True}, 8, 16, 8),
+        ("recurrent", {**COPY, "block": 64, "dropout": 0.0}, 4, 16, 4),
+        ("recurrent", IMAGE, 16, 1, 8),
+        ("recurrent", TEXT, 8, 128, 8),
+        ("recurrent", TEXT, 8, 128, 4),
+        ("recurrent", {**TEXT, "layers": 2}, 4, 128, 4),
+    ],
+)
+@pytest.mark.parametrize("history", HISTORIES)
+def test_a_training_step_takes_what_was_predicted(on_cpu, history, model, sizes, batch, targets, segment):
+    trial = Trial(ModelConfig(**sizes, history=history), model, segment=segment)
+    check(trial, batch, sizes["max_len"], targets)
+
+
+@pytest.mark.parametrize(("sizes", "targets"), [({**IMAGE, "layers": 4}, 1), (TEXT, 128), ({**TEXT, "layers": 3}, 128)])
+def test_a_regular_training_step_takes_what_was_predicted(on_cpu, sizes, targets):
+    check(Trial(ModelConfig(**sizes), "regular"), 8, sizes["max_len"], targets)
+
+
+def check(trial: Trial, batch: int, length: int, targets: int, within: float = 0.15) -> None:
+    measured = trial.measure(batch, length, targets, repeats=1, shortest=0.0).peak_bytes
+    assert measured == pytest.approx(trial.memory(batch, length, targets).peak, rel=within)
+
+
+def test_a_forward_pass_of_a_long_sequence_takes_what_was_predicted(on_cpu):
+    trial = Trial(ModelConfig(**{**COPY, "max_len": 4128}), mode="forward")
+    check(trial, 4, 4128, 16, within=0.25)  # how far the host runs ahead shows more here
+
+
+def test_a_large_model_on_a_small_batch_peaks_in_the_optimizer(on_cpu):
+    config = ModelConfig(**{**COPY, "max_len": 8000})
+    memory = training_memory(config, 64, 1, 1, 1)
+    assert memory.peak == memory.optimizer
+    check(Trial(config, segment=1), 1, 64, 1)
+
+
+def test_what_memory_is_made_of():
+    config = ModelConfig(**COPY)
+
+    def at(batch=8, segment=4, length=544):
+        return training_memory(config, length, batch, 16, segment)
+
+    assert at(batch=16).carries == 2 * at().carries
+    assert at(batch=16).segment == pytest.approx(2 * at().segment, abs=1)
+    assert at(batch=16).weights == at().weights
+    assert at(segment=8).segment > 1.5 * at().segment
+    assert at(segment=8).carries < at().carries
+    assert at(segment=None).segment == at(segment=17).segment > at(segment=16).segment
+    assert at(segment=None).carries == 4 * 8 * 544  # tokens alone
+    assert forward_memory(config, 544, 8, 16).peak < at().peak
+
+
+def test_one_segment_of_a_long_sequence_takes_no_more_than_of_a_short_one():
+    config = ModelConfig(**{**COPY, "positions": "block"})
+    short, long = (training_memory(config, length, 8, 16, 8) for length in (2**12, 2**17))
+    assert (short.segment, short.weights) == (long.segment, long.weights)
+    assert forward_memory(config, 2**12, 8, 16).segment == forward_memory(config, 2**17, 8, 16).segment
+
+
+def test_parameters_are_counted_without_a_model():
+    config = ModelConfig(**TEXT)
+    model = RecurrentTransformer(config)
+    assert parameter_count(config) == sum(array.size for array in flat(model.parameters()).values())
+    assert parameter_count(config, "regular") == parameter_count(config) - 1  # no alpha

@@ -1,0 +1,153 @@
+"""The planner: what fits, what it proposes, how it predicts time, and what the command says."""
+
+from dataclasses import replace
+
+from mlx_rtx import plan
+from mlx_rtx.errors import UserError
+from mlx_rtx.machines import MACHINES
+from mlx_rtx.planning import Planner
+from mlx_rtx.settings import COPY, IMAGE, TEXT, TrainConfig
+from mlx_rtx.trial import Timing, Trial
+
+import pytest
+from test_commands import complaint
+
+
+def settings(recipe: TrainConfig = COPY, **training) -> TrainConfig:
+    return replace(recipe, training=replace(recipe.training, **training))
+
+
+@pytest.mark.parametrize("recipe", [COPY, IMAGE, TEXT])
+def test_a_choice_fits_and_the_next_larger_batch_does_not(recipe):
+    planner = Planner(recipe)
+    rows = planner.choices(1e9)
+    assert rows
+    assert [row.segment for row in rows][:3] == [1, 2, 4]
+    assert rows[-1].segment == -(-recipe.task.shape.length // recipe.architecture.block)
+    for row in rows:
+        assert planner.memory(row.batch, row.segment).peak <= 1e9 < planner.memory(2 * row.batch, row.segment).peak
+        assert row.memory == planner.memory(recipe.training.batch, row.segment)
+
+
+def test_a_regular_transformer_has_no_segments():
+    (row,) = Planner(replace(TEXT, model="regular")).choices(1e9)
+    assert row.segment == 16
+
+
+def test_a_proposal_gives_up_segments_before_sequences():
+    planner = Planner(settings(batch=64, segment=12))
+    own = planner.memory(64, 12).peak
+    assert planner.proposal(own) == (64, 12)
+    batch, segment = planner.proposal(own - 1)
+    assert (batch, segment) == (64, 8)
+    least = min(row.memory.peak for row in planner.choices(own))
+    batch, segment = planner.proposal(least - 1)
+    assert batch < 64
+    assert planner.memory(batch, segment).peak < least
+    assert planner.proposal(1e5) is None
+
+
+def test_the_time_of_a_long_step_follows_from_two_short_ones(monkeypatch):
+    """Time is linear in length here, and the last steps timed are a sixteenth of it."""
+    timed = []
+
+    def measure(trial, batch, length, targets, repeats):
+        timed.append((batch, length, targets))
+        return Timing(0.25 + 0.001 * length, 0, 0, 0, 0)
+
+    monkeypatch.setattr(Trial, "measure", measure)
+    seconds, lengths = Planner(settings(segment=4)).seconds(32, 4)
+    assert lengths == (256, 512)
+    assert timed == [(32, 256, 16), (32, 512, 16)]
+    assert seconds == pytest.approx(0.25 + 4.128)
+    seconds, lengths = Planner(settings(TEXT)).seconds(64, 8)
+    assert (seconds, lengths) == (pytest.approx(0.506), (256,))
+    assert timed[-1] == (64, 256, 256)
+
+
+def test_a_machine_not_at_hand_is_predicted_from_its_ceilings():
+    planner, machine = Planner(settings(IMAGE)), MACHINES["m4"]
+    work, seconds = planner.floor(120, 16, machine)
+    assert work.multiply_adds == planner.trial(16).executed(120, 1024, 1)
+    assert seconds == work.multiply_adds / machine.multiply_adds_per_s + work.bytes / machine.bytes_per_s
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("16GB", 16e9), ("500 MB", 5e8), ("1.5g", 1.5e9), ("2TB", 2e12), ("1000", 1000), ("8GiB", 8e9)]
+)
+def test_sizes(text, size):
+    assert plan.size_in_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "16XB", "-1GB", "0GB", "1.2.3GB"])
+def test_wrong_sizes(text):
+    with pytest.raises(UserError, match="must be a size such as 16GB"):
+        plan.size_in_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5.4, "5 s"), (65, "1 min 5 s"), (3700, "1 h 1 min"), (90000, "1 d 1 h")]
+)
+def test_durations(seconds, text):
+    assert plan.duration(seconds) == text
+
+
+TINY = ["copy", "--noise", "64", "--dim", "12", "--block", "8", "--batch", "4", "--segment", "2"]
+
+
+def test_a_plan_from_end_to_end(capsys):
+    plan.main([*TINY, "--memory", "16GB"])
+    said = capsys.readouterr().out
+    for words in ("length=96", "16 GB, of which a run may take 10.7 GB", "--segment", "4,096+"):
+        assert words in said
+    assert "the run's own settings fit: --batch 4 --segment 2" in said
+    assert "by steps timed at 32 and 64 tokens" in said or "by steps timed at 96 tokens" in said
+    assert "20,000 samples take" in said
+    assert "a curriculum begins with short ones" in said
+
+
+def test_a_plan_for_a_machine_not_at_hand_runs_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(Trial, "measure", None)
+    plan.main([*TINY, "--machine", "m4"])
+    said = capsys.readouterr().out
+    assert "not at hand; a prediction from published measurements" in said
+    assert "s at least:" in said
+    assert "launches come on top" in said
+
+
+def test_a_plan_that_does_not_fit_says_what_does(capsys):
+    plan.main(["copy", "--batch", "1024", "--memory", "1GB", "--machine", "m4"])
+    assert "the run's own settings do not fit; use: --batch" in capsys.readouterr().out
+
+
+def test_verification_fails_where_memory_is_off(capsys, monkeypatch):
+    planner = Planner(settings())
+    predicted = planner.memory(32, 8).peak
+    monkeypatch.setattr(Planner, "verify", lambda *_: Timing(1.1, 1, 1, 1, round(1.1 * predicted)))
+    plan.verify(planner, 32, 8, 1.0)
+    assert "+10.0% of what was predicted; a step 1.1 s, +10.0%" in capsys.readouterr().out
+    monkeypatch.setattr(Planner, "verify", lambda *_: Timing(1.0, 1, 1, 1, round(0.8 * predicted)))
+    with pytest.raises(SystemExit) as stop:
+        plan.verify(planner, 32, 8, 1.0)
+    assert stop.value.code == 1
+    assert "off by more than 15%" in capsys.readouterr().err
+
+
+def test_verification_runs_whole_steps(capsys):
+    timing = Planner(settings(IMAGE, batch=2)).verify(2, 16)
+    assert timing.peak_bytes > 0
+    assert timing.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["--memory", "lots"], "must be a size such as 16GB"),
+        (["--memory", "1MB"], "not even one sequence fits"),
+        (["--machine", "m4", "--verify"], "not at hand to verify"),
+        (["--noise", "0"], "noise=0"),
+        (["--recipe", "fast"], "recipe"),
+    ],
+)
+def test_wrong_flags(wrong, words, capsys, monkeypatch):
+    assert words in complaint(["copy", *wrong], capsys, monkeypatch, plan.main)
