@@ -1,0 +1,102 @@
+"""One contender of `peers`, timed in a process of its own: what is asked of it, and what comes back.
+
+Run with an order as its argument, it prints one line of JSON. MLX and PyTorch are imported where they are asked
+for, so that neither is in the other's process.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Contender = Literal["mlx", "torch eager", "torch compile", "torch graphs"]
+LONGEST = 200  # letters of a reason
+
+
+@dataclass(frozen=True)
+class Order:
+    """A contender, a model at a size, and how to time it."""
+
+    contender: Contender
+    model: Literal["recurrent", "regular"]
+    mode: Literal["forward", "training"]
+    config: dict
+    """Fields of a `mlx_rtx.ModelConfig`."""
+    batch: int
+    length: int
+    targets: int
+    repeats: int
+    tf32: bool
+    gpu: bool
+    """Whether MLX uses one; PyTorch then does too."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a contender took."""
+
+    seconds: float  # median
+    fastest: float
+    slowest: float
+    first: float  # the first call, with all that is compiled or captured for it
+    peak_gb: float | None
+    memory: str  # what peak_gb is
+    loss: float | None  # of the last call
+    ran_on: str
+
+
+def call(order: Order) -> Timing | str:
+    """`run` in a process of its own; a line that says why where nothing came back."""
+    command = [sys.executable, __file__, json.dumps(asdict(order))]
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        *_, last = "no word of it", *process.stderr.splitlines()
+        return _one_line(f"its process ended with {process.returncode}: {last}")
+    came = json.loads(process.stdout.splitlines()[-1])
+    return came if isinstance(came, str) else Timing(**came)
+
+
+def run(order: Order) -> Timing | str:
+    """Time the contender; a line that says why where it cannot run."""
+    try:
+        if order.contender == "mlx":
+            return measure_mlx(order)
+        from torch_peer import measure
+
+        return measure(order)
+    except Exception as error:  # whatever ails one contender must not cost the others
+        return _one_line(f"{type(error).__name__}: {error}")
+
+
+def measure_mlx(order: Order) -> Timing:
+    """Time this project's own model. Its package is imported before MLX, for which it loads a fast BLAS."""
+    from mlx_rtx import ModelConfig
+    from mlx_rtx.backend import environment
+    from mlx_rtx.settings import TEXT_PAPER
+    from mlx_rtx.trial import Trial
+
+    trial = Trial(ModelConfig(**order.config), order.model, order.mode, optimizer=TEXT_PAPER.optimizer)
+    timing = trial.measure(order.batch, order.length, order.targets, repeats=order.repeats, shortest=0.0)
+    made_with = environment()
+    return Timing(
+        seconds=timing.seconds,
+        fastest=timing.fastest,
+        slowest=timing.slowest,
+        first=timing.first,
+        peak_gb=timing.peak_bytes / 1e9,
+        memory="peak of allocated memory",
+        loss=None,
+        ran_on=f"mlx {made_with['versions']['mlx']}, {made_with['device_name']} ({made_with['device']})",
+    )
+
+
+def _one_line(text: str) -> str:
+    """``text`` without its line breaks, cut to a length that is read."""
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+if __name__ == "__main__":
+    outcome = run(Order(**json.loads(sys.argv[1])))
+    print(json.dumps(outcome if isinstance(outcome, str) else asdict(outcome)))

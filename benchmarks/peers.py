@@ -1,0 +1,189 @@
+"""The paper's shapes in MLX and in PyTorch on the same machine: time, memory, and how they compare.
+
+    python benchmarks/peers.py  # minutes on a GPU
+    python benchmarks/peers.py --shapes text --modes training --batch 2 --repeats 3  # a minute on a CPU
+
+The PyTorch model is `torch_model`, as a user of PyTorch would write it: every window whole through the layer. It
+runs eagerly, with the layer compiled, and with its whole step captured as a CUDA graph. A training step is the same
+on both sides: loss of the positions with a target, gradient, clipping at norm 1, AdamW. Each contender runs in a
+process of its own, twice, in turn with the others; its faster round counts. Ends with tables, an answer in words
+and one JSON line.
+"""
+
+import importlib.util
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from mlx_rtx import backend
+from mlx_rtx.commands import parse, run_command
+from mlx_rtx.errors import require
+from mlx_rtx.settings import COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
+
+import contender
+import mlx.core as mx
+import sweep
+from contender import Contender, Order, Timing
+from results import results_folder, write_report
+
+BATCHES = {
+    "image": IMAGE_PAPER.training.batch,
+    "text": TEXT_PAPER.training.batch,
+    "copy": COPY_PAPER.training.batch,
+}
+CONTENDERS: dict[Contender, str] = {
+    "mlx": "mlx_rtx",
+    "torch eager": "torch_model as it stands",
+    "torch compile": "torch.compile of the layer, in its default mode, with code of its own for each length",
+    "torch graphs": "the whole step captured as one CUDA graph",
+}
+ROUNDS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peers:
+    """Time and memory of the paper's shapes in MLX, and in PyTorch three ways."""
+
+    shapes: tuple[Literal["image", "text", "copy"], ...] = ("image", "text", "copy")
+    """Shapes of the paper to run."""
+    modes: tuple[Literal["training", "forward"], ...] = ("training", "forward")
+    """Whole training steps, forward passes, or both."""
+    models: tuple[Literal["recurrent", "regular"], ...] = ("recurrent",)
+    """The paper's model, or the regular transformers that its tables compare."""
+    batch: int | None = None
+    """Sequences to a step; the paper's (image 120, text 64, copy 64) if not given."""
+    repeats: int = 20
+    """Timings of each contender in each of its two rounds."""
+    tf32: bool = False
+    """Let both sides round the factors of float32 products to TF32, where the GPU has it."""
+    out: Path | None = None
+    """Folder for the report; benchmarks/results/<device> if not given."""
+
+    def __post_init__(self):
+        for name in ("shapes", "modes", "models"):
+            require(bool(getattr(self, name)), f"{name}: name at least one")
+        require(self.batch is None or self.batch >= 1, f"batch={self.batch}: must be at least 1")
+        require(self.repeats >= 1, f"repeats={self.repeats}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Race:
+    """A model at a batch size, and the rounds of each contender: a timing, or why there is none."""
+
+    group: sweep.Group
+    batch: int
+    rounds: dict[Contender, list[Timing | str]]
+
+    def __str__(self) -> str:
+        return f"{self.group}, batch {self.batch}"
+
+    @property
+    def best(self) -> dict[Contender, Timing]:
+        """The faster round of each contender that ran."""
+        timings = {name: [t for t in rounds if isinstance(t, Timing)] for name, rounds in self.rounds.items()}
+        return {name: min(found, key=lambda t: t.seconds) for name, found in timings.items() if found}
+
+
+def order_for(name: Contender, group: sweep.Group, batch: int, peers: Peers) -> Order:
+    """What the contender of that name is asked."""
+    bench = sweep.Bench(group, sweep.own_size(group.subject, batch))
+    _, length, targets = bench.at
+    return Order(
+        contender=name,
+        model=group.model,
+        mode=group.mode,
+        config=asdict(bench.trial.config),
+        batch=batch,
+        length=length,
+        targets=targets,
+        repeats=peers.repeats,
+        tf32=peers.tf32,
+        gpu=mx.default_device() == mx.gpu,
+    )
+
+
+def race(group: sweep.Group, batch: int, peers: Peers) -> Race:
+    """Let all contenders run in turn, and say what each round gave."""
+    run = Race(group, batch, {name: [] for name in CONTENDERS})
+    print(run, flush=True)
+    for i in range(ROUNDS):
+        for name, rounds in run.rounds.items():
+            if rounds and isinstance(rounds[-1], str):
+                continue  # it would fail again
+            rounds.append(contender.call(order_for(name, group, batch, peers)))
+            came = rounds[-1]
+            said = f"{1e3 * came.seconds:,.1f} ms" if isinstance(came, Timing) else f"left out ({came})"
+            print(f"  round {i + 1}, {name}: {said}", flush=True)
+    return run
+
+
+def table(run: Race) -> str:
+    """A row a contender, with its ratios to MLX. The first call is that of round 1: the second finds caches."""
+    titles = ("ms", "× mlx's", "peak GB", "× mlx's", "first s")
+    rows = [f"{run!s:40} " + " ".join(f"{title:>9}" for title in titles)]
+    ours = run.best.get("mlx")
+    seconds, peak_gb = (ours.seconds, ours.peak_gb) if ours else (None, None)
+    for name, timing in run.best.items():
+        gb, first = timing.peak_gb, run.rounds[name][0]
+        assert isinstance(first, Timing)
+        cells = (
+            f"{1e3 * timing.seconds:,.1f}",
+            _ratio(timing.seconds, seconds),
+            "-" if gb is None else f"{gb:.3f}",
+            _ratio(gb, peak_gb),
+            f"{first.first:.2f}",
+        )
+        rows.append(f"{name:40} " + " ".join(f"{cell:>9}" for cell in cells))
+    return "\n".join(rows)
+
+
+def words(run: Race) -> str:
+    """A line for each other contender: MLX's time and memory as parts of its own."""
+    theirs, said = run.best, []
+    ours = theirs.pop("mlx", None)
+    if ours is None or not theirs:
+        return f"{run}: nothing to compare"
+    for name, timing in theirs.items():
+        line = f"{run}: mlx takes {_ratio(ours.seconds, timing.seconds)} times {name}'s time"
+        if timing.peak_gb is not None:
+            line += f" and {_ratio(ours.peak_gb, timing.peak_gb)} times its memory"
+        said.append(line)
+    return "\n".join(said)
+
+
+def _ratio(a: float | None, b: float | None) -> str:
+    """a / b as a short number; a dash where one of them is not known."""
+    return f"{a / b:.2f}" if a is not None and b else "-"
+
+
+def main(arguments: list[str]) -> None:
+    """Run the contenders and say how they compare."""
+    peers = parse(Peers, arguments, "python benchmarks/peers.py")
+    require(importlib.util.find_spec("torch") is not None, "peers: needs torch; pip install 'mlx-rtx[peers]'")
+    os.environ["MLX_ENABLE_TF32"] = str(int(peers.tf32))  # for the processes to come, and the report's header
+    todo = sweep.groups(peers.shapes, peers.models, peers.modes)
+    require(bool(todo), f"models={peers.models}: the paper has none of them for shapes={peers.shapes}")
+    folder = results_folder(peers.out)
+    if advice := backend.advice():
+        print(advice)
+    races = [race(group, peers.batch or BATCHES[group.subject], peers) for group in todo]
+    answer = {
+        str(run): {name: {"seconds": t.seconds, "peak_gb": t.peak_gb} for name, t in run.best.items()} for run in races
+    }
+    found = {name: timing for run in races for name, timing in run.best.items()}
+    facts = {name: {"what": CONTENDERS[name], "ran_on": t.ran_on, "memory": t.memory} for name, t in found.items()}
+    report = {"tf32": peers.tf32, "repeats": peers.repeats, "contenders": facts, "answer": answer}
+    write_report(folder, "peers", {**report, "races": [asdict(run) for run in races]})
+    for run in races:
+        print("", table(run), sep="\n")
+    print("")
+    for name, fact in facts.items():
+        print(f"{name}: {fact['what']}; {fact['ran_on']}; memory: {fact['memory']}")
+    print("", *(words(run) for run in races), "", f"report: {folder / 'peers.json'}", sep="\n")
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,164 @@
+"""The paper's two models in plain PyTorch, as a user of it would write them: the peer that MLX is timed against.
+
+Letters: B batch, L length, K block width, T = ⌈L/K⌉ blocks, N rows of a window, D width, H heads, V vocabulary.
+
+Every window of 2K tokens goes whole through the layer, which gives y and the next h together; nothing is shared
+between windows, saved, or computed twice. Nothing here knows of MLX but `translate`, which reads its weights.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+
+
+def linear(inputs: int, outputs: int, std: float = 0.02) -> nn.Linear:
+    """A linear map without bias, its weights drawn from N(0, std)."""
+    made = nn.Linear(inputs, outputs, bias=False)
+    nn.init.normal_(made.weight, std=std)
+    return made
+
+
+def table(rows: int, D: int) -> nn.Embedding:
+    """A learned row (D,) for each of ``rows`` indices, drawn from N(0, 0.02)."""
+    made = nn.Embedding(rows, D)
+    nn.init.normal_(made.weight, std=0.02)
+    return made
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm causal layer without biases: ``x + Attn(LN x)``, then ``x + MLP(LN x)``."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        D, residual = config.dim, 0.02 / math.sqrt(2 * config.layers)
+        self.heads = config.heads
+        self.activation = ACTIVATIONS[config.activation]
+        self.attention_norm = nn.LayerNorm(D, eps=1e-5, bias=False)
+        self.qkv = linear(D, 3 * D)
+        self.attention_out = linear(D, D, residual)
+        self.mlp_norm = nn.LayerNorm(D, eps=1e-5, bias=False)
+        self.mlp_in = linear(D, 4 * D)
+        self.mlp_out = linear(4 * D, D, residual)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) → (B, N, D)."""
+        B, N, D = x.shape
+        qkv = self.qkv(self.attention_norm(x))  # (B, N, 3D)
+        q, k, v = qkv.view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, N, D/H)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.dropout(self.attention_out(attended.transpose(1, 2).reshape(B, N, D)))
+        return x + self.dropout(self.mlp_out(self.activation(self.mlp_in(self.mlp_norm(x)))))
+
+
+class Recurrence(nn.Module):
+    """Eqs. 5–7: a layer τ slides over blocks; α of a history m is mixed into both halves of its window.
+
+    m is h of the block before as the paper prints it, or y of that block as its author's program does.
+    """
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.tau = TransformerLayer(config)
+        self.alpha = nn.Parameter(torch.tensor(config.alpha), requires_grad=config.train_alpha)
+        self.block = config.block
+        self.history = config.history
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) → (B, L, D)."""
+        L, K, alpha = x.shape[1], self.block, self.alpha.clamp(0, 1)
+        blocks = F.pad(x, (0, 0, 0, -L % K)).split(K, dim=1)  # T of (B, K, D)
+        h = self.tau(blocks[0])  # (5)
+        m = torch.zeros_like(h) if self.history == "hidden" else blocks[0]
+        outputs = []
+        for block in blocks[1:]:
+            window = torch.cat([alpha * m + h, alpha * m + block], dim=1)  # (B, 2K, D)
+            y, following = self.tau(window).split(K, dim=1)  # (6)
+            outputs.append(y)
+            m, h = h if self.history == "hidden" else y, following
+        outputs.append(self.tau(h))  # (7)
+        return torch.cat(outputs, dim=1)[:, :L]
+
+
+class Transformer(nn.Module):
+    """Embedding, a stack of layers, readout.
+
+    Args:
+        config: settings by the names of `mlx_rtx.ModelConfig`, which is one.
+        layers: modules (B, L, D) → (B, L, D).
+    """
+
+    def __init__(self, config: Any, layers: Iterable[nn.Module]):
+        super().__init__()
+        if config.state_norm:
+            raise ValueError("state_norm=True: not in the paper, and not in this model")
+        D, outputs = config.dim, config.out_size or config.vocab_size
+        rows = {"absolute": config.max_len, "block": config.block, "none": 0}[config.positions]
+        self.block = config.block if config.positions == "block" else None
+        self.tokens = table(config.vocab_size, D)
+        self.positions = table(rows, D) if rows else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(D, eps=1e-5, bias=False)
+        self.head = None if config.tie_embeddings else linear(D, outputs)
+
+    def forward(self, tokens: Tensor, last: int | None = None) -> Tensor:
+        """Logits (B, L or last, outputs) of tokens (B, L), read at the last ``last`` positions."""
+        L = tokens.shape[1]
+        x = self.tokens(tokens)  # (B, L, D)
+        if self.positions is not None:
+            at = torch.arange(L, device=tokens.device)
+            x = x + self.positions(at % self.block if self.block else at)
+        x = self.dropout(x)
+        for layer in self.layers:
+            x = layer(x)
+        y = self.norm(x[:, L - (last or L) :])  # (B, last, D)
+        return F.linear(y, self.tokens.weight) if self.head is None else self.head(y)
+
+
+class RecurrentTransformer(Transformer):
+    """The paper's model, each of its layers the whole recurrence."""
+
+    def __init__(self, config: Any):
+        super().__init__(config, [Recurrence(config) for _ in range(config.layers)])
+
+
+class RegularTransformer(Transformer):
+    """The regular transformer that the paper compares with."""
+
+    def __init__(self, config: Any):
+        super().__init__(config, [TransformerLayer(config) for _ in range(config.layers)])
+
+
+MODELS = {"recurrent": RecurrentTransformer, "regular": RegularTransformer}
+
+
+def translate(weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Weights, or gradients, of an `mlx_rtx` model as these models name and lay them out.
+
+    Args:
+        weights: NumPy arrays by dotted name, as `mlx_rtx.trees.flat` of the parameters names them.
+
+    Example:
+        >>> model.load_state_dict(translate(weights))
+    """
+    state = {}
+    for name, array in weights.items():
+        tensor, (path, _, leaf) = torch.tensor(array), name.removeprefix("embedding.").rpartition(".")
+        path = path + "." if path else ""
+        if leaf == "query":  # (D, D), and beside it key_value (D, 2D)
+            both = torch.cat([tensor, torch.tensor(weights[f"{path}key_value"])], dim=1)
+            state[f"{path}qkv.weight"] = both.T
+        elif leaf in ("attention_out", "mlp_in", "mlp_out", "head"):
+            state[f"{path}{leaf}.weight"] = tensor.T
+        elif leaf in ("tokens", "positions"):
+            state[f"{leaf}.weight"] = tensor
+        elif leaf != "key_value":  # alpha, and the weight of a norm
+            state[path + leaf] = tensor
+    return state
