@@ -20,7 +20,7 @@ from typing import Any
 from mlx_rtx import ModelConfig, backend
 from mlx_rtx.commands import parse, run_command
 from mlx_rtx.errors import require
-from mlx_rtx.figures import COLOURS, DASHES, new_axes
+from mlx_rtx.figures import COLOURS, DASHES, doubling, new_axes
 from mlx_rtx.memory import forward_memory
 from mlx_rtx.models import MODELS
 from mlx_rtx.settings import TEXT
@@ -32,7 +32,7 @@ from results import results_folder, write_picture, write_report
 
 LAYERS = 6  # of the regular transformer with the recurrent one's loss
 PREFILL = 512  # tokens of a context fed at a time
-WARM_UP, TOKENS = 4, 32  # tokens written before timing, and timed
+WARM_UP, TOKENS = 4, 64  # tokens written before timing, and timed
 RECURRENT, CACHED, RECOMPUTED = "recurrent", "regular-6, cached", "regular-6, recomputed"
 
 
@@ -251,6 +251,7 @@ def picture(rows: list[Row]) -> Any:
             here = sorted((row for row in rows if row.batch == batch and row.method == method), key=lambda r: r.context)
             look = {"color": COLOURS[i], "ls": DASHES[i], "marker": "o", "ms": 3}
             axis.loglog([r.context for r in here], [1e3 * r.batch / r.tokens_per_s for r in here], label=method, **look)
+        doubling(axis, (row.context for row in rows))
         axis.set_title(f"batch {batch}")
         axis.set_xlabel("context (tokens)")
     axes[0, 0].set_ylabel("ms a token of each text")

@@ -17,7 +17,7 @@ from typing import Any
 from mlx_rtx import backend
 from mlx_rtx.commands import parse, run_command
 from mlx_rtx.errors import require, require_positive
-from mlx_rtx.figures import COLOURS, DASHES, new_axes
+from mlx_rtx.figures import COLOURS, DASHES, doubling, new_axes
 
 from report import along_axis, by_group
 from results import results_folder, write_picture, write_report
@@ -169,6 +169,7 @@ def picture(points: list[Point]) -> Any:
             }
             across, up = [getattr(p.size, axis) for p in line], [getattr(p, field) for p in line]
             panel.loglog(across, up, label=f"{group.model}, {group.mode}", **look)
+        doubling(panel, (getattr(p.size, axis) for line in over(points, axis).values() for p in line))
         panel.set_xlabel(title)
         panel.set_ylabel("seconds a step" if field == "seconds" else "peak memory (GB)")
     axes[0, 0].legend(fontsize=8)

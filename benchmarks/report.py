@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlx_rtx.figures import COLOURS, DASHES, new_axes
+from mlx_rtx.figures import COLOURS, DASHES, doubling, new_axes
 
 import numpy as np
 from ceilings import Ceilings
@@ -231,6 +231,7 @@ def axes_picture(points: list[Point]) -> Any:
                 look = {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[i % len(DASHES)], "marker": "o", "ms": 3}
                 label = group.name + (f", B={line[0].size.batch}" if field != "batch" else "")
                 axis.loglog([getattr(p.size, field) for p in line], values, label=label, **look)
+            doubling(axis, (getattr(p.size, field) for line in select(points).values() for p in line))
             axis.set_xlabel(title)
             axis.set_ylabel(f"{'tokens a second' if field == 'batch' else 'ms a batch'}, {mode}")
             if axis.lines:

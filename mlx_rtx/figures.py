@@ -3,7 +3,7 @@
 Colours are Okabe and Ito's, which the colour-blind tell apart; lines differ in their dashes as well.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlx_rtx.errors import UserError
@@ -87,6 +87,15 @@ def alphas(runs: Sequence[History]) -> "Figure":
 
 def _look(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[i % len(DASHES)], "lw": 1.5}
+
+
+def doubling(axis: Any, values: Iterable[int]) -> None:
+    """Give ``axis`` an abscissa on which each doubling is as long as the next, with ticks at ``values``."""
+    ticks = sorted(set(values))
+    ticks = ticks[:: -(-len(ticks) // 6)]
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, [f"{tick // 1024}k" if tick % 1024 == 0 else str(tick) for tick in ticks])
+    axis.minorticks_off()
 
 
 def new_axes(rows: int, columns: int, **sharing: Any) -> tuple["Figure", Any]:

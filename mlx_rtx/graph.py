@@ -76,9 +76,9 @@ def _arrays(tree: Any) -> list[mx.array]:
 def _traceable() -> Iterator[list[mx.array]]:
     """Make a function's whole graph visible.
 
-    Evaluation only notes its arrays; α's clamp is one whose graph can be written down; and each run of a model gets
-    inputs of its own. Else the tracer, which merges what is computed twice from the same, would lose the second pass
-    over a segment.
+    Evaluation only notes its arrays; α's clamp, and the cross-entropy that GPUs have a kernel for, give way to ones
+    whose graph can be written down; and each run of a model gets inputs of its own. Else the tracer, which merges
+    what is computed twice from the same, would lose the second pass over a segment.
     """
     evaluated: list[mx.array] = []
 
@@ -87,6 +87,10 @@ def _traceable() -> Iterator[list[mx.array]]:
 
     def clip(alpha: mx.array) -> mx.array:
         return mx.clip(alpha, 0, 1)
+
+    def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
+        scores = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
+        return mx.logsumexp(logits, axis=-1) - scores
 
     def marked(run: Callable) -> Callable:
         @functools.wraps(run)
@@ -101,6 +105,7 @@ def _traceable() -> Iterator[list[mx.array]]:
 
     places: list[tuple[Any, str, Callable]] = [(module, "clamp", clip) for module in (recurrence, gradient)]
     places += [(mx, name, note) for name in ("eval", "async_eval")]
+    places += [(mx.fast, "cross_entropy", cross_entropy)]
     places += [(kind, "run", marked(kind.run)) for kind in MODELS.values()]
     before = [getattr(module, name) for module, name, _ in places]
     try:

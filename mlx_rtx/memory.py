@@ -5,15 +5,17 @@ Letters: B batch, L length, K block width, D width, H heads, P parameters, S blo
 A training step keeps, in float32: weights, gradients and the optimizer's moments; the carry at every
 segment boundary; what the backward pass of one segment needs of its forward pass; and the arrays at work
 meanwhile. At the end the optimizer writes new weights and moments beside the old ones, which is the peak
-where the model is large and the batch small.
+where the model is large and the batch small. On a GPU, to which the host queues work ahead, arrays are given
+back later than they could be, so more of them are held.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlx_rtx.config import ModelConfig
 from mlx_rtx.embedding import wanted
 from mlx_rtx.evaluation import PIECE
+from mlx_rtx.graph import Work
 from mlx_rtx.models import MODELS
 from mlx_rtx.ops import Calls, Kind, layer_calls, pieces
 from mlx_rtx.trees import flat
@@ -26,6 +28,8 @@ ONE_PIECE, SUMMING, OF_A_BLOCK = 4.0, 6.0, 0.45
 UPDATING, LARGEST_LEAF = 5.9, 6.2
 # Times the floats that are counted as saved, as scores at work; as embedded, in a forward pass and in training.
 SAVED, SCORES, EMBEDDED, EMBEDDED_TRAINING = 1.13, 2.2, 2.2, 20.0
+# Launches whose arrays a GPU holds that could be given back: so many, or this part of all where there are few.
+QUEUED, QUEUED_PART = 85, 1 / 20
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,18 @@ class Memory:
     """What one segment computes: all that its backward pass needs, or what a forward pass has in hand."""
     optimizer: int
     """What the optimizer's step takes once all the rest is gone."""
+    queued: int = 0
+    """On a GPU: what could be given back but is not yet."""
 
     @property
     def peak(self) -> int:
         """The larger of the two phases."""
-        return max(self.weights + self.carries + self.segment, self.optimizer)
+        return max(self.weights + self.carries + self.segment + self.queued, self.optimizer)
+
+    def on_gpu(self, work: Work) -> "Memory":
+        """The same where the host queues ``work`` ahead of the device."""
+        launches = min(QUEUED, QUEUED_PART * work.launches)
+        return replace(self, queued=round(launches * work.bytes / work.launches))
 
 
 def parameter_count(config: ModelConfig, model: Kind = "recurrent") -> int:

@@ -57,7 +57,8 @@ def main(arguments: list[str]) -> None:
         for task, recipes in RECIPES.items()
     }
     command = parse_subcommand(choices, arguments, PROGRAM, __doc__ or "")
-    planner, machine = Planner(command.settings), MACHINES.get(command.machine)
+    machine = MACHINES.get(command.machine)
+    planner = Planner(command.settings, machine)
     there = machine.memory if machine else 1e9 * backend.memory_gb()
     size = size_in_bytes(command.memory) if command.memory else there
     proposal = planner.proposal(USABLE * size)
@@ -124,6 +125,7 @@ def say_memory(planner: Planner, batch: int, segment: int | None) -> None:
     print(
         f"  peak {gigabytes(memory.peak)}: weights, gradients and moments {gigabytes(memory.weights)}, "
         f"carries {gigabytes(memory.carries)}, one segment {gigabytes(memory.segment)}"
+        + (f", queued ahead of the GPU {gigabytes(memory.queued)}" if memory.queued else "")
         + (f"; at the optimizer's step {gigabytes(memory.optimizer)}" if memory.optimizer == memory.peak else "")
     )
 

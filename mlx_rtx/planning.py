@@ -27,9 +27,11 @@ class Planner:
 
     Args:
         settings: of the run. Its data is not needed.
+        machine: one that is not at hand; this one if None.
     """
 
     settings: TrainConfig
+    machine: Machine | None = None
 
     def trial(self, segment: int | None) -> Trial:
         """Training steps with another segment."""
@@ -39,7 +41,7 @@ class Planner:
     def memory(self, batch: int, segment: int | None) -> Memory:
         """Predicted memory of a step."""
         shape = self.settings.task.shape
-        return self.trial(segment).memory(batch, shape.length, shape.targets)
+        return self.trial(segment).memory(batch, shape.length, shape.targets, gpu=self.machine is not None or None)
 
     def choices(self, memory: float) -> list[Choice]:
         """What fits into ``memory`` bytes, a row a segment length; a regular transformer has one, the whole."""
@@ -81,8 +83,9 @@ class Planner:
 
         Launching comes on top; what it costs there is not known.
         """
-        shape = self.settings.task.shape
-        work = self.trial(segment).work(batch, shape.length, shape.targets)
+        trial, shape = self.trial(segment), self.settings.task.shape
+        sizes = batch, shape.length, shape.targets
+        work = trial.work(*sizes)._replace(multiply_adds=trial.executed(*sizes))  # also those inside fused kernels
         return work, work.multiply_adds / machine.multiply_adds_per_s + work.bytes / machine.bytes_per_s
 
     def proposal(self, memory: float) -> tuple[int, int | None] | None:

@@ -76,9 +76,9 @@ class RegularTransformer(Transformer):
         mask = mx.where(mx.arange(rows) > mx.arange(at, at + n)[:, None], -mx.inf, 0.0)
         x, caches = self.embedding(tokens, at), []
         for layer, cache in zip(self.layers, state.layers, strict=True):
-            grown = rows - cache.v.shape[2]
-            k = mx.pad(cache.k, [(0, 0), (0, 0), (0, 0), (0, grown)])
-            v = mx.pad(cache.v, [(0, 0), (0, 0), (0, grown), (0, 0)])
+            k, v = cache
+            if grown := rows - v.shape[2]:  # padding by nothing would copy it all
+                k, v = mx.pad(k, [(0, 0)] * 3 + [(0, grown)]), mx.pad(v, [(0, 0)] * 2 + [(0, grown), (0, 0)])
             x, k, v = layer.step(x, mask, k, v, at)
             caches.append(LayerCache(k, v))
         return self.embedding.readout(x), CacheState(at + n, tuple(caches))

@@ -72,11 +72,14 @@ class Trial:
             times.append(once())
         return Timing(statistics.median(times), min(times), max(times), first, mx.get_peak_memory())
 
-    def memory(self, batch: int, length: int, targets: int) -> Memory:
-        """The memory predicted for a step."""
+    def memory(self, batch: int, length: int, targets: int, gpu: bool | None = None) -> Memory:
+        """The memory predicted for a step, on a GPU or on the CPU; if not given, on the device in use."""
         if self.mode == "training":
-            return training_memory(self.config, length, batch, targets, self.segment, self.model)
-        return forward_memory(self.config, length, batch, targets, self.model)
+            memory = training_memory(self.config, length, batch, targets, self.segment, self.model)
+        else:
+            memory = forward_memory(self.config, length, batch, targets, self.model)
+        gpu = mx.default_device() == mx.gpu if gpu is None else gpu
+        return memory.on_gpu(self.work(batch, length, targets)) if gpu else memory
 
     def executed(self, batch: int, length: int, targets: int) -> int:
         """Multiply-adds in the matrix products of a step."""
