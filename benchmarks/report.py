@@ -12,6 +12,7 @@ from fit import Fit, fit_time, proportional
 from sweep import Group, Point, own_size
 
 COUNTS = {"paper": "paper's r(4dlk+2ld²)", "true": "true multiply-adds", "executed": "executed multiply-adds"}
+GOOD = 0.9  # R² from which a count is said to predict time
 AXES = {"length": "length L", "block": "block width K", "dim": "width D"}
 
 
@@ -21,6 +22,8 @@ class Answer:
 
     r2: dict[str, float]
     """Of each count, times being proportional to it, over all points."""
+    within: dict[str, dict[str, float]]
+    """The same over the points of one model and mode alone, where there are four or more."""
     fit: Fit
     """Of launches, multiply-adds and bytes together."""
     arithmetic_batch: dict[str, float | None]
@@ -29,8 +32,9 @@ class Answer:
     """Per model and mode, at its fastest: the share of each ceiling that was reached."""
     image_ratio: dict[str, float]
     """Recurrent : regular with 4 layers on images, by each count, and by the clock at the largest common batch."""
-    memory_error: float
-    """Largest error of a predicted peak above 0.1 GB, as a share of it; 0 where none is that large."""
+    memory: dict[str, float]
+    """Of the training steps that took more than 0.1 GB: how many, how many of them within 15 % of the prediction,
+    and the smallest and largest ratio of what was measured to it."""
 
 
 def conclude(points: list[Point], ceilings: Ceilings) -> Answer:
@@ -45,10 +49,15 @@ def conclude(points: list[Point], ceilings: Ceilings) -> Answer:
             one = a - (rows[0].size.batch - 1) * slope
             found = fit.arithmetic_batch(one, one + slope)
             batches[str(group)] = found if np.isfinite(found) else None
-    r2 = {name: proportional(times, np.array([getattr(p, name) for p in points], float)) for name in COUNTS}
+    within = {str(group): _r2(rows) for group, rows in by_group(points).items() if len(rows) > 3}
     achieved = {str(group): _achieved(fastest(rows), ceilings) for group, rows in by_group(points).items()}
-    errors = [abs(point.peak_gb / point.predicted_gb - 1) for point in points if point.peak_gb > 0.1]
-    return Answer(r2, fit, batches, achieved, _image_ratio(points), max(errors, default=0.0))
+    return Answer(_r2(points), within, fit, batches, achieved, _image_ratio(points), _memory(points))
+
+
+def _r2(points: list[Point]) -> dict[str, float]:
+    """Of each count as the only predictor of time."""
+    times = np.array([point.seconds for point in points])
+    return {name: proportional(times, np.array([getattr(p, name) for p in points], float)) for name in COUNTS}
 
 
 def _work(points: list[Point]) -> np.ndarray:
@@ -111,6 +120,14 @@ def along_axis(points: Iterable[Point], axis: str) -> list[Point]:
     return sorted(points, key=lambda point: getattr(point.size, axis))
 
 
+def _memory(points: list[Point]) -> dict[str, float]:
+    ratios = [p.peak_gb / p.predicted_gb for p in points if p.group.mode == "training" and p.peak_gb > 0.1]
+    if not ratios:
+        return {}
+    within = sum(abs(ratio - 1) <= 0.15 for ratio in ratios)
+    return {"points": len(ratios), "within": within, "smallest": min(ratios), "largest": max(ratios)}
+
+
 def _image_ratio(points: list[Point]) -> dict[str, float]:
     recurrent, regular = (
         {p.size.batch: p for p in over_batches(points) if p.group == Group("image", model, layers, "training")}
@@ -140,9 +157,13 @@ def words(answer: Answer) -> str:
     said.append(f"The fit: {', '.join(rates)}.")
     best, worst = max(answer.r2, key=answer.r2.__getitem__), answer.r2["paper"]
     said.append(
-        f"So the paper's formula {'predicts' if worst > 0.9 else 'does not predict'} time here; of the three counts "
+        f"So the paper's formula {'predicts' if worst > GOOD else 'does not predict'} time here; of the three counts "
         f"the {COUNTS[best]} do{'es' if best == 'paper' else ''} best."
     )
+    for text, predicted in (("does", True), ("does not", False)):
+        names = [name for name, r2 in answer.within.items() if (r2["paper"] > GOOD) is predicted]
+        if names:
+            said.append(f"Inside one model, over its own sizes, it {text} (R² above {GOOD}): {'; '.join(names)}.")
     for name, batch in answer.arithmetic_batch.items():
         text = f"from batch {batch:,.0f} on" if batch is not None else "at no batch"
         said.append(f"  {name}: arithmetic and bytes set the time {text}")
@@ -153,8 +174,11 @@ def words(answer: Answer) -> str:
             f"  {ratio['true']:.1%} by true multiply-adds, {ratio['executed']:.1%} by executed ones",
             f"  {ratio['time']:.1%} by the clock, {ratio['memory']:.1%} of the memory",
         ]
-    if answer.memory_error:
-        said.append(f"Memory: predictions of peaks above 0.1 GB are off by {answer.memory_error:.1%} at most.")
+    if memory := answer.memory:
+        said.append(
+            f"Memory: of {memory['points']} training steps above 0.1 GB {memory['within']} took what was predicted "
+            f"within 15 %, all of them {memory['smallest']:.2f} to {memory['largest']:.2f} times that."
+        )
     return "\n".join(said)
 
 

@@ -22,7 +22,8 @@ def results_folder(out: Path | None) -> Path:
 
 def write_report(folder: Path, name: str, report: dict) -> None:
     """Write ``name``.json: the environment first, then the report."""
-    text = json.dumps({"environment": backend.environment(), **report}, indent=1) + "\n"
+    environment = backend.environment() | {"compiled": False}  # steps run as they are written, without mx.compile
+    text = json.dumps({"environment": environment, **report}, indent=1) + "\n"
     write_whole(folder / f"{name}.json", lambda path: path.write_text(text))
 
 

@@ -9,6 +9,7 @@ where the model is large and the batch small. On a GPU, to which the host queues
 back later than they could be, so more of them are held.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -21,15 +22,17 @@ from mlx_rtx.ops import Calls, Kind, layer_calls, pieces
 from mlx_rtx.trees import flat
 
 FLOAT = 4  # bytes
-# Fitted to the measured peaks of some 90 steps on a CPU and an NVIDIA GPU.
+# All of these are fitted to measured peaks, on a CPU (Linux) and an NVIDIA H200.
 # Copies of the weights: with one piece; with several, whose gradients are summed up; for each block's own gradient.
-ONE_PIECE, SUMMING, OF_A_BLOCK = 4.0, 6.0, 0.45
+ONE_PIECE, SUMMING, OF_A_BLOCK = 4.0, 6.0, 0.3
 # While the optimizer writes, leaf after leaf, new beside old: copies of the weights, and of the largest leaf.
 UPDATING, LARGEST_LEAF = 5.9, 6.2
 # Times the floats that are counted as saved, as scores at work; as embedded, in a forward pass and in training.
 SAVED, SCORES, EMBEDDED, EMBEDDED_TRAINING = 1.13, 2.2, 2.2, 20.0
-# Launches whose arrays a GPU holds that could be given back: so many, or this part of all where there are few.
-QUEUED, QUEUED_PART = 85, 1 / 20
+# Launches whose arrays a GPU holds that could be given back, in training and in a forward pass; more of them for each
+# megabyte above some that a launch moves, since the host then gets further ahead; in all; and as a part of a step's.
+QUEUED, QUEUED_FORWARD, PER_MEGABYTE, FREE_MEGABYTES, MOST_QUEUED = 150, 200, 30, 5, 400
+PART, PART_FORWARD, PART_REGULAR = 1 / 8, 1 / 4, 1 / 12
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,15 @@ class Memory:
         """The larger of the two phases."""
         return max(self.weights + self.carries + self.segment + self.queued, self.optimizer)
 
-    def on_gpu(self, work: Work) -> "Memory":
-        """The same where the host queues ``work`` ahead of the device."""
-        launches = min(QUEUED, QUEUED_PART * work.launches)
-        return replace(self, queued=round(launches * work.bytes / work.launches))
+    def on_gpu(self, work: Work, training: bool, segment: int | None, model: Kind = "recurrent") -> "Memory":
+        """The same where the host queues ``work``, a step in segments of so many blocks, ahead of the device."""
+        each = work.bytes / work.launches
+        launches: float = QUEUED if training else QUEUED_FORWARD
+        if training and segment:  # most at 8 blocks: of long segments two are seldom there, short ones are soon done
+            launches *= (min(segment, 8) / max(segment, 8)) ** 0.75
+        launches += PER_MEGABYTE * max(each / 1e6 - FREE_MEGABYTES, 0)
+        part = PART_REGULAR if model == "regular" else PART if training else PART_FORWARD
+        return replace(self, queued=round(each * min(launches, MOST_QUEUED, part * work.launches)))
 
 
 def parameter_count(config: ModelConfig, model: Kind = "recurrent") -> int:
@@ -63,9 +71,10 @@ def parameter_count(config: ModelConfig, model: Kind = "recurrent") -> int:
     return sum(_leaves(config, model))
 
 
-def _leaves(config: ModelConfig, model: Kind) -> list[int]:
+@functools.cache
+def _leaves(config: ModelConfig, model: Kind) -> tuple[int, ...]:
     """Sizes of the parameter arrays."""
-    return [array.size for array in flat(MODELS[model](config).parameters()).values()]
+    return tuple(array.size for array in flat(MODELS[model](config).parameters()).values())
 
 
 def training_memory(
@@ -97,7 +106,7 @@ def training_memory(
     copies, best, carry = ONE_PIECE, 0.0, 0
     for tokens, read, calls in _run(config, length, n, segment, model):
         saved = sum(call.times * _saved(config, call) for call in calls) + tokens * D * (2 + drops)
-        readout = min(read, n) * (2 * D + 3 * config.outputs)
+        readout = _readout(config, min(read, n))
         at_work = max(linear + scores for linear, scores in _at_work(config, calls))
         best = max(best, SAVED * (saved + readout) + at_work, EMBEDDED_TRAINING * tokens * D)
     if model == "recurrent":
@@ -122,8 +131,8 @@ def forward_memory(
     """
     n = wanted(length, last)
     best = max(
-        EMBEDDED * tokens * config.dim + max(linear, scores + linear / 2)
-        for tokens, _, calls in _run(config, length, n, PIECE, model)
+        EMBEDDED * tokens * config.dim + _readout(config, min(read, n)) + max(linear, scores + linear / 2)
+        for tokens, read, calls in _run(config, length, n, PIECE, model)
         for linear, scores in _at_work(config, calls)
     )
     return Memory(
@@ -134,7 +143,9 @@ def forward_memory(
     )
 
 
-def _run(config: ModelConfig, length: int, n: int, segment: int | None, model: Kind):
+def _run(
+    config: ModelConfig, length: int, n: int, segment: int | None, model: Kind
+) -> Iterator[tuple[int, int, list[Calls]]]:
     """Tokens, positions read and applications of τ in each piece of a run."""
     if model == "regular":
         below = Calls(config.layers - 1, length, length)
@@ -144,6 +155,11 @@ def _run(config: ModelConfig, length: int, n: int, segment: int | None, model: K
         tops = [layer == config.layers - 1 for layer in range(config.layers)]
         calls = [call for top in tops for call in layer_calls(config, piece, top)]
         yield piece.blocks * config.block, piece.read * config.block, calls
+
+
+def _readout(config: ModelConfig, n: int) -> int:
+    """Floats of ``n`` outputs, their norms, logits and what the loss makes of those."""
+    return n * (2 * config.dim + 3 * config.outputs)
 
 
 def _saved(config: ModelConfig, call: Calls) -> int:

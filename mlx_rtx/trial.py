@@ -79,7 +79,10 @@ class Trial:
         else:
             memory = forward_memory(self.config, length, batch, targets, self.model)
         gpu = mx.default_device() == mx.gpu if gpu is None else gpu
-        return memory.on_gpu(self.work(batch, length, targets)) if gpu else memory
+        if not gpu:
+            return memory
+        blocks = None if self.model == "regular" else self.segment or -(-length // self.config.block)
+        return memory.on_gpu(self.work(batch, length, targets), self.mode == "training", blocks, self.model)
 
     def executed(self, batch: int, length: int, targets: int) -> int:
         """Multiply-adds in the matrix products of a step."""

@@ -89,12 +89,22 @@ def test_one_segment_of_a_long_sequence_takes_no_more_than_of_a_short_one():
 
 
 def test_a_gpu_holds_more():
-    """85 launches' arrays, or a twentieth of all where there are fewer than 1,700."""
-    trial = Trial(ModelConfig(**COPY), segment=4)
+    """Arrays of 150 launches at segments of 8 blocks, fewer at others, and no more than a part of all there are."""
+    trial = Trial(ModelConfig(**COPY), segment=8)
     work, cpu, gpu = trial.work(8, 544, 16), trial.memory(8, 544, 16, gpu=False), trial.memory(8, 544, 16, gpu=True)
-    assert work.launches > 1700
-    assert gpu.peak - cpu.peak == gpu.queued == round(85 * work.bytes / work.launches)
-    assert cpu.on_gpu(Work(100, 0, 10_000)).queued == 500
+    assert work.launches > 8 * 150
+    assert gpu.peak - cpu.peak == gpu.queued == round(150 * work.bytes / work.launches)
+
+    def queued(launches=10_000, megabytes=1.0, training=True, segment=8, model="recurrent"):
+        return cpu.on_gpu(Work(launches, 0, round(1e6 * launches * megabytes)), training, segment, model).queued / 1e6
+
+    assert queued() == 150
+    assert queued(launches=800) == 100
+    assert queued(segment=16) == queued(segment=4) == pytest.approx(150 * 0.5**0.75)
+    assert queued(megabytes=7.0) == 7 * 210
+    assert queued(megabytes=70.0) == 70 * 400
+    assert queued(training=False) == 200
+    assert queued(launches=120, segment=None, model="regular") == 10
 
 
 def test_parameters_are_counted_without_a_model():

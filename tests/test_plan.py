@@ -66,7 +66,9 @@ def test_the_time_of_a_long_step_follows_from_two_short_ones(monkeypatch):
 
 
 def test_a_machine_not_at_hand_is_predicted_from_its_ceilings():
-    planner, machine = Planner(settings(IMAGE)), MACHINES["m4"]
+    machine = MACHINES["m4"]
+    planner = Planner(settings(IMAGE), machine)
+    assert planner.memory(120, 16).queued > 0
     work, seconds = planner.floor(120, 16, machine)
     assert work.multiply_adds == planner.trial(16).executed(120, 1024, 1)
     assert seconds == work.multiply_adds / machine.multiply_adds_per_s + work.bytes / machine.bytes_per_s
