@@ -1,4 +1,4 @@
-"""One contender of `peers`, timed in a process of its own: what is asked of it, and what comes back.
+"""One contender of `peers`, timed in a process of its own.
 
 Run with an order as its argument, it prints one line of JSON. MLX and PyTorch are imported where they are asked
 for, so that neither is in the other's process.
@@ -7,43 +7,11 @@ for, so that neither is in the other's process.
 import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict
 
-Contender = Literal["mlx", "torch eager", "torch compile", "torch graphs"]
+from order import Order, Timing
+
 LONGEST = 200  # letters of a reason
-
-
-@dataclass(frozen=True)
-class Order:
-    """A contender, a model at a size, and how to time it."""
-
-    contender: Contender
-    model: Literal["recurrent", "regular"]
-    mode: Literal["forward", "training"]
-    config: dict
-    """Fields of a `mlx_rtx.ModelConfig`."""
-    batch: int
-    length: int
-    targets: int
-    repeats: int
-    tf32: bool
-    gpu: bool
-    """Whether MLX uses one; PyTorch then does too."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What a contender took."""
-
-    seconds: float  # median
-    fastest: float
-    slowest: float
-    first: float  # the first call, with all that is compiled or captured for it
-    peak_gb: float | None
-    memory: str  # what peak_gb is
-    loss: float | None  # of the last call
-    ran_on: str
 
 
 def call(order: Order) -> Timing | str:

@@ -25,7 +25,7 @@ from mlx_rtx.settings import COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
 import contender
 import mlx.core as mx
 import sweep
-from contender import Contender, Order, Timing
+from order import Contender, Order, Timing
 from results import results_folder, write_report
 
 BATCHES = {

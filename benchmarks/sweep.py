@@ -168,13 +168,14 @@ def run_group(group: Group, sizes: Sequence[Size], seconds: float, memory_gb: fl
 
 
 def _expected(bench: Bench, points: list[Point]) -> float:
-    """Seconds of a step, at most: from the point nearest to it, arithmetic and launches both growing."""
-    if not points:
-        return 0.0
+    """Seconds of a step, at most: the least that a point before it tells, if arithmetic and launches both grow."""
     executed, blocks = bench.executed, bench.size.length / bench.size.block
-    near = min(points, key=lambda p: max(executed / p.executed, p.executed / executed))
-    more_blocks = blocks * near.size.block / near.size.length if bench.group.model == "recurrent" else 1.0
-    return near.seconds * max(executed / near.executed, more_blocks)
+
+    def growth(point: Point) -> float:
+        more_blocks = blocks * point.size.block / point.size.length if bench.group.model == "recurrent" else 1.0
+        return max(executed / point.executed, more_blocks)
+
+    return min((point.seconds * growth(point) for point in points), default=0.0)
 
 
 def call_group(group: Group, sizes: Sequence[Size], seconds: float, memory_gb: float) -> Iterator[Point | str]:

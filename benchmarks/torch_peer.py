@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from contender import Order, Timing
+from order import Order, Timing
 from torch import Tensor, nn
 from torch_model import MODELS, TransformerLayer
 

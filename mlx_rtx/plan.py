@@ -17,8 +17,7 @@ from mlx_rtx.errors import UserError, require
 from mlx_rtx.machines import MACHINES, USABLE, Machine
 from mlx_rtx.memory import Memory, parameter_count
 from mlx_rtx.planning import LARGEST_BATCH, Planner
-from mlx_rtx.settings import RECIPES, TrainConfig
-from mlx_rtx.train import DESCRIPTIONS
+from mlx_rtx.settings import DESCRIPTIONS, RECIPES, TrainConfig
 
 PROGRAM = "python -m mlx_rtx.plan"
 WITHIN = 0.15  # how far a prediction of memory may be off

@@ -113,6 +113,12 @@ TEXT_PAPER = TrainConfig(
 )
 TEXT = replace(TEXT_PAPER, architecture=replace(TEXT_PAPER.architecture, positions="block", history="hidden"))
 
+DESCRIPTIONS = {
+    "copy": "Recall 16 tokens after thousands of noise tokens (paper §6.2).",
+    "selective-copy": "Recall 16 tokens strewn over thousands of noise tokens (paper §6.2).",
+    "image": "Classify CIFAR-10 images from 1,024 grey levels read one by one (paper §6.1).",
+    "text": "Predict the next character of tiny Shakespeare, or of any text (paper §6.3).",
+}
 RECIPES = {
     "copy": {"default": COPY, "paper": COPY_PAPER},
     "selective-copy": {"default": SELECTIVE_COPY, "paper": SELECTIVE_COPY_PAPER},

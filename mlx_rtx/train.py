@@ -10,18 +10,12 @@ from mlx_rtx.checkpoint import RunFolder
 from mlx_rtx.commands import parse_subcommand, read_config_file, run_command
 from mlx_rtx.errors import UserError, require
 from mlx_rtx.log import line
-from mlx_rtx.settings import RECIPES, TrainConfig, from_stored, to_stored
+from mlx_rtx.settings import DESCRIPTIONS, RECIPES, TrainConfig, from_stored, to_stored
 from mlx_rtx.tasks import TextTask
 from mlx_rtx.trainer import Trainer
 from mlx_rtx.trees import flat
 
 PROGRAM = "python -m mlx_rtx.train"
-DESCRIPTIONS = {
-    "copy": "Recall 16 tokens after thousands of noise tokens (paper §6.2).",
-    "selective-copy": "Recall 16 tokens strewn over thousands of noise tokens (paper §6.2).",
-    "image": "Classify CIFAR-10 images from 1,024 grey levels read one by one (paper §6.1).",
-    "text": "Predict the next character of tiny Shakespeare, or of any text (paper §6.3).",
-}
 CHANGEABLE = ("samples", "report_every", "test_samples", "data")  # when a run goes on
 
 

@@ -111,6 +111,17 @@ def test_a_size_that_would_not_fit_is_left_out_and_said(tiny):
     assert "B=1024 L=40 K=8 D=8 left out: would take about" in said
 
 
+def test_the_time_of_a_size_is_expected_from_those_before(tiny):
+    """Arithmetic and launches both grow; of the bounds that several points give, the least counts."""
+    wide, slow = replace(COPY, dim=16), replace(COPY, batch=8)
+    points = [point(COPY, 1.0, executed=100), point(wide, 5.0, executed=400), point(slow, 9.0, executed=800)]
+    bench = sweep.Bench(Group("copy", "recurrent", 1, "training"), replace(COPY, length=80))
+    assert sweep._expected(bench, points) == pytest.approx(min(bench.executed / 100, 5 * bench.executed / 400))
+    points[0] = replace(points[0], executed=bench.executed)
+    assert sweep._expected(bench, points[:1]) == 2.0
+    assert sweep._expected(bench, []) == 0
+
+
 def test_a_process_that_dies_costs_one_size(tiny, tmp_path, monkeypatch):
     """The order is the cheap ones first; after a death the next process takes those that are left."""
     worker = tmp_path / "worker.py"

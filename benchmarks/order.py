@@ -1,0 +1,38 @@
+"""What a contender of `peers` is asked, and what comes back: all that crosses from one process to the other."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Contender = Literal["mlx", "torch eager", "torch compile", "torch graphs"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """A contender, a model at a size, and how to time it."""
+
+    contender: Contender
+    model: Literal["recurrent", "regular"]
+    mode: Literal["forward", "training"]
+    config: dict
+    """Fields of a `mlx_rtx.ModelConfig`."""
+    batch: int
+    length: int
+    targets: int
+    repeats: int
+    tf32: bool
+    gpu: bool
+    """Whether MLX uses one; PyTorch then does too."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a contender took."""
+
+    seconds: float  # median
+    fastest: float
+    slowest: float
+    first: float  # the first call, with all that is compiled or captured for it
+    peak_gb: float | None
+    memory: str  # what peak_gb is
+    loss: float | None  # of the last call
+    ran_on: str
