@@ -33,8 +33,8 @@ class Answer:
     image_ratio: dict[str, float]
     """Recurrent : regular with 4 layers on images, by each count, and by the clock at the largest common batch."""
     memory: dict[str, float]
-    """Of the training steps that took more than 0.1 GB: how many, how many of them within 15 % of the prediction,
-    and the smallest and largest ratio of what was measured to it."""
+    """Of the training steps that took more than 0.1 GB: how many, how many of them within 15 % of the prediction or
+    its range, and the smallest and largest ratio of what was measured to its nearer end."""
 
 
 def conclude(points: list[Point], ceilings: Ceilings) -> Answer:
@@ -121,9 +121,10 @@ def along_axis(points: Iterable[Point], axis: str) -> list[Point]:
 
 
 def _memory(points: list[Point]) -> dict[str, float]:
-    ratios = [p.peak_gb / p.predicted_gb for p in points if p.group.mode == "training" and p.peak_gb > 0.1]
-    if not ratios:
+    steps = [point for point in points if point.group.mode == "training" and point.peak_gb > 0.1]
+    if not steps:
         return {}
+    ratios = [point.peak_gb / float(np.clip(point.peak_gb, *point.predicted_gb)) for point in steps]
     within = sum(abs(ratio - 1) <= 0.15 for ratio in ratios)
     return {"points": len(ratios), "within": within, "smallest": min(ratios), "largest": max(ratios)}
 

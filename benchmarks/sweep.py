@@ -79,7 +79,7 @@ class Point:
     slowest: float
     first: float  # the first call, which also compiles what has to be
     peak_gb: float
-    predicted_gb: float
+    predicted_gb: tuple[float, float]  # at least, at most
     launches: int
     bytes: int
     paper: int
@@ -124,9 +124,10 @@ class Bench:
         return self.trial.executed(*self.at)
 
     @property
-    def memory_gb(self) -> float:
-        """Predicted peak."""
-        return self.trial.memory(*self.at).peak / 1e9
+    def memory_gb(self) -> tuple[float, float]:
+        """Predicted peak, at least and at most."""
+        memory = self.trial.memory(*self.at)
+        return memory.least / 1e9, memory.peak / 1e9
 
     def measure(self) -> Point:
         """Time it."""
@@ -156,8 +157,8 @@ def run_group(group: Group, sizes: Sequence[Size], seconds: float, memory_gb: fl
     end, points = time.perf_counter() + seconds, []
     for size in sizes:
         bench = Bench(group, size)
-        if bench.memory_gb > memory_gb:
-            yield f"{size} left out: would need about {bench.memory_gb:,.1f} GB of {memory_gb:,.1f}"
+        if bench.memory_gb[0] > memory_gb:
+            yield f"{size} left out: would need about {bench.memory_gb[0]:,.1f} GB of {memory_gb:,.1f}"
             continue
         expected, left = (REPEATS + 2) * _expected(bench, points), end - time.perf_counter()
         if points and expected > left:

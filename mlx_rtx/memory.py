@@ -5,8 +5,11 @@ Letters: B batch, L length, K block width, D width, H heads, P parameters, S blo
 A training step keeps, in float32: weights, gradients and the optimizer's moments; the carry at every
 segment boundary; what the backward pass of one segment needs of its forward pass; and the arrays at work
 meanwhile. At the end the optimizer writes new weights and moments beside the old ones, which is the peak
-where the model is large and the batch small. On a GPU, to which the host queues work ahead, arrays are given
-back later than they could be, so more of them are held.
+where the model is large and the batch small.
+
+On a GPU, to which the host queues work ahead, arrays are given back later than they could be. How many are held
+so depends on how far the host gets ahead, which a faster host or a busier GPU makes more: there the prediction is
+a range.
 """
 
 import functools
@@ -29,9 +32,9 @@ ONE_PIECE, SUMMING, OF_A_BLOCK = 4.0, 6.0, 0.3
 UPDATING, LARGEST_LEAF = 5.9, 6.2
 # Times the floats that are counted as saved, as scores at work; as embedded, in a forward pass and in training.
 SAVED, SCORES, EMBEDDED, EMBEDDED_TRAINING = 1.13, 2.2, 2.2, 20.0
-# Launches whose arrays a GPU holds that could be given back, in training and in a forward pass; more of them for each
-# megabyte above some that a launch moves, since the host then gets further ahead; in all; and as a part of a step's.
-QUEUED, QUEUED_FORWARD, PER_MEGABYTE, FREE_MEGABYTES, MOST_QUEUED = 150, 200, 30, 5, 400
+# Launches whose arrays a GPU holds that could be given back: at least; at most, in training and in a forward pass; more
+# for each megabyte above some that a launch moves, since the host then gets further ahead; in all; as a part of a step.
+QUEUED_LEAST, QUEUED, QUEUED_FORWARD, PER_MEGABYTE, FREE_MEGABYTES, MOST_QUEUED = 75, 150, 200, 30, 5, 400
 PART, PART_FORWARD, PART_REGULAR = 1 / 8, 1 / 4, 1 / 12
 
 
@@ -48,22 +51,34 @@ class Memory:
     optimizer: int
     """What the optimizer's step takes once all the rest is gone."""
     queued: int = 0
-    """On a GPU: what could be given back but is not yet."""
+    """On a GPU: what could be given back but is not yet, at most."""
+    queued_least: int = 0
+    """The same, at least."""
 
     @property
     def peak(self) -> int:
-        """The larger of the two phases."""
+        """The larger of the two phases; at most."""
         return max(self.weights + self.carries + self.segment + self.queued, self.optimizer)
+
+    @property
+    def least(self) -> int:
+        """The peak at least. It is `peak` on a CPU."""
+        return max(self.weights + self.carries + self.segment + self.queued_least, self.optimizer)
+
+    def ratio(self, measured: float) -> float:
+        """A measured peak as a multiple of the nearer end of the predicted range; 1 inside it."""
+        return measured / min(max(measured, self.least), self.peak)
 
     def on_gpu(self, work: Work, training: bool, segment: int | None, model: Kind = "recurrent") -> "Memory":
         """The same where the host queues ``work``, a step in segments of so many blocks, ahead of the device."""
         each = work.bytes / work.launches
-        launches: float = QUEUED if training else QUEUED_FORWARD
-        if training and segment:  # most at 8 blocks: of long segments two are seldom there, short ones are soon done
-            launches *= (min(segment, 8) / max(segment, 8)) ** 0.75
-        launches += PER_MEGABYTE * max(each / 1e6 - FREE_MEGABYTES, 0)
+        # most at 8 blocks: of long segments two are seldom there, short ones are soon done
+        share = (min(segment, 8) / max(segment, 8)) ** 0.75 if training and segment else 1.0
+        least, most = QUEUED_LEAST * share, (QUEUED if training else QUEUED_FORWARD) * share
+        most = min(most + PER_MEGABYTE * max(each / 1e6 - FREE_MEGABYTES, 0), MOST_QUEUED)
         part = PART_REGULAR if model == "regular" else PART if training else PART_FORWARD
-        return replace(self, queued=round(each * min(launches, MOST_QUEUED, part * work.launches)))
+        held = [round(each * min(launches, part * work.launches)) for launches in (least, most)]
+        return replace(self, queued_least=held[0], queued=held[1])
 
 
 def parameter_count(config: ModelConfig, model: Kind = "recurrent") -> int:

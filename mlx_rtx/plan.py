@@ -36,7 +36,8 @@ class PlanCommand:
     recipe: Literal["default", "paper"] = "default"
     """Where the other flags' defaults come from."""
     verify: bool = False
-    """Run whole steps on this machine, and end with code 1 if the memory predicted is off by more than 15 %."""
+    """Run whole steps on this machine, and end with code 1 if memory is off by more than 15 % from the prediction,
+    or on a GPU from its range."""
 
     def __post_init__(self):
         at_hand = self.machine == "this"
@@ -122,9 +123,9 @@ def say_memory(planner: Planner, batch: int, segment: int | None) -> None:
     text = "the run's own settings fit" if (batch, segment) == own else "the run's own settings do not fit; use"
     print(f"{text}: --batch {batch} --segment {segment}")
     print(
-        f"  peak {gigabytes(memory.peak)}: weights, gradients and moments {gigabytes(memory.weights)}, "
+        f"  peak {between(memory)}: weights, gradients and moments {gigabytes(memory.weights)}, "
         f"carries {gigabytes(memory.carries)}, one segment {gigabytes(memory.segment)}"
-        + (f", queued ahead of the GPU {gigabytes(memory.queued)}" if memory.queued else "")
+        + (f", queued ahead of the GPU up to {gigabytes(memory.queued)}" if memory.queued else "")
         + (f"; at the optimizer's step {gigabytes(memory.optimizer)}" if memory.optimizer == memory.peak else "")
     )
 
@@ -151,13 +152,18 @@ def say_time(planner: Planner, batch: int, segment: int | None, machine: Machine
 
 def verify(planner: Planner, batch: int, segment: int | None, seconds: float) -> None:
     """Run whole steps and compare; end with code 1 where the memory is off."""
-    timing, predicted = planner.verify(batch, segment), planner.memory(batch, segment).peak
-    off = timing.peak_bytes / predicted - 1
-    print(f"verified: peak {gigabytes(timing.peak_bytes)}, {off:+.1%} of what was predicted", end="; ")
+    timing, predicted = planner.verify(batch, segment), planner.memory(batch, segment)
+    off = predicted.ratio(timing.peak_bytes) - 1
+    print(f"verified: peak {gigabytes(timing.peak_bytes)}, {off:+.1%} off {between(predicted)}", end="; ")
     print(f"a step {timing.seconds:.3g} s, {timing.seconds / seconds - 1:+.1%}")
     if abs(off) > WITHIN:
         print(f"the prediction of memory is off by more than {WITHIN:.0%}", file=sys.stderr)
         sys.exit(1)
+
+
+def between(memory: Memory) -> str:
+    """A predicted peak, or its range where it is one."""
+    return ("" if memory.least == memory.peak else f"{gigabytes(memory.least)} to ") + gigabytes(memory.peak)
 
 
 def most(batch: int) -> str:

@@ -96,7 +96,7 @@ def test_points_are_what_their_group_says(tiny):
         assert six.launches == two.launches > 0
         assert two.bytes < six.bytes < 3 * two.bytes
         assert two.fastest <= two.seconds <= two.slowest
-        assert 0 < two.predicted_gb < six.predicted_gb
+        assert 0 < two.predicted_gb[0] <= two.predicted_gb[1] < six.predicted_gb[1]
     assert len(sweep.groups(("image", "copy"))) == 8
     assert [group.mode for group in sweep.groups(("image",), ("regular",), ("training",))] == ["training"] * 2
 
@@ -175,7 +175,7 @@ TINY_RATIO = (4 * 8 * 32 * 8 + 2 * 32 * 64) / (4 * (32**2 * 8 + 32 * 64))
 
 def point(size: Size, seconds: float, **changes) -> Point:
     """A made-up point of tiny copy, trained."""
-    made = {"peak_gb": 1.0, "predicted_gb": 1.0, "launches": 1000, "bytes": 10**6, "paper": 1, "true": 1}
+    made = {"peak_gb": 1.0, "predicted_gb": (0.9, 1.0), "launches": 1000, "bytes": 10**6, "paper": 1, "true": 1}
     made |= {"executed": 10**6 * size.batch, "fastest": seconds, "slowest": seconds, "first": seconds} | changes
     return Point(group=Group("copy", "recurrent", 1, "training"), size=size, seconds=seconds, **made)
 

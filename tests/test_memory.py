@@ -2,7 +2,7 @@
 
 from mlx_rtx import ModelConfig, RecurrentTransformer
 from mlx_rtx.graph import Work
-from mlx_rtx.memory import forward_memory, parameter_count, training_memory
+from mlx_rtx.memory import Memory, forward_memory, parameter_count, training_memory
 from mlx_rtx.trees import flat
 from mlx_rtx.trial import Trial
 
@@ -94,6 +94,8 @@ def test_a_gpu_holds_more():
     work, cpu, gpu = trial.work(8, 544, 16), trial.memory(8, 544, 16, gpu=False), trial.memory(8, 544, 16, gpu=True)
     assert work.launches > 8 * 150
     assert gpu.peak - cpu.peak == gpu.queued == round(150 * work.bytes / work.launches)
+    assert gpu.least - cpu.peak == gpu.queued_least == round(75 * work.bytes / work.launches)
+    assert cpu.least == cpu.peak
 
     def queued(launches=10_000, megabytes=1.0, training=True, segment=8, model="recurrent"):
         return cpu.on_gpu(Work(launches, 0, round(1e6 * launches * megabytes)), training, segment, model).queued / 1e6
@@ -105,6 +107,11 @@ def test_a_gpu_holds_more():
     assert queued(megabytes=70.0) == 70 * 400
     assert queued(training=False) == 200
     assert queued(launches=120, segment=None, model="regular") == 10
+
+
+def test_how_far_a_peak_is_off_a_range():
+    memory = Memory(weights=1, carries=2, segment=97, optimizer=10, queued=100, queued_least=50)
+    assert [memory.ratio(measured) for measured in (75, 150, 180, 200, 250)] == [0.5, 1, 1, 1, 1.25]
 
 
 def test_parameters_are_counted_without_a_model():
