@@ -1,6 +1,6 @@
 """What the points of a sweep say: tables, an answer in words, pictures."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -185,14 +185,16 @@ def words(answer: Answer) -> str:
 
 def table(points: list[Point], answer: Answer) -> str:
     """A row a model and mode at the paper's sizes; then rows along the other axes."""
-    titles = ("batches", "ms at 1st", "samples/s", "at batch", "peak GB", "first s", "launches", "arithm.", "bytes")
+    titles = ("batches", "ms at 1st", "samples/s", "tokens/s", "at batch", "peak GB", "first s")
+    titles += ("launches", "arithm.", "bytes")
     rows = [f"{'model, mode':30} " + " ".join(f"{title:>9}" for title in titles)]
     for group, found in by_group(over_batches(points)).items():
         best, share = fastest(found), _percent(answer.achieved[str(group)])
         cells = (
             f"{found[0].size.batch}–{found[-1].size.batch}",
             f"{1e3 * found[0].seconds:.1f}",
-            f"{best.size.batch / best.seconds:.1f}",
+            f"{best.size.batch / best.seconds:,.1f}",
+            f"{tokens_per_s(best):,.0f}",
             f"{best.size.batch}",
             f"{best.peak_gb:.3f}",
             f"{found[0].first:.2f}",
@@ -237,26 +239,23 @@ def counts_picture(points: list[Point], answer: Answer) -> Any:
 
 def axes_picture(points: list[Point]) -> Any:
     """Tokens a second over the batch, and milliseconds over each other axis that was swept; a row a mode."""
-    panels: list[tuple[str, str, Callable[[list[Point]], dict[Group, list[Point]]]]] = [
-        ("batch", "batch B", lambda rows: by_group(over_batches(rows)))
-    ]
-    panels += [
-        (axis, f"{title}", lambda rows, axis=axis: along(rows, axis))
-        for axis, title in AXES.items()
-        if along(points, axis)
-    ]
+
+    def lines(rows: list[Point], field: str) -> dict[Group, list[Point]]:
+        return by_group(over_batches(rows)) if field == "batch" else along(rows, field)
+
+    panels = {field: title for field, title in {"batch": "batch B", **AXES}.items() if lines(points, field)}
     names = list(dict.fromkeys(point.group.name for point in points))
     figure, axes = new_axes(2, len(panels))
     for row, mode in zip(axes, ("forward", "training"), strict=True):
         of_mode = [point for point in points if point.group.mode == mode]
-        for axis, (field, title, select) in zip(row, panels, strict=True):
-            for group, line in select(of_mode).items():
+        for axis, (field, title) in zip(row, panels.items(), strict=True):
+            for group, line in lines(of_mode, field).items():
                 i = names.index(group.name)
                 values = [tokens_per_s(p) if field == "batch" else 1e3 * p.seconds for p in line]
                 look = {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[i % len(DASHES)], "marker": "o", "ms": 3}
                 label = group.name + (f", B={line[0].size.batch}" if field != "batch" else "")
                 axis.loglog([getattr(p.size, field) for p in line], values, label=label, **look)
-            doubling(axis, (getattr(p.size, field) for line in select(points).values() for p in line))
+            doubling(axis, (getattr(p.size, field) for line in lines(points, field).values() for p in line))
             axis.set_xlabel(title)
             axis.set_ylabel(f"{'tokens a second' if field == 'batch' else 'ms a batch'}, {mode}")
             if axis.lines:
