@@ -56,6 +56,6 @@ def fit_time(times: np.ndarray, counts: np.ndarray) -> Fit:
         if (found >= 0).all() and wrong < error:
             seconds = np.zeros(3)
             seconds[list(terms)] = found
-            best, error = tuple(float(second) for second in seconds), wrong
+            best, error = (float(seconds[0]), float(seconds[1]), float(seconds[2])), wrong
     fit = Fit(best, 0.0)
     return Fit(best, r_squared(times, fit.predict(counts)))

@@ -196,7 +196,8 @@ def timed(step: Callable[[], mx.array], method: str, context: int, batch: int, s
         before = after
     mx.eval(before)
     seconds = (time.perf_counter() - clock) / len(latencies)
-    kept = sum(leaf.nbytes for _, leaf in tree_flatten(state()) if isinstance(leaf, mx.array))
+    leaves: Any = tree_flatten(state())
+    kept = sum(leaf.nbytes for _, leaf in leaves if isinstance(leaf, mx.array))
     return Row(
         method=method,
         context=context,

@@ -58,7 +58,9 @@ def main(arguments: list[str]) -> None:
     if command.model:
         model, _ = load(command.model)
     else:
-        model = MODELS[command.kind](ModelConfig(**asdict(TEXT.architecture), vocab_size=65, max_len=TEXT.task.length))
+        model = MODELS[command.kind](
+            ModelConfig(**asdict(TEXT.architecture), vocab_size=65, max_len=TEXT.task.shape.length)
+        )
         model.eval()
     states, rows = generate(model, command)
     durations = go_on(model, command, states)
@@ -91,7 +93,8 @@ def generate(model: Transformer, command: Benchmark) -> tuple[list[Stream], list
 def go_on(model: Transformer, command: Benchmark, states: list[Stream]) -> list[list[float]]:
     """Seconds per token of each state, ``ROUNDS`` times."""
     durations: list[list[float]] = [[] for _ in states]
-    empty, seeds = [[]] * command.batch, range(command.batch)
+    empty: list[list[int]] = [[]] * command.batch
+    seeds = range(command.batch)
     stretch = BLOCKS * model.config.block
     for _ in range(ROUNDS):
         for timings, state in zip(durations, states, strict=True):

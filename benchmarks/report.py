@@ -130,10 +130,8 @@ def _memory(points: list[Point]) -> dict[str, float]:
 
 
 def _image_ratio(points: list[Point]) -> dict[str, float]:
-    recurrent, regular = (
-        {p.size.batch: p for p in over_batches(points) if p.group == Group("image", model, layers, "training")}
-        for model, layers in (("recurrent", 1), ("regular", 4))
-    )
+    groups = Group("image", "recurrent", 1, "training"), Group("image", "regular", 4, "training")
+    recurrent, regular = ({p.size.batch: p for p in over_batches(points) if p.group == group} for group in groups)
     common = recurrent.keys() & regular.keys()
     if not common:
         return {}
@@ -185,8 +183,8 @@ def words(answer: Answer) -> str:
 
 def table(points: list[Point], answer: Answer) -> str:
     """A row a model and mode at the paper's sizes; then rows along the other axes."""
-    titles = ("batches", "ms at 1st", "samples/s", "tokens/s", "at batch", "peak GB", "first s")
-    titles += ("launches", "arithm.", "bytes")
+    titles = ["batches", "ms at 1st", "samples/s", "tokens/s", "at batch", "peak GB", "first s"]
+    titles += ["launches", "arithm.", "bytes"]
     rows = [f"{'model, mode':30} " + " ".join(f"{title:>9}" for title in titles)]
     for group, found in by_group(over_batches(points)).items():
         best, share = fastest(found), _percent(answer.achieved[str(group)])

@@ -93,7 +93,8 @@ def groups(
     modes: Sequence[Mode] = ("forward", "training"),
 ) -> list[Group]:
     """All models of the subjects, in each mode."""
-    found = [(s, "recurrent", 1) for s in subjects] + [(s, "regular", r) for s in subjects for r in SUBJECTS[s].regular]
+    found: list[tuple[str, Kind, int]] = [(subject, "recurrent", 1) for subject in subjects]
+    found += [(subject, "regular", layers) for subject in subjects for layers in SUBJECTS[subject].regular]
     return [Group(s, model, layers, mode) for s, model, layers in found if model in models for mode in modes]
 
 
@@ -154,7 +155,8 @@ class Bench:
 
 def run_group(group: Group, sizes: Sequence[Size], seconds: float, memory_gb: float) -> Iterator[Point | str]:
     """For each size its point, or a line that says why it was left out: memory and time are predicted first."""
-    end, points = time.perf_counter() + seconds, []
+    end = time.perf_counter() + seconds
+    points: list[Point] = []
     for size in sizes:
         bench = Bench(group, size)
         if bench.memory_gb[0] > memory_gb:

@@ -3,6 +3,7 @@
 import functools
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -123,7 +124,7 @@ class Trial:
         tokens = mx.random.randint(0, self.config.vocab_size, (batch, length), key=mx.random.key(batch))
         return tokens, tokens[:, :targets] % self.config.outputs
 
-    def _step(self):
+    def _step(self) -> Callable[[mx.array, mx.array], None]:
         """A function of (tokens, targets): forward pass or training step of a model with fresh weights."""
         model = MODELS[self.model](self.config)
         model.train(self.mode == "training")
@@ -136,14 +137,10 @@ class Trial:
             mx.eval(model.parameters(), optimizer.state, loss)
 
         def forward(tokens: mx.array, targets: mx.array) -> None:
-            for logits in piecewise(model, lambda start, end: tokens[:, start:end], *_sizes(tokens, targets)):
+            for logits in piecewise(model, lambda start, end: tokens[:, start:end], tokens.shape[1], targets.shape[1]):
                 mx.eval(logits)
 
         return train if self.mode == "training" else forward
-
-
-def _sizes(tokens: mx.array, targets: mx.array) -> tuple[int, int]:
-    return tokens.shape[1], targets.shape[1]
 
 
 def _line(one: Work, two: Work, further: int) -> Work:
