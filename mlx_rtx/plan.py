@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
     proposal = planner.proposal(USABLE * size)
     if proposal is None:
         raise UserError(
-            f"memory={command.memory}: not even one sequence fits into two thirds of it; use a smaller --dim"
+            f"memory={gigabytes(size)}: not even one sequence fits into two thirds of it; use a smaller --dim"
         )
     introduce(planner, size, machine)
     table(planner, USABLE * size)
@@ -121,10 +121,10 @@ def say_memory(planner: Planner, batch: int, segment: int | None) -> None:
     memory: Memory = planner.memory(batch, segment)
     own = (planner.settings.training.batch, planner.settings.training.segment)
     text = "the run's own settings fit" if (batch, segment) == own else "the run's own settings do not fit; use"
-    print(f"{text}: --batch {batch} --segment {segment}")
+    print(f"{text}: --batch {batch}" + ("" if planner.settings.model == "regular" else f" --segment {segment}"))
     print(
         f"  peak {between(memory)}: weights, gradients and moments {gigabytes(memory.weights)}, "
-        f"carries {gigabytes(memory.carries)}, one segment {gigabytes(memory.segment)}"
+        f"carries and tokens {gigabytes(memory.carries)}, one segment {gigabytes(memory.segment)}"
         + (f", queued ahead of the GPU up to {gigabytes(memory.queued)}" if memory.queued else "")
         + (f"; at the optimizer's step {gigabytes(memory.optimizer)}" if memory.optimizer == memory.peak else "")
     )

@@ -117,6 +117,11 @@ def test_a_plan_for_a_machine_not_at_hand_runs_nothing(capsys, monkeypatch):
     assert "launches come on top" in said
 
 
+def test_a_plan_of_a_regular_transformer_names_no_segment(capsys):
+    plan.main(["text", "--model", "regular", "--dim", "12", "--batch", "2", "--length", "32"])
+    assert "the run's own settings fit: --batch 2\n" in capsys.readouterr().out
+
+
 def test_a_plan_that_does_not_fit_says_what_does(capsys):
     plan.main(["copy", "--batch", "1024", "--memory", "1GB", "--machine", "m4"])
     assert "the run's own settings do not fit; use: --batch" in capsys.readouterr().out
@@ -148,7 +153,7 @@ def test_verification_runs_whole_steps(capsys):
     ("wrong", "words"),
     [
         (["--memory", "lots"], "must be a size such as 16GB"),
-        (["--memory", "1MB"], "not even one sequence fits"),
+        (["--memory", "1MB"], "memory=1 MB: not even one sequence fits"),
         (["--machine", "m4", "--verify"], "not at hand to verify"),
         (["--noise", "0"], "noise=0"),
         (["--recipe", "fast"], "recipe"),
