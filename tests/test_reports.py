@@ -1,0 +1,64 @@
+"""The figures that the READMEs give stand in the reports that lie beside them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def report(machine: str, name: str) -> dict:
+    return json.loads((RESULTS / machine / f"{name}.json").read_text())
+
+
+def text(path: str) -> str:
+    return " ".join((ROOT / path).read_text().split())
+
+
+@pytest.mark.parametrize("machine", ["nvidia-h200", "intel-xeon-2-cores"])
+def test_how_well_counts_predict(machine):
+    answer = report(machine, "ops_vs_wallclock")["answer"]
+    own, page = text("README.md"), text("benchmarks/README.md")
+    for r2 in (*answer["r2"].values(), answer["fit"]["r2"]):
+        assert f"{r2:.2f}".replace("-", "−") in own
+        assert f"| {r2:.3f} " in page
+    for share in (answer["image_ratio"]["time"], answer["image_ratio"]["executed"]):
+        assert f"{100 * share:.1f} %" in own
+        assert f"{100 * share:.1f} %" in page
+    for group, r2 in answer["within"].items():
+        assert f"{r2['paper']:.2f} |" in page.partition(f"| {group} |")[2][:40]
+
+
+def test_how_pytorch_does():
+    page = text("benchmarks/README.md")
+    for timings in report("nvidia-h200", "peers")["answer"].values():
+        for timing in timings.values():
+            assert f"{1e3 * timing['seconds']:.1f} ms, {timing['peak_gb']:.2f} GB" in page
+
+
+def test_what_a_token_costs():
+    page = text("benchmarks/README.md")
+    for machine in ("nvidia-h200", "intel-xeon-2-cores"):
+        for row in report(machine, "generation")["rows"]:
+            cells = page.partition(f"| {row['context']:,} | {row['batch']} |")[2][:120]
+            assert f" {row['tokens_per_s']:,.0f} |" in cells
+
+
+def test_how_it_grows():
+    page = text("benchmarks/README.md")
+    exponents = report("nvidia-h200", "growth")["exponents"]
+    for name, kind in (("long recurrent, forward", "time"), ("long recurrent, training", "time")):
+        assert f"L^{exponents[name][kind]:.2f}" in page
+    for name in exponents:
+        assert f"L^{exponents[name]['memory']:.2f}" in page
+
+
+def test_reports_say_what_they_were_made_with():
+    found = [path for path in RESULTS.glob("*/*.json") if path.stem != "config"]
+    assert len(found) >= 10
+    for path in found:
+        environment = json.loads(path.read_text())["environment"]
+        assert {"versions", "platform", "device", "device_name", "tf32", "git_revision"} <= environment.keys()
+        assert environment["versions"]["mlx"]
