@@ -14,7 +14,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from mlx_rtx import ModelConfig, backend
@@ -25,9 +24,10 @@ from mlx_rtx.memory import forward_memory
 from mlx_rtx.models import MODELS
 from mlx_rtx.settings import TEXT
 from mlx_rtx.transformer import Transformer
+from mlx_rtx.trees import arrays
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
+from budget import Budget
 from results import results_folder, write_picture, write_report
 
 LAYERS = 6  # of the regular transformer with the recurrent one's loss
@@ -37,7 +37,7 @@ RECURRENT, CACHED, RECOMPUTED = "recurrent", "regular-6, cached", "regular-6, re
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation:
+class Generation(Budget):
     """Time of a token over context length and batch."""
 
     contexts: tuple[int, ...] = (256, 1024, 4096, 16384, 65536)
@@ -46,17 +46,10 @@ class Generation:
     """Texts side by side."""
     seconds: float = 300.0
     """Time for all points together, about."""
-    memory: float = 0.5
-    """Share of the machine's memory that a point may be expected to take."""
-    out: Path | None = None
-    """Folder for the report; benchmarks/results/<device> if not given."""
 
     def __post_init__(self):
-        for name in ("contexts", "batches"):
-            values = getattr(self, name)
-            require(bool(values) and min(values) >= 1, f"{name}={values}: give values of at least 1")
-        require(self.seconds > 0, f"seconds={self.seconds}: must be above 0")
-        require(0 < self.memory <= 1, f"memory={self.memory}: must be above 0 and at most 1")
+        super().__post_init__()
+        self.require_sizes("contexts", "batches")
 
 
 @dataclass(frozen=True)
@@ -76,8 +69,7 @@ class Row:
 def main(arguments: list[str]) -> None:
     """Measure and say what a token costs."""
     generation = parse(Generation, arguments, "python benchmarks/generation.py")
-    environment = backend.environment()
-    print(f"device: {environment['device_name']} ({environment['device']}), mlx {environment['versions']['mlx']}")
+    print(f"device: {backend.device()}")
     rows: list[Row] = []
     left_out: list[str] = []
     for result in measure(generation):
@@ -101,7 +93,7 @@ def measure(generation: Generation) -> Iterator[Row | str]:
     end, budget = time.perf_counter() + generation.seconds, generation.memory * 1e9 * backend.memory_gb()
     took: dict[tuple[str, int], tuple[int, float]] = {}  # of each way and batch: the last context, and its seconds
     longest = max(generation.contexts) + 2 * TOKENS + WARM_UP
-    config = ModelConfig(**asdict(replace(TEXT.architecture, dropout=0.0)), vocab_size=65, max_len=longest)
+    config = replace(TEXT.model_config(TEXT.task.shape), dropout=0.0, max_len=longest)
     recurrent = make("recurrent", config)
     regular = make("regular", replace(config, layers=LAYERS))
     ways: list[tuple[str, Transformer, Callable]] = [
@@ -196,8 +188,7 @@ def timed(step: Callable[[], mx.array], method: str, context: int, batch: int, s
         before = after
     mx.eval(before)
     seconds = (time.perf_counter() - clock) / len(latencies)
-    leaves: Any = tree_flatten(state())
-    kept = sum(leaf.nbytes for _, leaf in leaves if isinstance(leaf, mx.array))
+    kept = sum(array.nbytes for array in arrays(state()))
     return Row(
         method=method,
         context=context,

@@ -13,10 +13,10 @@ import resource
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_rtx import ModelConfig, load, make_sampler
+from mlx_rtx import load, make_sampler
 from mlx_rtx.commands import parse, run_command
 from mlx_rtx.errors import require, require_positive
 from mlx_rtx.generation import Stream, token_stream
@@ -58,9 +58,7 @@ def main(arguments: list[str]) -> None:
     if command.model:
         model, _ = load(command.model)
     else:
-        model = MODELS[command.kind](
-            ModelConfig(**asdict(TEXT.architecture), vocab_size=65, max_len=TEXT.task.shape.length)
-        )
+        model = MODELS[command.kind](TEXT.model_config(TEXT.task.shape))
         model.eval()
     states, rows = generate(model, command)
     durations = go_on(model, command, states)

@@ -11,7 +11,6 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from mlx_rtx import backend
@@ -19,6 +18,7 @@ from mlx_rtx.commands import parse, run_command
 from mlx_rtx.errors import require, require_positive
 from mlx_rtx.figures import COLOURS, DASHES, doubling, new_axes
 
+from budget import Budget
 from report import along_axis, by_group
 from results import results_folder, write_picture, write_report
 from sweep import Group, Point, call_group, own_size
@@ -29,7 +29,7 @@ TAIL = 8  # exponents are taken from the largest length down to an eighth of it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Growth:
+class Growth(Budget):
     """Time and memory over length and width."""
 
     lengths: tuple[int, ...] = LENGTHS
@@ -40,25 +40,17 @@ class Growth:
     """Sequences to a step."""
     seconds: float = 300.0
     """Time for all points together, about."""
-    memory: float = 0.5
-    """Share of the machine's memory that a point may be expected to take."""
-    out: Path | None = None
-    """Folder for the report; benchmarks/results/<device> if not given."""
 
     def __post_init__(self):
+        super().__post_init__()
         require_positive(self, "batch")
-        for name in ("lengths", "widths"):
-            values = getattr(self, name)
-            require(bool(values) and min(values) >= 1, f"{name}={values}: give values of at least 1")
-        require(self.seconds > 0, f"seconds={self.seconds}: must be above 0")
-        require(0 < self.memory <= 1, f"memory={self.memory}: must be above 0 and at most 1")
+        self.require_sizes("lengths", "widths")
 
 
 def main(arguments: list[str]) -> None:
     """Measure, and say how it grows."""
     growth = parse(Growth, arguments, "python benchmarks/growth.py")
-    environment = backend.environment()
-    print(f"device: {environment['device_name']} ({environment['device']}), mlx {environment['versions']['mlx']}")
+    print(f"device: {backend.device()}")
     points, left_out = measure(growth)
     print("", table(points, left_out), "", sep="\n")
     exponents = grows(points)

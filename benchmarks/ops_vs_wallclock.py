@@ -15,13 +15,13 @@ import itertools
 import json
 import time
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from mlx_rtx import backend
 from mlx_rtx.commands import parse, run_command
 from mlx_rtx.errors import require, require_choices
 
+from budget import Budget
 from ceilings import measure_ceilings
 from report import axes_picture, conclude, counts_picture, table, words
 from results import reports, results_folder, write_picture, write_report
@@ -33,7 +33,7 @@ SECONDS = {"quick": 60.0, "default": 270.0, "full": 3600.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class Sweep(Budget):
     """Time and memory of the paper's shapes over sizes, against counts of operations."""
 
     shapes: tuple[Literal["image", "text", "copy"], ...] = ("image", "text", "copy")
@@ -56,12 +56,9 @@ class Sweep:
     """One hour: all combinations of batch, length and block."""
     seconds: float | None = None
     """Time for all points together, about; if not given 60 with --quick, 3,600 with --full, else 270."""
-    memory: float = 0.5
-    """Share of the machine's memory that a point may be expected to take."""
-    out: Path | None = None
-    """Folder for the report; benchmarks/results/<device> if not given."""
 
     def __post_init__(self):
+        super().__post_init__()
         require_choices(self)
         for name in ("batches", "lengths", "blocks", "widths"):
             values = getattr(self, name)
@@ -69,8 +66,6 @@ class Sweep:
         for name in ("shapes", "models", "modes"):
             require(bool(getattr(self, name)), f"{name}: name at least one")
         require(not (self.quick and self.full), "quick, full: choose one of the two")
-        require(self.seconds is None or self.seconds > 0, f"seconds={self.seconds}: must be above 0")
-        require(0 < self.memory <= 1, f"memory={self.memory}: must be above 0 and at most 1")
 
     @property
     def time(self) -> float:
@@ -95,8 +90,8 @@ def main(arguments: list[str]) -> None:
     """Run the sweep and say what came of it."""
     sweep = parse(Sweep, arguments, "python benchmarks/ops_vs_wallclock.py")
     started = time.perf_counter()
-    environment, ceilings = backend.environment(), measure_ceilings()
-    print(f"device: {environment['device_name']} ({environment['device']}), mlx {environment['versions']['mlx']}")
+    ceilings = measure_ceilings()
+    print(f"device: {backend.device()}")
     print(
         f"at best: {ceilings.multiply_adds_per_s / 1e9:,.0f} G multiply-adds/s, "
         f"{ceilings.bytes_per_s / 1e9:,.1f} GB/s, {ceilings.launches_per_s / 1e3:,.0f} k launches/s"

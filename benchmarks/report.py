@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlx_rtx.figures import COLOURS, DASHES, doubling, new_axes
+from mlx_rtx.memory import WITHIN, ratio_to_range
 
 import numpy as np
 from ceilings import Ceilings
@@ -124,8 +125,8 @@ def _memory(points: list[Point]) -> dict[str, float]:
     steps = [point for point in points if point.group.mode == "training" and point.peak_gb > 0.1]
     if not steps:
         return {}
-    ratios = [point.peak_gb / float(np.clip(point.peak_gb, *point.predicted_gb)) for point in steps]
-    within = sum(abs(ratio - 1) <= 0.15 for ratio in ratios)
+    ratios = [ratio_to_range(point.peak_gb, *point.predicted_gb) for point in steps]
+    within = sum(abs(ratio - 1) <= WITHIN for ratio in ratios)
     return {"points": len(ratios), "within": within, "smallest": min(ratios), "largest": max(ratios)}
 
 
@@ -176,7 +177,7 @@ def words(answer: Answer) -> str:
     if memory := answer.memory:
         said.append(
             f"Memory: of {memory['points']} training steps above 0.1 GB {memory['within']} took what was predicted "
-            f"within 15 %, all of them {memory['smallest']:.2f} to {memory['largest']:.2f} times that."
+            f"within {100 * WITHIN:.0f} %, all of them {memory['smallest']:.2f} to {memory['largest']:.2f} times that."
         )
     return "\n".join(said)
 

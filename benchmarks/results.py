@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 def results_folder(out: Path | None) -> Path:
     """``out``, or the folder of this machine; it is there afterwards."""
     if out is None:
-        out = RESULTS / "-".join(re.findall("[a-z0-9]+", str(backend.environment()["device_name"]).lower()))
+        out = RESULTS / "-".join(re.findall("[a-z0-9]+", str(backend.device_name()).lower()))
     out.mkdir(parents=True, exist_ok=True)
     return out
 

@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 OPENBLAS = "libopenblas.so.0"
 REMEDY = (
@@ -56,17 +57,31 @@ def memory_gb() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
+def device_name() -> str | None:
+    """What the device in use is called, where MLX says so."""
+    import mlx.core as mx
+
+    info: Any = mx.device_info()
+    return info.get("device_name") or info.get("architecture")
+
+
+def device() -> str:
+    """The device in use and MLX's version, for people."""
+    import mlx.core as mx
+
+    return f"{device_name()} ({mx.default_device()}), mlx {_version('mlx')}"
+
+
 def environment() -> dict:
     """Versions, device and source revision, ready for JSON."""
     import mlx.core as mx
 
-    info = mx.device_info()
     names = ("mlx_rtx", "mlx", "numpy")
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in names},
         "platform": platform.platform(),
         "device": str(mx.default_device()),
-        "device_name": info.get("device_name") or info.get("architecture"),
+        "device_name": device_name(),
         "memory_gb": round(memory_gb(), 1),
         "processor": _processor(),
         "openblas": HAS_OPENBLAS,

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from mlx_rtx import gradient, recurrence
 from mlx_rtx.models import MODELS
+from mlx_rtx.trees import arrays
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 VIEWS = {
     "AsStrided", "Broadcast", "BroadcastAxes", "Depends", "ExpandDims", "Flatten", "Reshape", "Slice", "Split",
@@ -44,7 +44,7 @@ def walk(function: Callable[..., Any], *arguments: mx.array) -> Work:
 
         def ends(*traced):
             evaluated.clear()
-            return [*_arrays(function(*traced)), *evaluated]
+            return [*arrays(function(*traced)), *evaluated]
 
         mx.export_function(graph.append, ends, *arguments)
     launches = multiply_adds = moved = 0
@@ -67,11 +67,6 @@ def walk(function: Callable[..., Any], *arguments: mx.array) -> Work:
     return Work(launches, multiply_adds, moved)
 
 
-def _arrays(tree: Any) -> list[mx.array]:
-    pairs: Any = tree_flatten(tree)
-    return [leaf for _, leaf in pairs if isinstance(leaf, mx.array)]
-
-
 @contextlib.contextmanager
 def _traceable() -> Iterator[list[mx.array]]:
     """Make a function's whole graph visible.
@@ -83,7 +78,7 @@ def _traceable() -> Iterator[list[mx.array]]:
     evaluated: list[mx.array] = []
 
     def note(*trees: Any) -> None:
-        evaluated.extend(_arrays(trees))
+        evaluated.extend(arrays(trees))
 
     def clip(alpha: mx.array) -> mx.array:
         return mx.clip(alpha, 0, 1)

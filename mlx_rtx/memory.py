@@ -25,6 +25,7 @@ from mlx_rtx.ops import Calls, Kind, layer_calls, pieces
 from mlx_rtx.trees import flat
 
 FLOAT = 4  # bytes
+WITHIN = 0.15  # how far a prediction may be off
 # All of these are fitted to measured peaks, on a CPU (Linux) and an NVIDIA H200.
 # Copies of the weights: with one piece; with several, whose gradients are summed up; for each block's own gradient.
 ONE_PIECE, SUMMING, OF_A_BLOCK = 4.0, 6.0, 0.3
@@ -66,8 +67,8 @@ class Memory:
         return max(self.weights + self.carries + self.segment + self.queued_least, self.optimizer)
 
     def ratio(self, measured: float) -> float:
-        """A measured peak as a multiple of the nearer end of the predicted range; 1 inside it."""
-        return measured / min(max(measured, self.least), self.peak)
+        """`ratio_to_range` of a measured peak and the predicted one."""
+        return ratio_to_range(measured, self.least, self.peak)
 
     def on_gpu(self, work: Work, training: bool, segment: int | None, model: Kind = "recurrent") -> "Memory":
         """The same where the host queues ``work``, a step in segments of so many blocks, ahead of the device."""
@@ -79,6 +80,11 @@ class Memory:
         part = PART_REGULAR if model == "regular" else PART if training else PART_FORWARD
         held = [round(each * min(launches, part * work.launches)) for launches in (least, most)]
         return replace(self, queued_least=held[0], queued=held[1])
+
+
+def ratio_to_range(measured: float, least: float, most: float) -> float:
+    """A measured peak as a multiple of the nearer end of a predicted range; 1 inside it."""
+    return measured / min(max(measured, least), most)
 
 
 def parameter_count(config: ModelConfig, model: Kind = "recurrent") -> int:

@@ -15,12 +15,11 @@ from mlx_rtx.commands import parse_subcommand, run_command
 from mlx_rtx.curriculum import CurriculumConfig
 from mlx_rtx.errors import UserError, require
 from mlx_rtx.machines import MACHINES, USABLE, Machine
-from mlx_rtx.memory import Memory, parameter_count
+from mlx_rtx.memory import WITHIN, Memory, parameter_count
 from mlx_rtx.planning import LARGEST_BATCH, Planner
-from mlx_rtx.settings import DESCRIPTIONS, RECIPES, TrainConfig
+from mlx_rtx.settings import TrainConfig, by_task
 
 PROGRAM = "python -m mlx_rtx.plan"
-WITHIN = 0.15  # how far a prediction of memory may be off
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
@@ -52,10 +51,7 @@ def main(arguments: list[str]) -> None:
         recipe = first.parse_known_args(arguments)[0].recipe
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from None
-    choices = {
-        task: (DESCRIPTIONS[task], PlanCommand(settings=recipes.get(recipe, recipes["default"])))
-        for task, recipes in RECIPES.items()
-    }
+    choices = {task: (text, PlanCommand(settings=settings)) for task, (text, settings) in by_task(recipe).items()}
     command = parse_subcommand(choices, arguments, PROGRAM, __doc__ or "")
     machine = MACHINES.get(command.machine)
     planner = Planner(command.settings, machine)
@@ -103,8 +99,7 @@ def introduce(planner: Planner, size: float, machine: Machine | None) -> None:
     if machine:
         print(f"machine: {machine.description}: not at hand; a prediction from {machine.source}")
     else:
-        environment = backend.environment()
-        print(f"machine: {environment['device_name']} ({environment['device']}), mlx {environment['versions']['mlx']}")
+        print(f"machine: {backend.device()}")
     print(f"memory: {gigabytes(size)}, of which a run may take {gigabytes(USABLE * size)}; all figures are predictions")
 
 

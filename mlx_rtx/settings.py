@@ -127,6 +127,11 @@ RECIPES = {
 }
 
 
+def by_task(recipe: str) -> dict[str, tuple[str, TrainConfig]]:
+    """Each task's description and its settings by a recipe; by the default one where there is none of that name."""
+    return {task: (DESCRIPTIONS[task], made.get(recipe, made["default"])) for task, made in RECIPES.items()}
+
+
 def to_stored(task: str, config: TrainConfig, data: Data) -> dict:
     """The settings as a run folder's ``config.json`` keeps them."""
     parts = asdict(config)

@@ -10,7 +10,7 @@ from mlx_rtx.checkpoint import RunFolder
 from mlx_rtx.commands import parse_subcommand, read_config_file, run_command
 from mlx_rtx.errors import UserError, require
 from mlx_rtx.log import line
-from mlx_rtx.settings import DESCRIPTIONS, RECIPES, TrainConfig, from_stored, to_stored
+from mlx_rtx.settings import TrainConfig, by_task, from_stored, to_stored
 from mlx_rtx.tasks import TextTask
 from mlx_rtx.trainer import Trainer
 from mlx_rtx.trees import flat
@@ -48,12 +48,11 @@ def main(arguments: list[str]) -> None:
     else:
         made_with = folder.read_config()["data"]["sha256"]
         require(made_with == data.fingerprint, f"--data: {folder.path} was made with other data; give that again")
-    environment = backend.environment()
-    folder.write_config({**to_stored(task, settings, data), "environment": environment})
+    folder.write_config({**to_stored(task, settings, data), "environment": backend.environment()})
     if data.vocabulary:
         data.vocabulary.save(folder.tokenizer)
     trainer = Trainer(settings, data, folder, resume)
-    introduce(task, command, trainer, environment)
+    introduce(task, command, trainer)
     try:
         scores = trainer.fit()
     finally:
@@ -85,11 +84,8 @@ def read_command(arguments: list[str]) -> tuple[TrainCommand, str]:
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from None
     choices = {
-        task: (
-            DESCRIPTIONS[task],
-            TrainCommand(settings=recipes.get(early.recipe, recipes["default"]), out=Path("runs", task)),
-        )
-        for task, recipes in RECIPES.items()
+        task: (description, TrainCommand(settings=settings, out=Path("runs", task)))
+        for task, (description, settings) in by_task(early.recipe).items()
     }
     task = arguments[0] if arguments else ""
     if task in choices and early.resume:
@@ -127,7 +123,7 @@ def _by_flag(settings: TrainConfig) -> dict[str, Any]:
     return flags
 
 
-def introduce(task: str, command: TrainCommand, trainer: Trainer, environment: dict) -> None:
+def introduce(task: str, command: TrainCommand, trainer: Trainer) -> None:
     """Say what is about to run, on what, and until when."""
     settings = command.settings
     parameters = sum(array.size for array in flat(trainer.model.parameters()).values())
@@ -140,7 +136,7 @@ def introduce(task: str, command: TrainCommand, trainer: Trainer, environment: d
         f"model: {settings.model}, {parameters:,} parameters, layers={shape.layers} dim={shape.dim} "
         f"heads={shape.heads}{recurrent} positions={shape.positions}"
     )
-    say(f"device: {environment['device_name']} ({environment['device']}), mlx {environment['versions']['mlx']}")
+    say(f"device: {backend.device()}")
     if advice := backend.advice():
         say(f"advice: {advice}")
     if settings.model == "regular" and shape.positions == "block":

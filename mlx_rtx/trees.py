@@ -9,3 +9,8 @@ from mlx.utils import tree_flatten
 def flat(tree: Any) -> dict[str, mx.array]:
     """The arrays of a tree by dotted name, e.g. ``layers.0.alpha``, in a fixed order."""
     return cast(dict[str, mx.array], dict(tree_flatten(tree)))
+
+
+def arrays(tree: Any) -> list[mx.array]:
+    """The arrays among the leaves of a tree, which may hold others."""
+    return [leaf for leaf in flat(tree).values() if isinstance(leaf, mx.array)]
