@@ -252,11 +252,12 @@ def axes_picture(points: list[Point]) -> Any:
                 i = names.index(group.name)
                 values = [tokens_per_s(p) if field == "batch" else 1e3 * p.seconds for p in line]
                 look = {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[i % len(DASHES)], "marker": "o", "ms": 3}
-                label = group.name + (f", B={line[0].size.batch}" if field != "batch" else "")
-                axis.loglog([getattr(p.size, field) for p in line], values, label=label, **look)
-            doubling(axis, (getattr(p.size, field) for line in lines(points, field).values() for p in line))
-            axis.set_xlabel(title)
+                axis.loglog([getattr(p.size, field) for p in line], values, label=group.name, **look)
+            all_lines = lines(points, field).values()
+            doubling(axis, (getattr(p.size, field) for line in all_lines for p in line))
+            at = " and ".join(str(batch) for batch in sorted({line[0].size.batch for line in all_lines}))
+            axis.set_xlabel(title if field == "batch" else f"{title}, at batch {at}")
             axis.set_ylabel(f"{'tokens a second' if field == 'batch' else 'ms a batch'}, {mode}")
-            if axis.lines:
-                axis.legend(fontsize=7)
+    handles = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles), fontsize=9)
     return figure
