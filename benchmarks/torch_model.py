@@ -152,13 +152,10 @@ def translate(weights: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, array in weights.items():
         tensor, (path, _, leaf) = torch.tensor(array), name.removeprefix("embedding.").rpartition(".")
         path = path + "." if path else ""
-        if leaf == "query":  # (D, D), and beside it key_value (D, 2D)
-            both = torch.cat([tensor, torch.tensor(weights[f"{path}key_value"])], dim=1)
-            state[f"{path}qkv.weight"] = both.T
-        elif leaf in ("attention_out", "mlp_in", "mlp_out", "head"):
+        if leaf in ("qkv", "attention_out", "mlp_in", "mlp_out", "head"):
             state[f"{path}{leaf}.weight"] = tensor.T
         elif leaf in ("tokens", "positions"):
             state[f"{leaf}.weight"] = tensor
-        elif leaf != "key_value":  # alpha, and the weight of a norm
+        else:  # alpha, and the weight of a norm
             state[path + leaf] = tensor
     return state

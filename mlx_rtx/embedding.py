@@ -27,20 +27,27 @@ class Embedding(nn.Module):
             self.head = normal(D, config.outputs)
         self._kind, self._rows = config.positions, rows
 
-    def __call__(self, tokens: mx.array, position: int = 0) -> mx.array:
-        """Embed tokens (B, n) that stand at ``position`` … of their sequences: (B, n, D)."""
-        x = self.tokens[tokens]
+    def __call__(self, tokens: mx.array, position: int | mx.array = 0) -> mx.array:
+        """Embed tokens (B, n) that stand at ``position`` … of their sequences: (B, n, D).
+
+        A position that is an array is not checked: see `check`.
+        """
+        x, n = self.tokens[tokens], tokens.shape[1]
         if self._kind == "none":
             return x
-        end = position + tokens.shape[1]
+        if isinstance(position, int):
+            self.check(position + n)
         if self._kind == "absolute":
-            require(
-                end <= self._rows,
-                f"length={end}: longer than the position table, max_len={self._rows}; shorten the input, "
-                "or train with positions='block', which has no limit",
-            )
-            return x + self.positions[position:end]
-        return x + self.positions[mx.arange(position, end) % self._rows]
+            return x + mx.slice(self.positions, mx.array([position]), [0], [n, x.shape[2]])
+        return x + self.positions[(mx.arange(n) + position) % self._rows]
+
+    def check(self, length: int) -> None:
+        """Refuse sequences that are longer than the position table."""
+        require(
+            self._kind != "absolute" or length <= self._rows,
+            f"length={length}: longer than the position table, max_len={self._rows}; shorten the input, "
+            "or train with positions='block', which has no limit",
+        )
 
     def readout(self, y: mx.array) -> mx.array:
         """Logits (B, n, outputs) of outputs (B, n, D)."""

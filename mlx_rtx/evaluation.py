@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from mlx_rtx.compiled import compiled
 from mlx_rtx.errors import require
 from mlx_rtx.tasks import Sequences
 from mlx_rtx.transformer import Transformer
@@ -105,10 +106,19 @@ def piecewise(model: Transformer, read, length: int, last: int) -> Iterator[mx.a
         length: length L of the sequences.
         last: the final positions to read.
     """
-    carry = None
+    carry: list = []
+    model.embedding.check(length)
     for start, end in model.spans(length, PIECE):
         wanted = max(end - max(start, length - last), 0)
-        y, carry = model.run(read(start, end), start, carry, wanted, close=end == length)
-        mx.eval(y, carry)
+        logits, carry = compiled(model, _piece)(read(start, end), mx.array(start), carry, wanted, end == length)
+        mx.eval(logits, carry)
         if wanted:
-            yield model.embedding.readout(y)
+            yield logits
+
+
+def _piece(
+    model: Transformer, tokens: mx.array, position: mx.array, carry: list, last: int, close: bool
+) -> tuple[mx.array, list]:
+    """Logits of a piece's ``last`` positions, and the carry that it leaves."""
+    y, carry = model.run(tokens, position, carry, last, close)
+    return model.embedding.readout(y) if last else y, carry

@@ -2,10 +2,12 @@
 
 The forward pass keeps only the carry at segment boundaries; the backward pass takes the segments
 in reverse, recomputes each one and pulls the gradient of its carry back through it. While a segment
-runs the next is being queued, so up to two are in memory. Dropout masks belong to blocks (see
-`mlx_rtx.dropout`), so the second pass draws the ones of the first.
+runs the next is being queued, so up to two are in memory. What a segment does is one compiled function,
+traced once a shape. Dropout masks belong to blocks (see `mlx_rtx.dropout`), so the second pass draws the
+ones of the first.
 """
 
+from mlx_rtx.compiled import compiled
 from mlx_rtx.embedding import wanted
 from mlx_rtx.errors import require
 from mlx_rtx.recurrence import clamp
@@ -70,45 +72,26 @@ def carried_loss_and_grad(
         with ``close=False``).
     """
     (B, L), n, K = tokens.shape, wanted(tokens.shape[1], targets.shape[1]), model.config.block
+    model.embedding.check(L)
     keys, spans = model.dropout_keys(L, key), model.spans(L, segment)
-    before = model.trainable_parameters()
-    names, weights = list(flat(before)), list(flat(before).values())
+
+    def arguments(start: int, end: int) -> tuple:
+        """Of a segment: tokens, their position, dropout keys, how many positions it reads, whether it closes."""
+        block_keys = None if keys is None else keys[start // K : -(-end // K) + 1]
+        read = max(end - max(start, L - n), 0)
+        return tokens[:, start:end], mx.array(start), block_keys, read, close and end == L
+
+    own, alphas = model.parameters(), {f"layers.{i}.alpha": alpha for i, alpha in enumerate(model.alphas)}
     # α is clamped once, here: what may pass at its boundary is decided on the whole gradient
-    alphas = [i for i, name in enumerate(names) if name.endswith("alpha")]
-    for i in alphas:
-        weights[i] = clamp(weights[i])
-
-    def run(weights: list, carry: list, start: int, end: int) -> tuple[list, mx.array]:
-        """The carry a segment leaves, and its share of the loss."""
-        model.update(tree_unflatten(list(zip(names, weights, strict=True))))
-        block_keys = None if keys is None else keys[start // K : -(-end // K)]
-        first = max(start, L - n)  # of the positions with a target
-        last = max(end - first, 0)
-        y, carry = model.run(tokens[:, start:end], start, carry, last, close and end == L, block_keys)
-        if not last:
-            return carry, mx.array(0.0)
-        classes = targets[:, first - (L - n) : end - (L - n)]
-        return carry, nn.losses.cross_entropy(model.embedding.readout(y), classes, reduction="sum") / (B * n)
-
-    def pull(weights: list, carry: list, pulled: list, start: int, end: int) -> tuple[mx.array, tuple]:
-        """A scalar whose gradient is that of the segment: its loss, and its carry times what comes back.
-
-        Beside it the loss alone, and the carry.
-
-        (Not `mx.vjp` of the carry: it loses a cotangent where two outputs are the same array.)
-        """
-        carry, loss = run(weights, carry, start, end)
-        pairs = zip(flat(carry).values(), flat(pulled).values(), strict=True) if pulled else ()
-        return sum(((c * p).sum() for c, p in pairs), loss), (loss, carry)
-
+    model.update(tree_unflatten([(name, clamp(alpha)) for name, alpha in alphas.items()]))
     try:
         carries: list[list] = [carry or []]
         for start, end in spans[:-1]:
-            carries.append(run(weights, carries[-1], start, end)[0])
+            carries.append(compiled(model, _advance)(carries[-1], *arguments(start, end)))
             mx.async_eval(carries[-1])
             mx.eval(carries[-2])  # one segment ahead, not more: memory is taken when work is queued
 
-        total, gradients = mx.array(0.0), weights
+        loss, gradients = mx.array(0.0), []
         pulled: list = []  # gradient of the carry that the segment leaves; empty where none comes back
         after: list = []  # the carry that the last segment leaves
         queued: list = []  # what the segment before this one gives
@@ -117,17 +100,61 @@ def carried_loss_and_grad(
                 pulled = []
             if not pulled and end <= L - n:
                 break  # neither a loss here nor a gradient from behind
-            (_, (loss, left)), (own, pulled) = mx.value_and_grad(pull, argnums=(0, 1))(
-                weights, carries.pop(), pulled, start, end
+            classes = targets[:, max(start - (L - n), 0) : max(end - (L - n), 0)]
+            loss, gradients, pulled, left = compiled(model, _pull)(
+                loss, gradients, carries.pop(), pulled, classes, B * n, *arguments(start, end)
             )
-            total = total + loss
-            gradients = [a + b for a, b in zip(gradients, own, strict=True)] if done else own
             after = after if done else left
-            mx.async_eval(total, gradients, pulled, after)
+            mx.async_eval(loss, gradients, pulled, after)
             mx.eval(queued)
             queued = [gradients, pulled]
     finally:
-        model.update(before)
-    for i in alphas:
-        _, (gradients[i],) = mx.vjp(clamp, [flat(before)[names[i]]], [gradients[i]])
-    return total, tree_unflatten(list(zip(names, gradients, strict=True))), after
+        model.update(own)
+    named = dict(zip(flat(model.trainable_parameters()), gradients, strict=True))
+    for name in alphas.keys() & named.keys():
+        _, (named[name],) = mx.vjp(clamp, [alphas[name]], [named[name]])
+    return loss, tree_unflatten(list(named.items())), after
+
+
+def _advance(model: Transformer, carry: list, tokens, position, keys, read, close) -> list:
+    """The carry that a segment leaves."""
+    return model.run(tokens, position, carry, 0, close, keys)[1]
+
+
+def _pull(
+    model: Transformer,
+    loss: mx.array,
+    gradients: list[mx.array],
+    carry: list,
+    pulled: list,
+    classes: mx.array,
+    count: int,
+    tokens: mx.array,
+    position: mx.array,
+    keys: mx.array | None,
+    read: int,
+    close: bool,
+) -> tuple[mx.array, list[mx.array], list, list]:
+    """Pull the gradient back through a segment.
+
+    Returns:
+        (loss and gradients with the segment's own added; gradient of the carry that it took; the carry it leaves).
+    """
+    names, weights = zip(*flat(model.trainable_parameters()).items(), strict=True)
+
+    def objective(weights: list[mx.array], carry: list) -> tuple[mx.array, tuple]:
+        """A scalar whose gradient is that of the segment: its loss, and its carry times what comes back.
+
+        (Not `mx.vjp` of the carry: it loses a cotangent where two outputs are the same array.)
+        """
+        model.update(tree_unflatten(list(zip(names, weights, strict=True))))
+        y, left = model.run(tokens, position, carry, read, close, keys)
+        own = mx.array(0.0)
+        if read:
+            own = nn.losses.cross_entropy(model.embedding.readout(y), classes, reduction="sum") / count
+        pairs = zip(flat(left).values(), flat(pulled).values(), strict=True) if pulled else ()
+        return sum(((c * p).sum() for c, p in pairs), own), (own, left)
+
+    (_, (own, left)), (found, back) = mx.value_and_grad(objective, argnums=(0, 1))(list(weights), carry)
+    found = [a + b for a, b in zip(gradients, found, strict=True)] if gradients else found
+    return loss + own, found, back, left

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from mlx_rtx import gradient, recurrence
+from mlx_rtx import compiled, gradient, recurrence
 from mlx_rtx.models import MODELS
 from mlx_rtx.trees import arrays
 
@@ -71,9 +71,10 @@ def walk(function: Callable[..., Any], *arguments: mx.array) -> Work:
 def _traceable() -> Iterator[list[mx.array]]:
     """Make a function's whole graph visible.
 
-    Evaluation only notes its arrays; α's clamp, and the cross-entropy that GPUs have a kernel for, give way to ones
-    whose graph can be written down; and each run of a model gets inputs of its own. Else the tracer, which merges
-    what is computed twice from the same, would lose the second pass over a segment.
+    Evaluation only notes its arrays; nothing is compiled; functions with a gradient of their own, and the
+    cross-entropy that GPUs have a kernel for, give way to ones whose graph can be written down; and each run of a
+    model gets inputs of its own. Else the tracer, which merges what is computed twice from the same, would lose the
+    second pass over a segment.
     """
     evaluated: list[mx.array] = []
 
@@ -82,6 +83,10 @@ def _traceable() -> Iterator[list[mx.array]]:
 
     def clip(alpha: mx.array) -> mx.array:
         return mx.clip(alpha, 0, 1)
+
+    def window(alpha: mx.array, x: mx.array, *carry: mx.array) -> mx.array:
+        m, h = recurrence.halves(carry)
+        return mx.concatenate([h, x], axis=1) + mx.tile(alpha * m, (1, 2, 1))
 
     def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
         scores = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
@@ -99,6 +104,7 @@ def _traceable() -> Iterator[list[mx.array]]:
         return run_marked
 
     places: list[tuple[Any, str, Callable]] = [(module, "clamp", clip) for module in (recurrence, gradient)]
+    places += [(recurrence, "window", window), (compiled, "pays", lambda: False)]
     places += [(mx, name, note) for name in ("eval", "async_eval")]
     places += [(mx.fast, "cross_entropy", cross_entropy)]
     places += [(kind, "run", marked(kind.run)) for kind in MODELS.values()]

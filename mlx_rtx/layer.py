@@ -4,10 +4,13 @@ Letters: B batch, N rows of a window, n rows whose output is wanted, D width, H 
 
 The recurrence runs this hundreds of times a step, and the host that launches the work sets the
 pace. So it is written in few operations: the rows of all sequences stand in one matrix (B·N, D),
-and weights are kept as (inputs, outputs), which spares every product a transpose.
+queries, keys and values come from one product, and weights are kept as (inputs, outputs), which
+spares every product a transpose.
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 from mlx_rtx.config import Architecture
 
@@ -42,6 +45,18 @@ def normal(inputs: int, outputs: int, std: float = 0.02) -> mx.array:
     return mx.random.normal((inputs, outputs), scale=std)
 
 
+class Weights(NamedTuple):
+    """A layer's weights as its products take them, each (inputs, outputs)."""
+
+    scale: float  # of attention scores
+    attention_norm: mx.array | None  # gain of the norm
+    qkv: mx.array  # (D, 3D)
+    attention_out: mx.array  # (D, D)
+    mlp_norm: mx.array | None
+    mlp_in: mx.array  # (D, 4D)
+    mlp_out: mx.array  # (4D, D)
+
+
 class TransformerLayer(nn.Module):
     """Pre-norm causal layer without biases: ``x + Attn(LN x)``, then ``x + MLP(LN x)``.
 
@@ -55,84 +70,109 @@ class TransformerLayer(nn.Module):
         self.heads = config.heads
         self.activation = ACTIVATIONS[config.activation]
         self.attention_norm = nn.LayerNorm(D, eps=EPS, bias=False)
-        self.query = normal(D, D)
-        self.key_value = normal(D, 2 * D)
+        self.qkv = normal(D, 3 * D)
         self.attention_out = normal(D, D, residual)
         self.mlp_norm = nn.LayerNorm(D, eps=EPS, bias=False)
         self.mlp_in = normal(D, 4 * D)
         self.mlp_out = normal(4 * D, D, residual)
 
+    def weights(self) -> Weights:
+        """The weights as they are."""
+        return Weights(
+            1 / math.sqrt(self.qkv.shape[0] // self.heads),
+            self.attention_norm.weight,
+            self.qkv,
+            self.attention_out,
+            self.mlp_norm.weight,
+            self.mlp_in,
+            self.mlp_out,
+        )
+
+    def folded(self) -> Weights:
+        """The same with each norm's gain, and the scale, folded into a product: ``(x ⊙ g) W = x (diag(g) W)``.
+
+        It pays where one set of weights serves many calls: they launch and save less, above all backward.
+        """
+        own, D = self.weights(), self.qkv.shape[0]
+        scales = mx.where(mx.arange(3 * D) < D, own.scale, 1.0)  # of queries, keys, values
+        qkv = own.qkv * self.attention_norm.weight[:, None] * scales
+        mlp_in = own.mlp_in * self.mlp_norm.weight[:, None]
+        return own._replace(scale=1.0, attention_norm=None, qkv=qkv, mlp_norm=None, mlp_in=mlp_in)
+
     def __call__(
         self,
         x: mx.array,
-        context: mx.array | None = None,
+        rows: int | None = None,
         mask: mx.array | str = "causal",
         keep: Keep | None = None,
+        weights: Weights | None = None,
     ) -> mx.array:
-        """Run the layer on the last n rows of a window of N.
+        """Run the layer on the last n rows of windows of N; all rows serve as keys and values.
 
         Args:
-            x: (B, n, D).
-            context: the rows before them (B, N - n, D), which serve as keys and values only.
+            x: (B, N, D).
+            rows: n; all N if not given.
             mask: additive (n, N), or ``"causal"``.
             keep: dropout factors of the attention and MLP outputs, each (B·n, D).
+            weights: this layer's, folded or not; folded here if not given.
 
         Returns:
             (B, n, D).
         """
-        normed = self.attention_norm(x)
-        window = normed
-        if context is not None:
-            window = mx.concatenate([self.attention_norm(context), normed], axis=1)
-        return self._finish(x, self._attend(normed, *self._keys_values(window), mask), keep)
+        (B, N, D), w = x.shape, weights or self.folded()
+        n = N if rows is None else rows
+        normed = _layer_norm(x, w.attention_norm)
+        if 2 * n < N:  # most rows need no query
+            q = normed[:, N - n :].reshape(B * n, D) @ w.qkv[:, :D]
+            k, v = mx.split(normed.reshape(B * N, D) @ w.qkv[:, D:], 2, axis=1)
+        else:
+            q, k, v = mx.split(normed.reshape(B * N, D) @ w.qkv, 3, axis=1)
+        q, k, v = (part.reshape(B, -1, self.heads, D // self.heads).swapaxes(1, 2) for part in (q, k, v))
+        attended = _attend(q[:, :, q.shape[2] - n :], k.swapaxes(2, 3), v, mask, w.scale)
+        return self._finish(x[:, N - n :].reshape(B * n, D), attended, keep, w).reshape(B, n, D)
 
     def step(
-        self, x: mx.array, mask: mx.array, k: mx.array, v: mx.array, at: int
-    ) -> tuple[mx.array, mx.array, mx.array]:
+        self, x: mx.array, mask: mx.array, cache: mx.array, write: Callable[[mx.array, mx.array], mx.array]
+    ) -> tuple[mx.array, mx.array]:
         """Run the layer on rows that follow others, whose keys and values were kept.
 
         Args:
-            x: the new rows (B, n, D), rows ``at`` … of their window.
-            mask: additive (n, N), over all N rows of the window.
-            k, v: keys (B, H, d, N) and values (B, H, N, d) of the window, filled before ``at``.
+            x: the new rows (B, n, D).
+            mask: additive (n, N), over all N rows of their window.
+            cache: keys and values (2, B, H, N, d) of the window.
+            write: puts those of the new rows, (2, B, H, n, d), in their place in the cache.
 
         Returns:
-            (outputs (B, n, D), k, v), the last two with the new rows written in.
+            (outputs (B, n, D), cache with the new rows written in).
         """
-        normed = self.attention_norm(x)
-        new_k, new_v = self._keys_values(normed)
-        k = mx.slice_update(k, new_k, mx.array([at]), [3])
-        v = mx.slice_update(v, new_v, mx.array([at]), [2])
-        return self._finish(x, self._attend(normed, k, v, mask), None), k, v
+        (B, n, D), w, H = x.shape, self.weights(), self.heads
+        x = x.reshape(B * n, D)
+        qkv = (_layer_norm(x, w.attention_norm) @ w.qkv).reshape(B, n, 3, H, D // H).transpose(2, 0, 3, 1, 4)
+        cache = write(cache, qkv[1:])
+        attended = _attend(qkv[0], cache[0].swapaxes(2, 3), cache[1], mask, w.scale)
+        return self._finish(x, attended, None, w).reshape(B, n, D), cache
 
-    def _keys_values(self, normed: mx.array) -> tuple[mx.array, mx.array]:
-        """(B, N, D) → keys (B, H, d, N) and values (B, H, N, d)."""
-        B, N, D = normed.shape
-        heads = (B, N, self.heads, D // self.heads)
-        k, v = mx.split(normed.reshape(B * N, D) @ self.key_value, 2, axis=1)
-        return k.reshape(heads).transpose(0, 2, 3, 1), v.reshape(heads).swapaxes(1, 2)
+    def _finish(self, x: mx.array, attended: mx.array, keep: Keep | None, w: Weights) -> mx.array:
+        """Output projection, residual and MLP of rows (B·n, D)."""
+        x = _add_product(x, attended, w.attention_out, keep and keep[0])
+        return _add_product(x, self.activation(_layer_norm(x, w.mlp_norm) @ w.mlp_in), w.mlp_out, keep and keep[1])
 
-    def _attend(self, normed: mx.array, k: mx.array, v: mx.array, mask: mx.array | str) -> mx.array:
-        """Attention of n normed rows (B, n, D) to keys and values of N: (B·n, D), heads side by side."""
-        B, n, D = normed.shape
-        d = D // self.heads
-        q = (normed.reshape(B * n, D) @ self.query).reshape(B, n, self.heads, d).swapaxes(1, 2)  # (B, H, n, d)
-        scale = 1 / math.sqrt(d)
-        if isinstance(mask, str):
-            out = mx.fast.scaled_dot_product_attention(q, k.swapaxes(2, 3), v, scale=scale, mask=mask)
-        else:  # three kernels; heads this narrow are fused on no backend
-            scores = mx.addmm(mask, q, k, alpha=scale)  # (B, H, n, N)
-            out = mx.softmax(scores, axis=-1, precise=True) @ v  # (B, H, n, d)
-        return out.swapaxes(1, 2).reshape(B * n, D)
 
-    def _finish(self, x: mx.array, attended: mx.array, keep: Keep | None) -> mx.array:
-        """Output projection, residual and MLP: (B, n, D)."""
-        B, n, D = x.shape
-        out = attended @ self.attention_out
-        if keep is not None:
-            out = out * keep[0]
-        x = x.reshape(B * n, D) + out
-        out = self.activation(self.mlp_norm(x) @ self.mlp_in) @ self.mlp_out
-        if keep is not None:
-            out = out * keep[1]
-        return (x + out).reshape(B, n, D)
+def _layer_norm(x: mx.array, gain: mx.array | None) -> mx.array:
+    return mx.fast.layer_norm(x, gain, None, EPS)
+
+
+def _add_product(x: mx.array, rows: mx.array, weight: mx.array, keep: mx.array | None) -> mx.array:
+    """``x + keep ⊙ (rows @ weight)``."""
+    return mx.addmm(x, rows, weight) if keep is None else x + keep * (rows @ weight)
+
+
+def _attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str, scale: float) -> mx.array:
+    """Attention of queries (B, H, n, d) to keys (B, H, d, N) and values (B, H, N, d): (B·n, D), heads side by side."""
+    B, H, n, d = q.shape
+    if isinstance(mask, str):
+        out = mx.fast.scaled_dot_product_attention(q, k.swapaxes(2, 3), v, scale=scale, mask=mask)
+    else:  # three kernels; heads this narrow are fused on no backend
+        scores = mx.addmm(mask, q, k, alpha=scale)  # (B, H, n, N)
+        out = mx.softmax(scores, axis=-1, precise=True) @ v  # (B, H, n, d)
+    return out.swapaxes(1, 2).reshape(B * n, H * d)

@@ -134,7 +134,7 @@ def training_memory(
         run = pieces(config, length, n, segment)
         copies = SUMMING + OF_A_BLOCK * max(piece.blocks for piece in run)
         boundaries = len(run) - 1
-        carry = boundaries * (2 if config.history == "hidden" else 3) * config.block * D * config.layers
+        carry = boundaries * 2 * config.block * D * config.layers
     return Memory(
         weights=round(copies * weights),
         carries=FLOAT * batch * (carry + length),

@@ -35,8 +35,6 @@ class Piece(NamedTuple):
     """Blocks whose outputs the top layer computes."""
     begins: bool
     """It is the sequence's first."""
-    ends: bool
-    """It ends the sequence by Eq. 7."""
 
 
 def paper_ops(config: Architecture, length: int, model: Kind = "recurrent") -> int:
@@ -75,10 +73,9 @@ def executed_ops(
     length: int,
     model: Kind = "recurrent",
     last: int | None = None,
-    close: bool = True,
     segment: int | None = None,
 ) -> int:
-    """Multiply-adds in the matrix products that ``model(tokens, last, close)`` really executes.
+    """Multiply-adds in the matrix products that ``model(tokens, last)`` really executes.
 
     Causality spares work: with ``history="hidden"`` a window gives its second half only, and outputs are
     computed for those blocks that are read; ``"output"`` needs both halves. Whole blocks are computed, masked
@@ -89,7 +86,6 @@ def executed_ops(
         length: tokens L of the sequence.
         model: which of the two.
         last: positions that are read; all if None.
-        close: see `RecurrentTransformer`; with the reading "output" it may spare the last window's y.
         segment: blocks to a piece, when it runs in pieces.
 
     Example:
@@ -101,7 +97,7 @@ def executed_ops(
     head = n * config.dim * config.outputs
     if model == "regular":
         return _regular(config, length, n) + head
-    return _recurrent(config, pieces(config, length, n, segment, close)) + head
+    return _recurrent(config, pieces(config, length, n, segment)) + head
 
 
 def training_ops(
@@ -130,19 +126,17 @@ def training_ops(
     run = pieces(config, length, n, segment)
     first = _recurrent(config, [piece._replace(read=0) for piece in run[:-1]])
     # where no output is read, the gradient needs no value of the carry: its last product is not recomputed
-    unneeded = sum(4 * config.block * config.dim**2 for piece in run[:-1] if piece.read == 0)
+    spared = [piece for piece in run[:-1] if piece.read == 0]
+    whole = sum(config.history == "output" and piece.blocks > piece.begins for piece in spared)  # windows, not halves
+    unneeded = 4 * config.block * config.dim**2 * (len(spared) + whole)
     return first + 3 * (_recurrent(config, run) + head) - unneeded
 
 
-def pieces(config: Architecture, length: int, n: int, segment: int | None = None, close: bool = True) -> list[Piece]:
+def pieces(config: Architecture, length: int, n: int, segment: int | None = None) -> list[Piece]:
     """The pieces of ``segment`` blocks in which a sequence runs whose last ``n`` positions are read."""
     T, unread = -(-length // config.block), (length - n) // config.block
     size = segment or T
-    starts = range(0, T, size)
-    return [
-        Piece(min(size, T - i), max(0, min(i + size, T) - max(i, unread)), i == 0, close and i == starts[-1])
-        for i in starts
-    ]
+    return [Piece(min(size, T - i), max(0, min(i + size, T) - max(i, unread)), i == 0) for i in range(0, T, size)]
 
 
 def layer_calls(config: Architecture, piece: Piece, top: bool = True) -> list[Calls]:
@@ -152,9 +146,7 @@ def layer_calls(config: Architecture, piece: Piece, top: bool = True) -> list[Ca
     first = Calls(int(piece.begins), K, K)
     if config.history == "hidden":
         return [first, Calls(windows, K, 2 * K), Calls(read, K, K)]
-    # spared: a first half whose y came with the carry; one whose y has no use
-    spared = min(windows, (not piece.begins) + (piece.ends and read <= 1))
-    return [first, Calls(spared, K, 2 * K), Calls(windows - spared, 2 * K, 2 * K), Calls(1, K, K)]
+    return [first, Calls(windows, 2 * K, 2 * K), Calls(int(read > 0), K, K)]
 
 
 def _regular(config: Architecture, length: int, n: int) -> int:
@@ -170,5 +162,6 @@ def _recurrent(config: Architecture, run: list[Piece]) -> int:
 
 
 def _tau(D: int, rows: int, window: int) -> int:
-    """A layer on the last ``rows`` of a window: query, output and MLP of those, keys and values of all."""
-    return 10 * rows * D**2 + 2 * window * D**2 + 2 * rows * window * D
+    """A layer on the last ``rows`` of a window: output and MLP of those, keys and values of all, queries of most."""
+    queries = rows if 2 * rows < window else window
+    return 9 * rows * D**2 + (queries + 2 * window) * D**2 + 2 * rows * window * D

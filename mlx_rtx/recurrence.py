@@ -10,15 +10,15 @@ m_i = y_i (``"output"``, as the author's program does), m_0 = 0 or x_1, every bl
     y_i = first half of the same window = τ(w_i), since τ is causal
 
 and the last block of a closed sequence has w_T = h_T (Eq. 7). What the next block needs, its
-*carry*, is (m_i-1, h_i, m_i), the last left out where it is h_i. With ``state_norm`` the m and h
-that are carried are RMS-normalised.
+*carry*, is (m_i-1, h_i). With ``state_norm`` the m and h that are carried are RMS-normalised.
 """
 
+from functools import partial
 from typing import NamedTuple, cast
 
 from mlx_rtx.config import Architecture
-from mlx_rtx.dropout import keep_factors, pairs, split_keys
-from mlx_rtx.layer import EPS, Keep, TransformerLayer, causal_mask
+from mlx_rtx.dropout import keep_factors, pair, split_keys
+from mlx_rtx.layer import EPS, Keep, TransformerLayer, Weights, causal_mask
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -42,16 +42,56 @@ def clamp(alpha: mx.array) -> mx.array:
     return cast(mx.array, _clamp(alpha))
 
 
+@mx.custom_function
+def _window(alpha, x, *carry):
+    m, h = halves(carry)
+    B, K, D = x.shape
+    rows = mx.where(_first_half(), h[:, None], x[:, None]) + alpha * m[:, None]  # (B, 2, K, D)
+    return rows.reshape(B, 2 * K, D)
+
+
+@_window.vjp
+def _window_vjp(primals, cotangent, _):
+    alpha, x, *carry = primals
+    m, _ = halves(carry)
+    B, K, D = x.shape
+    cotangent = cotangent.reshape(B, 2, K, D)
+    of_h, of_x = cotangent[:, 0], cotangent[:, 1]
+    both = of_h + of_x
+    of_alpha = (m * both).sum()
+    if len(carry) == 2:
+        return of_alpha, of_x, alpha * both, of_h
+    of_carry = mx.where(_first_half(), (alpha * both)[:, None], of_h[:, None])  # (B, 2, K, D)
+    return of_alpha, of_x, of_carry.reshape(B, 2 * K, D)
+
+
+def halves(carry):
+    """m and h, which come each for itself or as one array (B, 2K, D)."""
+    return carry if len(carry) == 2 else mx.split(carry[0], 2, axis=1)
+
+
+def _first_half() -> mx.array:
+    return mx.array([True, False])[:, None, None]
+
+
+def window(alpha: mx.array, x: mx.array, *carry: mx.array) -> mx.array:
+    """The window (α m + h, α m + x): (B, 2K, D) in one operation, and one backward.
+
+    Args:
+        x: the next block (B, K, D).
+        carry: m and h, each (B, K, D), or both in one array (B, 2K, D).
+    """
+    return cast(mx.array, _window(alpha, x, *carry))
+
+
 class StepState(NamedTuple):
     """State of one recurrence between two tokens of a stream: the carry and the block in progress."""
 
     before: mx.array  # m_j-2 (B, K, D), block j being in progress: added to its inputs
     last: mx.array  # m_j-1 (B, K, D): added to its h
     current: mx.array  # m_j (B, K, D), filled row by row
-    window_k: mx.array  # keys (B, H, d, 2K) of the window (w_j-1, α m_j-2 + x_j)
-    window_v: mx.array  # its values (B, H, 2K, d)
-    output_k: mx.array  # keys (B, H, d, K) of w_j: the next window's first half
-    output_v: mx.array  # its values (B, H, K, d)
+    window: mx.array  # keys and values (2, B, H, 2K, d) of the window (w_j-1, α m_j-2 + x_j)
+    output: mx.array  # those (2, B, H, K, d) of w_j: the next window's first half
 
 
 class Recurrence(nn.Module):
@@ -84,117 +124,135 @@ class Recurrence(nn.Module):
             carry: what the blocks before left; None at the start of a sequence.
             read: outputs wanted of the last ``read`` blocks only; None for all.
             close: the last block is the sequence's last: Eq. 7 instead of Eq. 6.
-            keys: one random key a block (S, 2) for dropout; None for no dropout.
+            keys: random keys (S + 1, 2) for dropout, the last for what reads the last block; None for none.
 
         Returns:
             (y (B, read·K, D), carry). A closed sequence's carry has no use.
         """
         S = x.shape[1] // self.block
-        scan = self._scan_hidden if self.history == "hidden" else self._scan_output
-        shape = (2, x.shape[0], self.block, x.shape[2])  # attention and MLP outputs of a block
-        keep_h, keep_y = (keep_factors(k, self.rate, shape) for k in split_keys(keys, 2))
-        return scan(mx.split(x, S, axis=1), carry, S if read is None else read, close, keep_h, keep_y)
+        blocks, weights, alpha = mx.split(x, S, axis=1), self.tau.folded(), clamp(self.alpha)
+        read = S if read is None else read
+        first, keep, last = self._keep(keys, blocks[0].shape, S - (not carry), read)
+        if carry:
+            m, h = carry
+        else:
+            h = self._carried(self._half(blocks[0], weights, first))  # (5)
+            m = mx.zeros_like(h) if self.history == "hidden" else self._carried(blocks[0])
+            blocks = blocks[1:]
+        outs, after = self._scan(blocks, alpha, m, h, weights, keep)
+        if not read:
+            y = x[:, :0]
+        elif self.history == "hidden":
+            y = self._read_hidden([m, h, *outs][-read - 1 :], alpha, close, weights, last)
+        else:
+            m, h = after
+            y = self._half(h if close else alpha * m + h, weights, last)  # (7) or (6)
+            if read > 1:  # the windows gave those before
+                before = mx.stack(outs[1 - read :], axis=1)[:, :, : self.block]  # (B, read - 1, K, D)
+                y = mx.concatenate([before.flatten(1, 2), y], axis=1)
+        return y, [] if close else after
 
     def _carried(self, x: mx.array) -> mx.array:
         return mx.fast.rms_norm(x, None, EPS) if self.state_norm else x
 
-    def _half(self, w: mx.array, keep: Keep | None) -> mx.array:
+    def _half(self, w: mx.array, weights: Weights, keep: Keep | None) -> mx.array:
         """τ of a first half alone, (·, K, D) → (·, K, D)."""
-        return self.tau(w, mask=self._mask[: self.block, : self.block], keep=keep)
+        return self.tau(w, None, self._mask[: self.block, : self.block], keep, weights)
 
-    def _next(self, w: mx.array, x: mx.array, keep: Keep | None) -> mx.array:
-        """The next h: the second half of τ of the window (w, x), each (B, K, D)."""
-        return self._carried(self.tau(x, w, self._mask[self.block :], keep))
+    def _scan(
+        self,
+        blocks: list[mx.array],
+        alpha: mx.array,
+        m: mx.array,
+        h: mx.array,
+        weights: Weights,
+        keep: list[Keep] | list[None],
+    ) -> tuple[list[mx.array], Carry]:
+        """Eq. 6 over windows, one a block: τ of each, and the carry that they leave.
 
-    def _scan_hidden(self, blocks, carry, read, close, keep_h, keep_y):
-        """Only h is on the chain; the y that are read follow in one call for all blocks."""
-        S, alpha, keep_h = len(blocks), clamp(self.alpha), pairs(keep_h, len(blocks))
-        if carry is None:
-            h = self._carried(self._half(blocks[0], keep_h[0]))  # (5)
-            m, blocks = mx.zeros_like(h), blocks[1:]
+        Of a window ``"output"`` takes both halves (B, 2K, D), ``"hidden"`` the second only (B, K, D), as it is
+        carried.
+        """
+        hidden = self.history == "hidden"
+        rows, mask = (self.block, self._mask[self.block :]) if hidden else (None, self._mask)
+        outs, carry = [], [m, h]
+        for x, kept in zip(blocks, keep, strict=True):
+            out = self.tau(window(alpha, x, *carry), rows, mask, kept, weights)
+            carried = self._carried(out)
+            carry = [carry[-1], carried] if hidden else [carried]
+            outs.append(carried if hidden else out)
+        return outs, mx.split(carry[0], 2, axis=1) if len(carry) == 1 else carry
+
+    def _read_hidden(
+        self, states: list[mx.array], alpha: mx.array, close: bool, weights: Weights, keep: Keep | None
+    ) -> mx.array:
+        """The y of the blocks whose h are ``states``, but the first: nothing waits for them, one call gives all."""
+        read, (B, K, D) = len(states) - 1, states[0].shape
+        h = mx.stack(states)  # (read + 1, B, K, D)
+        if close:  # (7): the last block goes without its history
+            alpha = alpha * (mx.arange(read) < read - 1)[:, None, None, None]
+        y = self._half((alpha * h[:-1] + h[1:]).flatten(0, 1), weights, keep)  # (read·B, K, D)
+        return y.reshape(read, B, K, D).swapaxes(0, 1).flatten(1, 2)
+
+    def _keep(
+        self, keys: mx.array | None, shape: tuple[int, ...], windows: int, read: int
+    ) -> tuple[Keep | None, list[Keep] | list[None], Keep | None]:
+        """Dropout factors of the first block, of each window, and of what is read in one call at the end.
+
+        A block's key is that of the window which makes its h, and which gives the y of the block before.
+        """
+        if keys is None or self.rate == 0:
+            return None, [None] * windows, None
+        B, K, D = shape
+        if self.history == "hidden":
+            of_h, of_y = split_keys(keys, 2)
+            factors = keep_factors(of_h[:-1], self.rate, (2, B, K, D))
+            first, last = factors[0], keep_factors(of_y[-max(read, 1) :], self.rate, (2, B, K, D))
+            last = last.swapaxes(0, 1).flatten(1, 2)
         else:
-            m, h = carry
-        halves = []  # w of every block, before them the w of the block that the carry came from
-        for i, x in enumerate(blocks, S - len(blocks)):
-            history = alpha * m
-            halves.append(history + h)
-            m, h = h, self._next(halves[-1], history + x, keep_h[i])  # (6)
-        carry = [] if close else [m, h]
-        if not read:
-            return h[:, :0], carry
-        halves.append(h if close else alpha * m + h)  # (7) or (6)
-        if keep_y is not None:
-            keep_y = keep_y[S - read :].swapaxes(0, 1)[None]  # (1, 2, read, B, K, D)
-        y = self._half(mx.concatenate(halves[-read:]), pairs(keep_y, 1)[0])  # (read·B, K, D)
-        return y.reshape(read, *h.shape).swapaxes(0, 1).flatten(1, 2), carry
-
-    def _scan_output(self, blocks, carry, read, close, keep_h, keep_y):
-        """Each window gives the next h and, where it is not known yet, the y of the block before."""
-        S, alpha = len(blocks), clamp(self.alpha)
-        both = None if keep_y is None else mx.concatenate([keep_y[:-1], keep_h[1:]], axis=3)  # (S-1, 2, B, 2K, D)
-        keep_h, keep_y, keep_both = pairs(keep_h, S), pairs(keep_y, S), pairs(both, S - 1)
-        if carry is None:
-            h = self._carried(self._half(blocks[0], keep_h[0]))  # (5)
-            m, known, blocks = self._carried(blocks[0]), None, blocks[1:]
-        else:
-            m, h, known = carry
-        outputs: list[mx.array] = []
-        for i, x in enumerate(blocks, S - len(blocks)):
-            history = alpha * m
-            w, x = history + h, history + x
-            if known is not None:  # the y of this window came with the carry
-                m, h, known = known, self._next(w, x, keep_h[i]), None
-            elif close and i == S - 1 and read <= 1:  # it has no use: (7) needs no history
-                h = self._next(w, x, keep_h[i])
-            else:
-                window = mx.concatenate([w, x], axis=1)  # (B, 2K, D)
-                y, h = mx.split(self.tau(window, mask=self._mask, keep=keep_both[i - 1]), 2, axis=1)  # (6)
-                outputs.append(y)
-                m, h = self._carried(y), self._carried(h)
-        y = self._half(h if close else alpha * m + h, keep_y[-1])  # (7) or (6)
-        outputs.append(y)
-        carry = [] if close else [m, h, self._carried(y)]
-        return mx.concatenate(outputs[-read:], axis=1) if read else y[:, :0], carry
+            factors = keep_factors(keys, self.rate, (2, B, 2 * K, D))
+            first, last, factors = factors[0, :, :, K:], factors[-1, :, :, :K], factors[:-1]
+        return pair(first), [pair(f) for f in factors[len(factors) - windows :]], pair(last)
 
     def initial_state(self, batch: int) -> StepState:
         """State before the first token, for ``batch`` streams."""
-        K, D, H = self.block, self.tau.query.shape[0], self.tau.heads
-        d, block = D // H, mx.zeros((batch, K, D))
-        window = mx.zeros((batch, H, d, 2 * K)), mx.zeros((batch, H, 2 * K, d))
-        half = mx.zeros((batch, H, d, K)), mx.zeros((batch, H, K, d))
-        return StepState(block, block, block, *window, *half)
+        K, D, H = self.block, self.tau.qkv.shape[0], self.tau.heads
+        block, rows = mx.zeros((batch, K, D)), mx.zeros((2, batch, H, 2 * K, D // H))
+        return StepState(block, block, block, rows, rows[..., :K, :])
 
-    def step(self, x: mx.array, state: StepState, position: int) -> tuple[mx.array, StepState]:
-        """Feed tokens ``position`` … of a stream, at most to the end of the block they begin in.
+    def step(self, x: mx.array, state: StepState, at: int, first: bool) -> tuple[mx.array, StepState]:
+        """Feed the next tokens of a stream, at most to the end of the block they are in.
 
         Args:
             x: embedded input (B, n, D).
             state: the state before them.
-            position: tokens fed before.
+            at: their place in the block.
+            first: the block is the stream's first.
 
         Returns:
             (y (B, n, D) by Eq. 6, state). Without dropout.
         """
-        K, alpha = self.block, clamp(self.alpha)
-        at, n, first = position % K, x.shape[1], position < K
+        (_, n, _), K, alpha = x.shape, self.block, clamp(self.alpha)
         last, mask = state.last, self._mask[K + at : K + at + n]
         if first:
             mask = mx.where(mx.arange(2 * K) < K, -mx.inf, mask)  # nothing before x_1
             if self.history == "output":
                 last = _write(last, self._carried(x), at)  # y_0 = x_1
-        h, window_k, window_v = self.tau.step(
-            alpha * state.before[:, at : at + n] + x, mask, state.window_k, state.window_v, K + at
-        )
+        rows = alpha * state.before[:, at : at + n] + x
+        h, window = self.tau.step(rows, mask, state.window, partial(_write, at=K + at))
         h = self._carried(h)
-        y, output_k, output_v = self.tau.step(
-            alpha * last[:, at : at + n] + h, self._mask[at : at + n, :K], state.output_k, state.output_v, at
-        )
+        rows = alpha * last[:, at : at + n] + h
+        y, output = self.tau.step(rows, self._mask[at : at + n, :K], state.output, partial(_write, at=at))
         current = _write(state.current, h if self.history == "hidden" else self._carried(y), at)
+        before = state.before
         if at + n == K:  # what was w_j becomes the first half of the next window
-            window_k, window_v = _write(window_k, output_k, 0, axis=3), _write(window_v, output_v, 0, axis=2)
-            last, state = current, state._replace(before=last)
-        return y, StepState(state.before, last, current, window_k, window_v, output_k, output_v)
+            window = mx.concatenate([output, window[..., K:, :]], axis=-2)
+            before, last = last, current
+        return y, StepState(before, last, current, window, output)
 
 
-def _write(rows: mx.array, new: mx.array, at: int, axis: int = 1) -> mx.array:
-    return mx.slice_update(rows, new, mx.array([at]), [axis])
+def _write(rows: mx.array, new: mx.array, at: int) -> mx.array:
+    """``rows`` (…, N, d) with ``new`` (…, n, d) from row ``at`` on; a single row in one operation."""
+    if new.shape[-2] == 1:
+        return mx.where((mx.arange(rows.shape[-2]) == at)[:, None], new, rows)
+    return mx.slice_update(rows, new, mx.array([at]), [rows.ndim - 2])

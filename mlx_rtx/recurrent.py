@@ -5,6 +5,7 @@ Letters: B batch, L length, K block width, T = ⌈L/K⌉ blocks, D width.
 
 from typing import NamedTuple
 
+from mlx_rtx.compiled import compiled
 from mlx_rtx.config import ModelConfig
 from mlx_rtx.dropout import keep_factors, split_keys
 from mlx_rtx.embedding import wanted
@@ -38,17 +39,20 @@ class RecurrentTransformer(Transformer):
         super().__init__(config, [Recurrence(config) for _ in range(config.layers)])
 
     def masked_parts(self, length):
-        """The blocks, T."""
-        return -(-length // self.config.block)
+        """The blocks, T, and what reads the last one."""
+        return -(-length // self.config.block) + 1
 
     def run(self, tokens, position=0, carry=None, last=0, close=False, keys=None):
         """Run S = ⌈n/K⌉ blocks; see `Transformer.run`."""
         (B, n), K, D = tokens.shape, self.config.block, self.config.dim
         S, r = -(-n // K), len(self.layers)
-        layer_keys = split_keys(keys, 1 + r)
-        x = mx.pad(self.embedding(tokens, position), [(0, 0), (0, S * K - n), (0, 0)])
-        keep = keep_factors(layer_keys.pop(), self.config.dropout, (B, K, D))  # (S, B, K, D)
-        if keep is not None:
+        x = self.embedding(tokens, position)
+        if padding := S * K - n:
+            x = mx.pad(x, [(0, 0), (0, padding), (0, 0)])
+        layer_keys: list = [None] * r
+        if keys is not None:
+            own, *layer_keys = split_keys(keys, 1 + r)
+            keep = keep_factors(own[:-1], self.config.dropout, (B, K, D))  # (S, B, K, D)
             x = x * keep.swapaxes(0, 1).flatten(1, 2)
         carries = []
         for i, layer in enumerate(self.layers):
@@ -75,12 +79,26 @@ class RecurrentTransformer(Transformer):
         position, layers = state
         while start < tokens.shape[1]:
             end = min(start + K - position % K, tokens.shape[1])
-            x = self.embedding(tokens[:, start:end], position)
-            stepped = []
-            for layer, before in zip(self.layers, layers, strict=True):
-                x, after = layer.step(x, before, position)
-                stepped.append(after)
-            layers = tuple(stepped)
-            outputs.append(x)
+            self.embedding.check(position + end - start)
+            logits, layers = compiled(self, _step)(
+                tokens[:, start:end], mx.array(position), layers, position % K, position < K
+            )
+            outputs.append(logits)
             position, start = position + end - start, end
-        return self.embedding.readout(mx.concatenate(outputs, axis=1)), State(position, layers)
+        return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=1), State(position, layers)
+
+
+def _step(
+    model: RecurrentTransformer,
+    tokens: mx.array,
+    position: mx.array,
+    layers: tuple[StepState, ...],
+    at: int,
+    first: bool,
+) -> tuple[mx.array, tuple[StepState, ...]]:
+    """Feed tokens that stand at ``at`` … of one block: logits (B, n, outputs) and the layers' states."""
+    x, stepped = model.embedding(tokens, position), []
+    for layer, before in zip(model.layers, layers, strict=True):
+        x, after = layer.step(x, StepState(*before), at, first)
+        stepped.append(after)
+    return model.embedding.readout(x), tuple(stepped)

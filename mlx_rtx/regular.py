@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
+from mlx_rtx.compiled import compiled
 from mlx_rtx.config import ModelConfig
-from mlx_rtx.dropout import keep_factors, pairs, split_keys
+from mlx_rtx.dropout import keep_factors, pair, split_keys
 from mlx_rtx.embedding import wanted
 from mlx_rtx.layer import TransformerLayer
 from mlx_rtx.transformer import Transformer
@@ -13,18 +14,11 @@ import mlx.core as mx
 CACHE_ROWS = 256  # the key-value cache grows by so many tokens at a time
 
 
-class LayerCache(NamedTuple):
-    """Keys (B, H, d, N) and values (B, H, N, d) that a layer keeps, with room for N tokens."""
-
-    k: mx.array
-    v: mx.array
-
-
 class CacheState(NamedTuple):
-    """State of a stream: tokens fed so far, and each layer's cache. It grows with the stream."""
+    """State of a stream: tokens fed, and each layer's keys and values (2, B, H, N, d), with room for N tokens."""
 
     position: int
-    layers: tuple[LayerCache, ...]
+    layers: tuple[mx.array, ...]
 
 
 class RegularTransformer(Transformer):
@@ -44,17 +38,15 @@ class RegularTransformer(Transformer):
     def run(self, tokens, position=0, carry=None, last=0, close=True, keys=None):
         """Run whole sequences; see `Transformer.run`."""
         (B, L), D = tokens.shape, self.config.dim
-        layer_keys = split_keys(keys, 1 + len(self.layers))
-        x = self.embedding(tokens)
-        keep = keep_factors(layer_keys.pop(), self.config.dropout, (B, L, D))
-        if keep is not None:
-            x = x * keep[0]
-        for layer, k in zip(self.layers, layer_keys, strict=True):
-            context = None
-            if layer is self.layers[-1] and last < L:
-                context, x = x[:, : L - last], x[:, L - last :]
-            keep = keep_factors(k, self.config.dropout, (2, *x.shape))
-            x = layer(x, context, keep=pairs(keep, 1)[0])
+        x, rate = self.embedding(tokens), self.config.dropout
+        layer_keys: list = [None] * len(self.layers)
+        if keys is not None:
+            own, *layer_keys = split_keys(keys, 1 + len(self.layers))
+            x = x * keep_factors(own, rate, (B, L, D))[0]
+        for layer, key in zip(self.layers, layer_keys, strict=True):
+            n = last if layer is self.layers[-1] else L
+            keep = None if key is None else pair(keep_factors(key, rate, (2, B, n, D))[0])
+            x = layer(x, n, keep=keep)
         return x, []
 
     def spans(self, length, segment):
@@ -64,21 +56,28 @@ class RegularTransformer(Transformer):
     def initial_state(self, batch_size: int = 1) -> CacheState:
         """State of ``batch_size`` streams before their first token."""
         H = self.config.heads
-        d = self.config.dim // H
-        empty = LayerCache(mx.zeros((batch_size, H, d, 0)), mx.zeros((batch_size, H, 0, d)))
+        empty = mx.zeros((2, batch_size, H, 0, self.config.dim // H))
         return CacheState(0, (empty,) * len(self.layers))
 
     def step(self, tokens: mx.array, state: CacheState) -> tuple[mx.array, CacheState]:
         """Feed tokens (B, n): (logits (B, n, outputs), state)."""
-        n = wanted(tokens.shape[1], None)
-        at = state.position
-        rows = -(-(at + n) // CACHE_ROWS) * CACHE_ROWS
-        mask = mx.where(mx.arange(rows) > mx.arange(at, at + n)[:, None], -mx.inf, 0.0)
-        x, caches = self.embedding(tokens, at), []
-        for layer, cache in zip(self.layers, state.layers, strict=True):
-            k, v = cache
-            if grown := rows - v.shape[2]:  # padding by nothing would copy it all
-                k, v = mx.pad(k, [(0, 0)] * 3 + [(0, grown)]), mx.pad(v, [(0, 0)] * 2 + [(0, grown), (0, 0)])
-            x, k, v = layer.step(x, mask, k, v, at)
-            caches.append(LayerCache(k, v))
-        return self.embedding.readout(x), CacheState(at + n, tuple(caches))
+        position, caches = state
+        end = position + wanted(tokens.shape[1], None)
+        self.embedding.check(end)
+        if grown := -(-end // CACHE_ROWS) * CACHE_ROWS - caches[0].shape[3]:  # padding by nothing would copy it all
+            caches = tuple(mx.pad(cache, [(0, 0)] * 3 + [(0, grown), (0, 0)]) for cache in caches)
+        logits, caches = compiled(self, _step)(tokens, mx.array(position), caches)
+        return logits, CacheState(end, caches)
+
+
+def _step(
+    model: RegularTransformer, tokens: mx.array, position: mx.array, caches: tuple[mx.array, ...]
+) -> tuple[mx.array, tuple[mx.array, ...]]:
+    """Feed tokens: logits (B, n, outputs) and the layers' caches, which have room for them."""
+    last = position + mx.arange(tokens.shape[1])[:, None]  # that a token may look at
+    mask = mx.where(mx.arange(caches[0].shape[3]) > last, -mx.inf, 0.0)
+    x, written = model.embedding(tokens, position), []
+    for layer, cache in zip(model.layers, caches, strict=True):
+        x, cache = layer.step(x, mask, cache, lambda rows, new: mx.slice_update(rows, new, position[None], [3]))
+        written.append(cache)
+    return model.embedding.readout(x), tuple(written)

@@ -10,6 +10,7 @@ from mlx_rtx.transformer import Transformer
 from mlx_rtx.trees import flat
 
 import numpy as np
+from mlx.utils import tree_map_with_path
 
 
 def fingerprint(model: Transformer) -> str:
@@ -38,7 +39,5 @@ def load_stream(path: Path, model: Transformer) -> Stream:
     )
     pending = arrays["pending"]
     empty = start(model, len(pending)).state
-    layers = tuple(
-        type(layer)(*(arrays[f"layers.{i}.{j}"] for j in range(len(layer)))) for i, layer in enumerate(empty.layers)
-    )
+    layers = tree_map_with_path(lambda name, _: arrays[f"layers.{name}"], empty.layers)
     return Stream(type(empty)(int(metadata["position"]), layers), pending)

@@ -64,7 +64,7 @@ class Transformer(nn.Module, ABC):
     def run(
         self,
         tokens: mx.array,
-        position: int = 0,
+        position: int | mx.array = 0,
         carry: list | None = None,
         last: int = 0,
         close: bool = False,
@@ -74,7 +74,7 @@ class Transformer(nn.Module, ABC):
 
         Args:
             tokens: (B, n).
-            position: tokens before this piece.
+            position: tokens before this piece; as an array it is not checked against the position table.
             carry: what the pieces before left; None at the start.
             last: how many of the piece's final outputs to compute.
             close: the piece ends the sequence: Eq. 7.

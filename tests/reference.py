@@ -22,8 +22,7 @@ def tau(x, p, prefix, config):
     _, N, D = x.shape
     d = D // config.heads
     normed = layer_norm(x, p[prefix + "attention_norm.weight"])
-    q = normed @ p[prefix + "query"]
-    k, v = np.split(normed @ p[prefix + "key_value"], 2, axis=-1)
+    q, k, v = np.split(normed @ p[prefix + "qkv"], 3, axis=-1)
     mixed = np.zeros_like(x)
     for head in range(config.heads):
         cols = slice(head * d, (head + 1) * d)

@@ -1,0 +1,55 @@
+"""Compiled functions: what they give is what they give uncompiled, and no weight is frozen into them.
+
+Compiling is for Metal; here it is the CPU that compiles, where a compiler is at hand.
+"""
+
+import shutil
+
+from mlx_rtx import compiled, loss_and_grad
+
+import mlx.core as mx
+import pytest
+from conftest import K, make_model, make_tokens
+from mlx.utils import tree_flatten, tree_map
+
+
+@pytest.fixture
+def compiling(monkeypatch):
+    if shutil.which("g++") is None:
+        pytest.skip("MLX compiles for the CPU with g++")
+
+    def switch(on):
+        monkeypatch.setattr(compiled, "pays", lambda: on)
+
+    return switch
+
+
+def test_a_compiled_gradient_is_the_plain_one_and_follows_the_weights(compiling):
+    model, tokens = make_model(train_alpha=False), make_tokens(4 * K)
+    for step in range(2):
+        found = []
+        for on in (False, True):
+            compiling(on)
+            found.append(loss_and_grad(model, tokens, tokens[:, -1:], 2))
+        (loss, gradients), (compiled_loss, compiled_gradients) = found
+        assert mx.allclose(compiled_loss, loss, rtol=1e-5)
+        named = dict(tree_flatten(compiled_gradients))
+        for name, gradient in tree_flatten(gradients):
+            assert mx.allclose(named[name], gradient, rtol=1e-4, atol=1e-6), (step, name)
+        model.update(tree_map(lambda w: 1.1 * w, model.parameters()))  # α too, which is not trained
+
+
+def test_a_function_is_traced_once_a_shape_and_constant(compiling):
+    model, traced = make_model(), []
+
+    def function(model, x, constant):
+        traced.append((x.shape, constant))
+        return x + constant
+
+    compiling(True)
+    for shape, constant in [((1,), 1), ((2,), 1), ((1,), 2)] * 2:
+        mx.eval(compiled.compiled(model, function)(mx.zeros(shape), constant))
+    assert len(traced) == 3
+    compiling(False)
+    mx.eval(compiled.compiled(model, function)(mx.zeros((1,)), 1))
+    assert len(traced) == 4
