@@ -8,7 +8,7 @@ from mlx_rtx.trees import flat
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_map
+from mlx.utils import tree_map, tree_unflatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,17 @@ class OptimizerConfig:
 
 
 def make_optimizer(config: OptimizerConfig, model: nn.Module) -> optim.Optimizer:
-    """Adam or AdamW for the trainable parameters of ``model``, its state laid out."""
+    """Adam or AdamW for the trainable parameters of ``model``, its state laid out.
+
+    It works on parameters that are joined to two vectors, matrices and others, so that a step
+    launches little more than for two parameters.
+    """
     betas = [0.9, config.beta2]
     optimizer: optim.Optimizer = optim.Adam(config.lr, betas, bias_correction=True)
     if config.weight_decay:
         decaying = optim.AdamW(config.lr, betas, weight_decay=config.weight_decay, bias_correction=True)
-        optimizer = optim.MultiOptimizer([decaying, optimizer], [lambda _, weight: weight.ndim > 1])
-    optimizer.init(model.trainable_parameters())
+        optimizer = optim.MultiOptimizer([decaying, optimizer], [lambda name, _: name == "matrices"])
+    optimizer.init(_join(model.trainable_parameters(), model.trainable_parameters()))
     return optimizer
 
 
@@ -52,17 +56,36 @@ def apply_gradients(model: nn.Module, optimizer: optim.Optimizer, gradients: dic
     Returns:
         Whether the step was taken, a scalar bool. Nothing is evaluated here.
     """
-    norm = mx.sqrt(mx.stack([g.square().sum() for g in flat(gradients).values()]).sum())
+    own, state = model.trainable_parameters(), tree_map(lambda a: a, optimizer.state)
+    weights, joined = _join(own, own), _join(own, gradients)
+    norm = mx.sqrt(sum((g.square().sum() for g in joined.values()), mx.array(0.0)))
     taken = mx.isfinite(norm)
     if clip:
         scale = mx.minimum(1.0, clip / (norm + 1e-6))
-        gradients = tree_map(lambda g: g * scale, gradients)
-    weights, state = model.trainable_parameters(), tree_map(lambda a: a, optimizer.state)
-    optimizer.update(model, gradients)
+        joined = tree_map(lambda g: g * scale, joined)
+    after = optimizer.apply_gradients(joined, weights)
 
     def choose(new, old):
         return mx.where(taken, new, old)
 
-    model.update(tree_map(choose, model.trainable_parameters(), weights))
+    model.update(_part(own, tree_map(choose, after, weights)))
     optimizer.state = tree_map(choose, optimizer.state, state)
     return taken
+
+
+def _join(shapes: dict, tree: dict) -> dict[str, mx.array]:
+    """The arrays of a tree joined to a vector of matrices and one of others, as ``shapes`` has them."""
+    groups: dict[str, list[mx.array]] = {"matrices": [], "others": []}
+    for shape, array in zip(flat(shapes).values(), flat(tree).values(), strict=True):
+        groups["matrices" if shape.ndim > 1 else "others"].append(array.reshape(-1))
+    return {name: mx.concatenate(arrays) for name, arrays in groups.items() if arrays}
+
+
+def _part(shapes: dict, joined: dict[str, mx.array]) -> dict:
+    """What `_join` joined, as a tree like ``shapes``."""
+    named, done = [], dict.fromkeys(joined, 0)
+    for name, shape in flat(shapes).items():
+        group = "matrices" if shape.ndim > 1 else "others"
+        start, done[group] = done[group], done[group] + shape.size
+        named.append((name, joined[group][start : done[group]].reshape(shape.shape)))
+    return tree_unflatten(named)
