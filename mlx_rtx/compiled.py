@@ -6,6 +6,7 @@ time. On CUDA each fused operation takes seconds to compile, a training step a m
 """
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -28,8 +29,11 @@ def compiled(model: nn.Module, function: Callable[..., Any]) -> Callable[..., An
     made = vars(model).setdefault("_compiled", {})
     key = function, pays()
     if key not in made:
+        where = weakref.ref(model)  # which holds this function: in a cycle neither would be freed at once
 
         def pure(weights: dict, *arguments: Any) -> Any:
+            model = where()
+            assert model is not None
             before = model.parameters()
             model.update(weights)
             try:

@@ -118,7 +118,7 @@ def piecewise(model: Transformer, read, length: int, last: int) -> Iterator[mx.a
 
 def _piece(
     model: Transformer, tokens: mx.array, position: mx.array, carry: list, last: int, close: bool
-) -> tuple[mx.array, list]:
-    """Logits of a piece's ``last`` positions, and the carry that it leaves."""
+) -> tuple[mx.array | None, list]:
+    """Logits of a piece's ``last`` positions, if there are any, and the carry that it leaves."""
     y, carry = model.run(tokens, position, carry, last, close)
-    return model.embedding.readout(y) if last else y, carry
+    return model.embedding.readout(y) if last else None, carry

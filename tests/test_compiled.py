@@ -4,6 +4,7 @@ Compiling is for Metal; here it is the CPU that compiles, where a compiler is at
 """
 
 import shutil
+import weakref
 
 from mlx_rtx import compiled, loss_and_grad
 
@@ -53,3 +54,14 @@ def test_a_function_is_traced_once_a_shape_and_constant(compiling):
     compiling(False)
     mx.eval(compiled.compiled(model, function)(mx.zeros((1,)), 1))
     assert len(traced) == 4
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_a_model_let_go_is_freed_at_once(compiling, on):
+    """Else the arrays of models that have gone would fill the memory until the garbage is collected."""
+    compiling(on)
+    model, tokens = make_model(), make_tokens(2 * K)
+    mx.eval(loss_and_grad(model, tokens, tokens[:, -1:], 1))
+    gone = weakref.ref(model)
+    del model
+    assert gone() is None
