@@ -86,6 +86,7 @@ def environment() -> dict:
         "processor": _processor(),
         "openblas": HAS_OPENBLAS,
         "tf32": os.environ.get("MLX_ENABLE_TF32", "default"),
+        "kernels": os.environ.get("MLX_RTX_KERNELS", "default"),
         "git_revision": _git_revision(),
     }
 

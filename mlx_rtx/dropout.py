@@ -1,5 +1,7 @@
 """Dropout whose masks belong to blocks: however a sequence is cut, each block draws the same ones."""
 
+import math
+
 import mlx.core as mx
 
 
@@ -11,8 +13,10 @@ def split_keys(keys: mx.array, parts: int) -> list[mx.array]:
 
 def keep_factors(keys: mx.array, rate: float, shape: tuple[int, ...]) -> mx.array:
     """Factors (S, \\*shape), 0 with probability ``rate`` and 1 / (1 - rate) else, from S keys (S, 2)."""
-    kept = mx.vmap(lambda key: mx.random.bernoulli(1 - rate, shape, key=key))(keys)
-    return kept.astype(mx.float32) * (1 / (1 - rate))
+    count, kept = math.prod(shape), round((1 - rate) * 2**32) - 1
+    # splitting a key gives its random bits as they are: a launch, where drawing numbers in [0, 1) takes six more
+    bits = mx.vmap(lambda key: mx.random.split(key, -(-count // 2)).flatten())(keys)  # (S, count or one more)
+    return mx.where(bits[:, :count] <= mx.array(kept, mx.uint32), 1 / (1 - rate), 0.0).reshape(-1, *shape)
 
 
 def pair(factors: mx.array) -> tuple[mx.array, mx.array]:

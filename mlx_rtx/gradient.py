@@ -10,13 +10,13 @@ ones of the first.
 from mlx_rtx.compiled import compiled
 from mlx_rtx.embedding import wanted
 from mlx_rtx.errors import require
-from mlx_rtx.recurrence import clamp
+from mlx_rtx.kernels.scan import knowing, recording
 from mlx_rtx.transformer import Transformer
 from mlx_rtx.trees import flat
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
 
 
 def loss_and_grad(
@@ -81,51 +81,64 @@ def carried_loss_and_grad(
         read = max(end - max(start, L - n), 0)
         return tokens[:, start:end], mx.array(start), block_keys, read, close and end == L
 
-    own, alphas = model.parameters(), {f"layers.{i}.alpha": alpha for i, alpha in enumerate(model.alphas)}
-    # α is clamped once, here: what may pass at its boundary is decided on the whole gradient
-    model.update(tree_unflatten([(name, clamp(alpha)) for name, alpha in alphas.items()]))
+    own = flat(model.trainable_parameters())
+    ready = model.ready()
+    carries: list[list] = [carry or []]
+    outputs: list[list] = []  # of the scans of each segment, where kernels go by them; the last one runs but once
+    for start, end in spans[:-1]:
+        left, known = compiled(model, _advance)(ready, carries[-1], *arguments(start, end))
+        carries.append(left)
+        outputs.append(known)
+        mx.async_eval(left, known)
+        mx.eval(carries[-2])  # one segment ahead, not more: memory is taken when work is queued
+    outputs.append([])
+
+    loss = mx.array(0.0)
+    gradients: dict = {}  # of what was made ready
+    pulled: list = []  # gradient of the carry that the segment leaves; empty where none comes back
+    after: list = []  # the carry that the last segment leaves
+    queued: list = []  # what the segment before this one gives
+    for done, (start, end) in enumerate(reversed(spans)):
+        if detach and done % detach == 0:
+            pulled = []
+        if not pulled and end <= L - n:
+            break  # neither a loss here nor a gradient from behind
+        classes = targets[:, max(start - (L - n), 0) : max(end - (L - n), 0)]
+        loss, gradients, pulled, left = compiled(model, _pull)(
+            ready, loss, gradients, carries.pop(), outputs.pop(), pulled, classes, B * n, *arguments(start, end)
+        )
+        after = after if done else left
+        mx.async_eval(loss, gradients, pulled, after)
+        mx.eval(queued)
+        queued = [gradients, pulled]
+
+    def prepare(*weights: mx.array) -> list[mx.array]:
+        """What was made ready. α is clamped there: what may pass at its boundary is decided on the whole gradient."""
+        model.update(tree_unflatten(list(zip(own, weights, strict=True))))
+        return list(flat(model.ready()).values())
+
     try:
-        carries: list[list] = [carry or []]
-        for start, end in spans[:-1]:
-            carries.append(compiled(model, _advance)(carries[-1], *arguments(start, end)))
-            mx.async_eval(carries[-1])
-            mx.eval(carries[-2])  # one segment ahead, not more: memory is taken when work is queued
-
-        loss, gradients = mx.array(0.0), []
-        pulled: list = []  # gradient of the carry that the segment leaves; empty where none comes back
-        after: list = []  # the carry that the last segment leaves
-        queued: list = []  # what the segment before this one gives
-        for done, (start, end) in enumerate(reversed(spans)):
-            if detach and done % detach == 0:
-                pulled = []
-            if not pulled and end <= L - n:
-                break  # neither a loss here nor a gradient from behind
-            classes = targets[:, max(start - (L - n), 0) : max(end - (L - n), 0)]
-            loss, gradients, pulled, left = compiled(model, _pull)(
-                loss, gradients, carries.pop(), pulled, classes, B * n, *arguments(start, end)
-            )
-            after = after if done else left
-            mx.async_eval(loss, gradients, pulled, after)
-            mx.eval(queued)
-            queued = [gradients, pulled]
+        _, found = mx.vjp(prepare, list(own.values()), list(flat(gradients).values()))
     finally:
-        model.update(own)
-    named = dict(zip(flat(model.trainable_parameters()), gradients, strict=True))
-    for name in alphas.keys() & named.keys():
-        _, (named[name],) = mx.vjp(clamp, [alphas[name]], [named[name]])
-    return loss, tree_unflatten(list(named.items())), after
+        model.update(tree_unflatten(list(own.items())))
+    return loss, tree_unflatten(list(zip(own, found, strict=True))), after
 
 
-def _advance(model: Transformer, carry: list, tokens, position, keys, read, close) -> list:
-    """The carry that a segment leaves."""
-    return model.run(tokens, position, carry, 0, close, keys)[1]
+def _advance(
+    model: Transformer, ready: dict, carry: list, tokens: mx.array, position: mx.array, keys, read: int, close: bool
+) -> tuple[list, list]:
+    """The carry that a segment leaves, and the outputs of its scans."""
+    with model.using(ready), recording() as outputs:
+        return model.run(tokens, position, carry, 0, close, keys)[1], outputs
 
 
 def _pull(
     model: Transformer,
+    ready: dict,
     loss: mx.array,
-    gradients: list[mx.array],
+    gradients: dict,
     carry: list,
+    outputs: list,
     pulled: list,
     classes: mx.array,
     count: int,
@@ -134,27 +147,28 @@ def _pull(
     keys: mx.array | None,
     read: int,
     close: bool,
-) -> tuple[mx.array, list[mx.array], list, list]:
+) -> tuple[mx.array, dict, list, list]:
     """Pull the gradient back through a segment.
 
     Returns:
-        (loss and gradients with the segment's own added; gradient of the carry that it took; the carry it leaves).
+        (loss and gradients of ``ready`` with the segment's own added; gradient of the carry that it took; the carry
+        it leaves).
     """
-    names, weights = zip(*flat(model.trainable_parameters()).items(), strict=True)
 
-    def objective(weights: list[mx.array], carry: list) -> tuple[mx.array, tuple]:
+    def objective(ready: dict, carry: list) -> tuple[mx.array, tuple]:
         """A scalar whose gradient is that of the segment: its loss, and its carry times what comes back.
 
         (Not `mx.vjp` of the carry: it loses a cotangent where two outputs are the same array.)
         """
-        model.update(tree_unflatten(list(zip(names, weights, strict=True))))
-        y, left = model.run(tokens, position, carry, read, close, keys)
-        own = mx.array(0.0)
-        if read:
-            own = nn.losses.cross_entropy(model.embedding.readout(y), classes, reduction="sum") / count
+        with model.using(ready):
+            y, left = model.run(tokens, position, carry, read, close, keys)
+            own = mx.array(0.0)
+            if read:
+                own = nn.losses.cross_entropy(model.embedding.readout(y), classes, reduction="sum") / count
         pairs = zip(flat(left).values(), flat(pulled).values(), strict=True) if pulled else ()
         return sum(((c * p).sum() for c, p in pairs), own), (own, left)
 
-    (_, (own, left)), (found, back) = mx.value_and_grad(objective, argnums=(0, 1))(list(weights), carry)
-    found = [a + b for a, b in zip(gradients, found, strict=True)] if gradients else found
+    with knowing(outputs):
+        (_, (own, left)), (found, back) = mx.value_and_grad(objective, argnums=(0, 1))(ready, carry)
+    found = tree_map(mx.add, gradients, found) if gradients else found
     return loss + own, found, back, left

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from mlx_rtx import compiled, gradient, recurrence
+from mlx_rtx import compiled, kernels, recurrence
 from mlx_rtx.models import MODELS
 from mlx_rtx.trees import arrays
 
@@ -103,8 +103,8 @@ def _traceable() -> Iterator[list[mx.array]]:
 
         return run_marked
 
-    places: list[tuple[Any, str, Callable]] = [(module, "clamp", clip) for module in (recurrence, gradient)]
-    places += [(recurrence, "window", window), (compiled, "pays", lambda: False)]
+    places: list[tuple[Any, str, Callable]] = [(recurrence, "clamp", clip), (recurrence, "window", window)]
+    places += [(compiled, "pays", lambda: False), (kernels, "available", lambda: False)]
     places += [(mx, name, note) for name in ("eval", "async_eval")]
     places += [(mx.fast, "cross_entropy", cross_entropy)]
     places += [(kind, "run", marked(kind.run)) for kind in MODELS.values()]

@@ -75,6 +75,7 @@ class TransformerLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(D, eps=EPS, bias=False)
         self.mlp_in = normal(D, 4 * D)
         self.mlp_out = normal(4 * D, D, residual)
+        self._ready: list[mx.array] | None = None
 
     def weights(self) -> Weights:
         """The weights as they are."""
@@ -99,6 +100,23 @@ class TransformerLayer(nn.Module):
         mlp_in = own.mlp_in * self.mlp_norm.weight[:, None]
         return own._replace(scale=1.0, attention_norm=None, qkv=qkv, mlp_norm=None, mlp_in=mlp_in)
 
+    def ready(self) -> list[mx.array]:
+        """What `use` takes: of the folded weights those that products take."""
+        _, _, qkv, attention_out, _, mlp_in, mlp_out = self.folded()
+        return [qkv, attention_out, mlp_in, mlp_out]
+
+    def use(self, ready: list[mx.array] | None) -> None:
+        """Run with weights that were made ready, until told to use its own again, None."""
+        self._ready = ready
+
+    @property
+    def in_use(self) -> Weights:
+        """The folded weights that it runs with."""
+        if self._ready is None:
+            return self.folded()
+        qkv, attention_out, mlp_in, mlp_out = self._ready
+        return Weights(1.0, None, qkv, attention_out, None, mlp_in, mlp_out)
+
     def __call__(
         self,
         x: mx.array,
@@ -114,12 +132,12 @@ class TransformerLayer(nn.Module):
             rows: n; all N if not given.
             mask: additive (n, N), or ``"causal"``.
             keep: dropout factors of the attention and MLP outputs, each (B·n, D).
-            weights: this layer's, folded or not; folded here if not given.
+            weights: this layer's, folded or not; `in_use` if not given.
 
         Returns:
             (B, n, D).
         """
-        (B, N, D), w = x.shape, weights or self.folded()
+        (B, N, D), w = x.shape, weights or self.in_use
         n = N if rows is None else rows
         normed = _layer_norm(x, w.attention_norm)
         if 2 * n < N:  # most rows need no query

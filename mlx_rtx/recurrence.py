@@ -13,12 +13,17 @@ and the last block of a closed sequence has w_T = h_T (Eq. 7). What the next blo
 *carry*, is (m_i-1, h_i). With ``state_norm`` the m and h that are carried are RMS-normalised.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
+from mlx_rtx import kernels
 from mlx_rtx.config import Architecture
 from mlx_rtx.dropout import keep_factors, pair, split_keys
+from mlx_rtx.kernels.options import Options
+from mlx_rtx.kernels.scan import scan
 from mlx_rtx.layer import EPS, Keep, TransformerLayer, Weights, causal_mask
+from mlx_rtx.trees import each
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -106,8 +111,18 @@ class Recurrence(nn.Module):
         self.history = config.history
         self.state_norm = config.state_norm
         self._mask = causal_mask(2 * config.block)
+        self._ready: mx.array | None = None
         if not config.train_alpha:
             self.freeze(keys=["alpha"], recurse=False)
+
+    def ready(self) -> list[mx.array]:
+        """What `use` takes: α clamped, and the weights of τ as all blocks take them."""
+        return [clamp(self.alpha), *self.tau.ready()]
+
+    def use(self, ready: list[mx.array] | None) -> None:
+        """Run with what was made ready, until told to use its own again, None."""
+        self._ready = ready[0] if ready else None
+        self.tau.use(ready[1:] if ready else None)
 
     def __call__(
         self,
@@ -129,26 +144,32 @@ class Recurrence(nn.Module):
         Returns:
             (y (B, read·K, D), carry). A closed sequence's carry has no use.
         """
-        S = x.shape[1] // self.block
-        blocks, weights, alpha = mx.split(x, S, axis=1), self.tau.folded(), clamp(self.alpha)
+        (B, _, D), K, carry = x.shape, self.block, carry or []
+        S, hidden, weights = x.shape[1] // K, self.history == "hidden", self.tau.in_use
+        alpha = clamp(self.alpha) if self._ready is None else self._ready
         read = S if read is None else read
-        first, keep, last = self._keep(keys, blocks[0].shape, S - (not carry), read)
+        windows = S if carry else S - 1  # the first block of a sequence has none before it
+        first, keep, last = self._keep(keys, x, windows, read)
         if carry:
             m, h = carry
         else:
-            h = self._carried(self._half(blocks[0], weights, first))  # (5)
-            m = mx.zeros_like(h) if self.history == "hidden" else self._carried(blocks[0])
-            blocks = blocks[1:]
-        outs, after = self._scan(blocks, alpha, m, h, weights, keep)
+            x_1 = x[:, :K]
+            h = self._carried(self._half(x_1, weights, first))  # (5)
+            m = mx.zeros_like(h) if hidden else self._carried(x_1)
+        outs: list[mx.array] = []
+        after = [m, h]
+        if windows:
+            outs, after = self._scan(x[:, (S - windows) * K :], alpha, m, h, weights, keep)
         if not read:
             y = x[:, :0]
-        elif self.history == "hidden":
-            y = self._read_hidden([m, h, *outs][-read - 1 :], alpha, close, weights, last)
+        elif hidden:
+            states = mx.stack([m, h, *outs][-read - 1 :], axis=1)
+            y = self._half(self._histories(states, alpha, close).flatten(0, 1), weights, last).reshape(B, read * K, D)
         else:
             m, h = after
             y = self._half(h if close else alpha * m + h, weights, last)  # (7) or (6)
             if read > 1:  # the windows gave those before
-                before = mx.stack(outs[1 - read :], axis=1)[:, :, : self.block]  # (B, read - 1, K, D)
+                before = mx.stack(outs[1 - read :], axis=1)[:, :, :K]  # (B, read - 1, K, D)
                 y = mx.concatenate([before.flatten(1, 2), y], axis=1)
         return y, [] if close else after
 
@@ -160,59 +181,58 @@ class Recurrence(nn.Module):
         return self.tau(w, None, self._mask[: self.block, : self.block], keep, weights)
 
     def _scan(
-        self,
-        blocks: list[mx.array],
-        alpha: mx.array,
-        m: mx.array,
-        h: mx.array,
-        weights: Weights,
-        keep: list[Keep] | list[None],
+        self, x: mx.array, alpha: mx.array, m: mx.array, h: mx.array, weights: Weights, keep: mx.array | None
     ) -> tuple[list[mx.array], Carry]:
-        """Eq. 6 over windows, one a block: τ of each, and the carry that they leave.
+        """Eq. 6 over S windows, one a block of x (B, S·K, D): τ of each, and the carry that they leave.
 
-        Of a window ``"output"`` takes both halves (B, 2K, D), ``"hidden"`` the second only (B, K, D), as it is
+        Of a window ``"output"`` takes both halves, (B, 2K, D), ``"hidden"`` the second only, (B, K, D), as it is
         carried.
         """
-        hidden = self.history == "hidden"
+        S, hidden = x.shape[1] // self.block, self.history == "hidden"
+        if kernels.fit(self.tau):
+            options = Options(self.tau.heads, self.history, self.tau.activation.__name__, self.state_norm)
+            outs = scan(options, alpha, m, h, mx.unflatten(x, 1, (S, self.block)).swapaxes(0, 1), weights, keep)
+            outs = each(outs[0]) if outs[0].ndim == 4 else outs  # all windows in one array, or one by one
+            if not hidden:
+                return outs, list(mx.split(self._carried(outs[-1]), 2, axis=1))
+            outs = [self._carried(out) for out in outs]
+            return outs, [h, *outs][-2:]
         rows, mask = (self.block, self._mask[self.block :]) if hidden else (None, self._mask)
         outs, carry = [], [m, h]
-        for x, kept in zip(blocks, keep, strict=True):
-            out = self.tau(window(alpha, x, *carry), rows, mask, kept, weights)
+        factors: Sequence[Keep | None] = [None] * S if keep is None else [pair(part) for part in each(keep)]
+        for block, kept in zip(mx.split(x, S, axis=1), factors, strict=True):
+            out = self.tau(window(alpha, block, *carry), rows, mask, kept, weights)
             carried = self._carried(out)
             carry = [carry[-1], carried] if hidden else [carried]
             outs.append(carried if hidden else out)
-        return outs, mx.split(carry[0], 2, axis=1) if len(carry) == 1 else carry
+        return outs, carry if hidden else list(mx.split(carry[0], 2, axis=1))
 
-    def _read_hidden(
-        self, states: list[mx.array], alpha: mx.array, close: bool, weights: Weights, keep: Keep | None
-    ) -> mx.array:
-        """The y of the blocks whose h are ``states``, but the first: nothing waits for them, one call gives all."""
-        read, (B, K, D) = len(states) - 1, states[0].shape
-        h = mx.stack(states)  # (read + 1, B, K, D)
-        if close:  # (7): the last block goes without its history
-            alpha = alpha * (mx.arange(read) < read - 1)[:, None, None, None]
-        y = self._half((alpha * h[:-1] + h[1:]).flatten(0, 1), weights, keep)  # (read·B, K, D)
-        return y.reshape(read, B, K, D).swapaxes(0, 1).flatten(1, 2)
+    def _histories(self, states: mx.array, alpha: mx.array, close: bool) -> mx.array:
+        """w of the blocks whose h are ``states`` (B, n, K, D), but the first; the last has none if closed (7)."""
+        n = states.shape[1] - 1
+        if close:
+            alpha = alpha * (mx.arange(n) < n - 1)[:, None, None]
+        return alpha * states[:, :-1] + states[:, 1:]
 
     def _keep(
-        self, keys: mx.array | None, shape: tuple[int, ...], windows: int, read: int
-    ) -> tuple[Keep | None, list[Keep] | list[None], Keep | None]:
-        """Dropout factors of the first block, of each window, and of what is read in one call at the end.
+        self, keys: mx.array | None, x: mx.array, windows: int, read: int
+    ) -> tuple[Keep | None, mx.array | None, Keep | None]:
+        """Dropout factors of the first block, of the windows, and of what is read in one call at the end.
 
         A block's key is that of the window which makes its h, and which gives the y of the block before.
         """
         if keys is None or self.rate == 0:
-            return None, [None] * windows, None
-        B, K, D = shape
+            return None, None, None
+        (B, _, D), K = x.shape, self.block
         if self.history == "hidden":
             of_h, of_y = split_keys(keys, 2)
             factors = keep_factors(of_h[:-1], self.rate, (2, B, K, D))
-            first, last = factors[0], keep_factors(of_y[-max(read, 1) :], self.rate, (2, B, K, D))
-            last = last.swapaxes(0, 1).flatten(1, 2)
+            last = keep_factors(of_y[-max(read, 1) :], self.rate, (2, B, K, D))  # (read, 2, B, K, D)
+            first, last = factors[0], last.transpose(1, 2, 0, 3, 4).flatten(1, 2)
         else:
             factors = keep_factors(keys, self.rate, (2, B, 2 * K, D))
             first, last, factors = factors[0, :, :, K:], factors[-1, :, :, :K], factors[:-1]
-        return pair(first), [pair(f) for f in factors[len(factors) - windows :]], pair(last)
+        return pair(first), factors[len(factors) - windows :], pair(last)
 
     def initial_state(self, batch: int) -> StepState:
         """State before the first token, for ``batch`` streams."""

@@ -1,7 +1,8 @@
 """What both models share: the two ends, a stack of layers between them, and how they are called."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mlx_rtx.config import ModelConfig
@@ -44,6 +45,24 @@ class Transformer(nn.Module, ABC):
     def alphas(self) -> list[mx.array]:
         """The accumulation parameter α of each layer that has one."""
         return [layer.alpha for layer in self.layers if "alpha" in layer]
+
+    def ready(self) -> dict:
+        """The parameters as `using` takes them: what serves all blocks alike is computed once."""
+        return {"embedding": self.embedding.parameters(), "layers": [layer.ready() for layer in self.layers]}
+
+    @contextmanager
+    def using(self, ready: dict) -> Iterator[None]:
+        """Run with parameters that were made ready, instead of its own."""
+        own = self.embedding.parameters()
+        self.embedding.update(ready["embedding"])
+        for layer, parts in zip(self.layers, ready["layers"], strict=True):
+            layer.use(parts)
+        try:
+            yield
+        finally:
+            self.embedding.update(own)
+            for layer in self.layers:
+                layer.use(None)
 
     @property
     def limit(self) -> int | None:

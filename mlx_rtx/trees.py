@@ -11,6 +11,11 @@ def flat(tree: Any) -> dict[str, mx.array]:
     return cast(dict[str, mx.array], dict(tree_flatten(tree)))
 
 
+def each(array: mx.array) -> list[mx.array]:
+    """The parts of an array along its first axis, as views; indices would copy them."""
+    return [part.squeeze(0) for part in mx.split(array, len(array))]
+
+
 def arrays(tree: Any) -> list[mx.array]:
     """The arrays among the leaves of a tree, which may hold others."""
     return [leaf for leaf in flat(tree).values() if isinstance(leaf, mx.array)]

@@ -1,11 +1,14 @@
 """Tiny models and tokens for all tests."""
 
+import os
+
 from mlx_rtx import ModelConfig, RecurrentTransformer, RegularTransformer
 
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_map
 
+os.environ.setdefault("MLX_RTX_KERNELS", "0")  # on a GPU each tiny shape would be compiled; test_kernels.py has them
 K = 4
 LENGTHS = [1, K - 1, K, K + 1, 2 * K, 2 * K + 1, 3 * K - 5, 5 * K - 1, 6 * K]
 HISTORIES = ["hidden", "output"]

@@ -1,0 +1,99 @@
+SHARED_ARRAY float4 storage[TILE / 4];
+SHARED float* tile = (SHARED float*)storage;
+const int S = dout_shape[0], B = dout_shape[1], lane = rank % LANES, team = rank / LANES;
+const Carry carry = {m + b * K * D, h + b * K * D, out + b * ROWS * D, size_t(B) * ROWS};
+GLOBAL float* dh_b = dh + b * K * D;
+GLOBAL float* dm_b = dm + b * K * D;
+GLOBAL float* datt_b = datt + b * ROWS * D;
+GLOBAL float* dwin_b = dwin + b * WINDOW * D;
+GLOBAL float* statistics_b = statistics + b * HEADS * ROWS * 2;
+float dalpha_part = 0;
+for (int i = S - 1; i >= 0; --i) {
+  const size_t step = size_t(i) * B + b;
+  const GLOBAL float* win_i = win + step * WINDOW * D;
+  const GLOBAL float* qkv_i = qkv + step * WINDOW * 3 * D;
+  const GLOBAL float* att_i = att + step * ROWS * D;
+  const GLOBAL float* u_i = u + step * ROWS * D;
+  const GLOBAL float* z_i = z + step * ROWS * 4 * D;
+  GLOBAL float* dtotal_i = dtotal + step * ROWS * D;
+  GLOBAL float* dz_i = dz + step * ROWS * 4 * D;
+  GLOBAL float* du_i = du + step * ROWS * D;
+  GLOBAL float* dqkv_i = dqkv + step * WINDOW * 3 * D;
+  const GLOBAL float* keep_0 = keep + (DROPOUT ? (size_t(i) * 2 * B + b) * ROWS * D : 0);
+  const GLOBAL float* keep_1 = keep_0 + (DROPOUT ? size_t(B) * ROWS * D : 0);
+
+  for (int above = 0; above < ROWS; above += TEAMS) {  // what comes back through the carry
+    const int row = min(above + team, ROWS - 1);
+    float total[SHARE];
+    load_row(total, dout + (step * ROWS + row) * D, lane);
+    if (i < S - 1) {
+      float dstate[SHARE];
+      load_row(dstate, row < ROWS - K ? dm_b + row * D : dh_b + (row - (ROWS - K)) * D, lane);
+      if (STATE_NORM) {
+        float state[SHARE];
+        load_row(state, out + (step * ROWS + row) * D, lane);
+        const float scale = rms_norm(state);
+        rms_norm_vjp(dstate, state, scale);
+      }
+      UNROLL for (int j = 0; j < SHARE; ++j) total[j] += dstate[j];
+    }
+    if (above + team < ROWS) store_row(dtotal_i + row * D, total, lane);
+  }
+  BARRIER();
+  product<ROWS, D, 4 * D>(Kept{dtotal_i, keep_1}, w2_t, Sloped{z_i, dz_i}, tile, rank);
+  product<ROWS, 4 * D, D>(Plain<4 * D>{dz_i}, w1_t, Store<D>{du_i}, tile, rank);
+  for (int above = 0; above < ROWS; above += TEAMS) {
+    const int row = min(above + team, ROWS - 1);
+    float y[SHARE], dy[SHARE], total[SHARE];
+    load_row(y, u_i + row * D, lane);
+    load_row(dy, du_i + row * D, lane);
+    load_row(total, dtotal_i + row * D, lane);
+    const float scale = layer_norm(y, lane);
+    layer_norm_vjp(dy, y, scale);
+    UNROLL for (int j = 0; j < SHARE; ++j) dy[j] += total[j];
+    if (above + team < ROWS) store_row(du_i + row * D, dy, lane);
+  }
+  BARRIER();
+  product<ROWS, D, D>(Kept{du_i, keep_0}, wo_t, Store<D>{datt_b}, tile, rank);
+  attend_vjp_queries(qkv_i, att_i, datt_b, dqkv_i, statistics_b, rank);
+  attend_vjp_keys(qkv_i, datt_b, statistics_b, dqkv_i, rank);
+  product<WINDOW, 3 * D, D>(Plain<3 * D>{dqkv_i}, wqkv_t, Store<D>{dwin_b}, tile, rank);
+  for (int above = 0; above < K; above += TEAMS) {
+    const int row = min(above + team, K - 1);
+    float both[2][SHARE], history[SHARE];
+    UNROLL for (int side = 0; side < 2; ++side) {
+      const int r = side * K + row;
+      float y[SHARE];
+      load_row(y, win_i + r * D, lane);
+      load_row(both[side], dwin_b + r * D, lane);
+      const float scale = layer_norm(y, lane);
+      layer_norm_vjp(both[side], y, scale);
+      if (r >= SKIPPED) {
+        load_row(y, du_i + (r - SKIPPED) * D, lane);
+        UNROLL for (int j = 0; j < SHARE; ++j) both[side][j] += y[j];
+      }
+    }
+    carry.load_m(history, i, row, lane);
+    if (above + team < K) {
+      store_row(dx + (step * K + row) * D, both[1], lane);
+      UNROLL for (int j = 0; j < SHARE; ++j) {
+        both[1][j] += both[0][j];
+        dalpha_part += history[j] * both[1][j];
+        both[1][j] *= alpha[0];
+      }
+      if (ROWS == K && i < S - 1) {  // the next window's m is this one's h
+        load_row(history, dm_b + row * D, lane);
+        UNROLL for (int j = 0; j < SHARE; ++j) both[0][j] += history[j];
+      }
+      store_row(dh_b + row * D, both[0], lane);
+      store_row(dm_b + row * D, both[1], lane);
+    }
+  }
+  BARRIER();
+}
+tile[rank] = dalpha_part;
+BARRIER();
+if (rank == 0) {
+  for (int j = 1; j < THREADS; ++j) dalpha_part += tile[j];
+  dalpha[b] = dalpha_part;
+}

@@ -1,0 +1,36 @@
+SHARED_ARRAY float4 storage[TILE / 4];
+SHARED float* tile = (SHARED float*)storage;
+const int S = x_shape[0], B = x_shape[1], lane = rank % LANES, team = rank / LANES;
+const Carry carry = {m + b * K * D, h + b * K * D, out + b * ROWS * D, size_t(B) * ROWS};
+GLOBAL float* win_b = win + b * WINDOW * D;
+GLOBAL float* qkv_b = qkv + b * WINDOW * 3 * D;
+GLOBAL float* att_b = att + b * ROWS * D;
+GLOBAL float* u_b = u + b * ROWS * D;
+GLOBAL float* z_b = z + b * ROWS * 4 * D;
+for (int i = 0; i < S; ++i) {
+  const size_t step = size_t(i) * B + b;
+  GLOBAL float* out_i = out + step * ROWS * D;
+  const GLOBAL float* keep_0 = keep + (DROPOUT ? (size_t(i) * 2 * B + b) * ROWS * D : 0);
+  const GLOBAL float* keep_1 = keep_0 + (DROPOUT ? size_t(B) * ROWS * D : 0);
+  for (int above = 0; above < K; above += TEAMS) {
+    const int row = min(above + team, K - 1);
+    float history[SHARE], state[SHARE], input[SHARE];
+    carry.load_m(history, i, row, lane);
+    carry.load_h(state, i, row, lane);
+    load_row(input, x + (step * K + row) * D, lane);
+    UNROLL for (int j = 0; j < SHARE; ++j) {
+      state[j] += alpha[0] * history[j];
+      input[j] += alpha[0] * history[j];
+    }
+    if (above + team < K) {
+      store_row(win_b + row * D, state, lane);
+      store_row(win_b + (K + row) * D, input, lane);
+    }
+  }
+  BARRIER();
+  product<WINDOW, D, 3 * D>(Normalised{win_b, 0, 0}, wqkv, Store<3 * D>{qkv_b}, tile, rank);
+  attend(qkv_b, att_b, rank);
+  product<ROWS, D, D>(Plain<D>{att_b}, wo, Residual{win_b + SKIPPED * D, keep_0, u_b}, tile, rank);
+  product<ROWS, D, 4 * D>(Normalised{u_b, 0, 0}, w1, Store<4 * D>{z_b}, tile, rank);
+  product<ROWS, 4 * D, D>(Activated{z_b}, w2, Residual{u_b, keep_1, out_i}, tile, rank);
+}

@@ -1,0 +1,224 @@
+CONSTANT int WINDOW = 2 * K;
+CONSTANT int SKIPPED = WINDOW - ROWS;  // rows at the start of a window that have no outputs
+CONSTANT int HEAD = D / HEADS;
+CONSTANT int HEAD_V = vector_size(HEAD);
+
+// Products: a (HEIGHT, DEPTH), staged in shared memory, times weights (DEPTH, WIDTH). Warps of 4 x 8 threads lie side
+// by side over the result; a thread has TALL rows (every fourth) by BLOCKS vectors of columns (APART columns apart).
+// SPLIT groups of warps may each take a slice of the depth and add up at the end: taller tiles, so fewer loads.
+
+CONSTANT int WARPS = THREADS / 32;
+CONSTANT int BAND = 64;    // rows staged at a time
+CONSTANT int DEEPEST = 112;  // columns staged at a time, at most
+CONSTANT int TILE = BAND * (DEEPEST + 4);
+
+constexpr int warps(int height, int tall, int groups) { return ceil_div(height, 4 * tall) * ceil_div(groups, 8); }
+
+constexpr int parts(int height, int tall, int groups, int split) {
+  int n = 1;
+  while (n <= groups && (groups % n || warps(height, tall, groups / n) > WARPS / split)) ++n;
+  return n;
+}
+
+// what a thread issues for a step of the depth: a load weighs as much as four products
+constexpr int cost(int height, int tall, int groups, int split) {
+  const int n = parts(height, tall, groups, split);
+  const bool fits = n <= groups && WARPS % split == 0 && (split == 1 || THREADS / split * tall * n * V <= TILE);
+  return fits ? (V * V * tall * n + 4 * (tall + V * n)) / split : 1 << 20;
+}
+
+constexpr int best_split(int height, int tall, int groups) {
+  return cost(height, tall, groups, 2) < cost(height, tall, groups, 1) ? 2 : 1;
+}
+
+constexpr int tallest(int height, int groups) {
+  int best = 1;
+  for (int tall = 2; tall <= 8; tall *= 2) {
+    const int split = best_split(height, tall, groups);
+    if (cost(height, tall, groups, split) < cost(height, best, groups, best_split(height, best, groups))) best = tall;
+  }
+  return best;
+}
+
+constexpr int blocks(int parts) {
+  int n = 4;
+  while (parts % n) --n;
+  return n;
+}
+
+template <int PITCH, int WIDTH, int APART, int TALL, int BLOCKS>
+INLINE void multiply(
+    LOCAL float (&sum)[TALL][BLOCKS][V], const SHARED float* a, const GLOBAL float* weights, int depth) {
+  constexpr int STEPS = ceil_div(16, TALL * BLOCKS);  // together, to hide the latency of their loads
+  _Pragma("unroll STEPS") for (int k = 0; k < depth; k += V) {
+    float x[TALL][V];
+    UNROLL for (int i = 0; i < TALL; ++i) {
+      const SHARED float* from = a + 4 * i * PITCH + k;
+      if (V == 4) {
+        const float4 v = *(const SHARED float4*)from;
+        x[i][0] = v.x, x[i][1 % V] = v.y, x[i][2 % V] = v.z, x[i][3 % V] = v.w;
+      } else {
+        UNROLL for (int j = 0; j < V; ++j) x[i][j] = from[j];
+      }
+    }
+    UNROLL for (int l = 0; l < V; ++l) {
+      UNROLL for (int n = 0; n < BLOCKS; ++n) {
+        float w[V];
+        load<V>(w, weights + (k + l) * WIDTH + n * APART);
+        UNROLL for (int i = 0; i < TALL; ++i) {
+          UNROLL for (int j = 0; j < V; ++j) sum[i][n][j] += x[i][l] * w[j];
+        }
+      }
+    }
+  }
+}
+
+// Puts rows `top` on, of them the columns `first` on, of what `stage` reads into the tile.
+template <int HEIGHT, int ROWS_AT_ONCE, int CHUNK, int PITCH, typename Stage>
+INLINE void fill(SHARED float* tile, Stage stage, int top, int first, int depth, int rank) {
+  const int lane = rank % LANES, team = rank / LANES;
+  for (int above = 0; above < ROWS_AT_ONCE; above += TEAMS) {
+    const int row = above + team, source = min(top + row, HEIGHT - 1);
+    stage.start(source, lane);
+    UNROLL for (int i = 0; i < CHUNK; i += LANES * V) {
+      const int k = i + lane * V;
+      if (row < ROWS_AT_ONCE && k < depth) {
+        float x[V];
+        stage.read(source, first + k, x);
+        UNROLL for (int j = 0; j < V; ++j) tile[row * PITCH + k + j] = x[j];
+      }
+    }
+  }
+}
+
+template <int SIZE, int MEMBERS>
+INLINE void add_slices(LOCAL float* sum, SHARED float* tile, int rank) {
+  SHARED float* mine = tile + rank % MEMBERS;
+  UNROLL for (int i = 0; i < SIZE; ++i) {
+    if (rank >= MEMBERS) mine[MEMBERS * i] = sum[i];
+  }
+  BARRIER();
+  UNROLL for (int i = 0; i < SIZE; ++i) {
+    if (rank < MEMBERS) sum[i] += mine[MEMBERS * i];
+  }
+  BARRIER();
+}
+
+template <int HEIGHT, int DEPTH, int WIDTH, typename Stage, typename Finish>
+INLINE void product(Stage stage, const GLOBAL float* weights, Finish finish, SHARED float* tile, int rank) {
+  constexpr int AT_ONCE = HEIGHT < BAND ? HEIGHT : BAND;
+  constexpr int GROUPS = WIDTH / V, TALL = tallest(AT_ONCE, GROUPS), SPLIT = best_split(AT_ONCE, TALL, GROUPS);
+  constexpr int PARTS = parts(AT_ONCE, TALL, GROUPS, SPLIT), BLOCKS = blocks(PARTS), APART = WIDTH / PARTS;
+  constexpr int CHUNK = ceil_div(DEPTH, ceil_div(DEPTH, DEEPEST) * V) * V, PITCH = CHUNK + 4;
+  constexpr int SLICE = ceil_div(CHUNK, SPLIT * V) * V, MEMBERS = THREADS / SPLIT;
+  constexpr int ACROSS = ceil_div(APART, 8 * V);  // warps side by side
+  const int warp = rank % MEMBERS / 32, lane = rank % 32, start = rank / MEMBERS * SLICE;
+  const int row = warp / ACROSS * 4 * TALL + lane / 8, column = (warp % ACROSS * 8 + lane % 8) * V;
+  const bool busy = row < AT_ONCE && column < APART;
+  for (int top = 0; top < HEIGHT; top += BAND) {
+    for (int part = 0; part < PARTS; part += BLOCKS) {
+      const int left = column + part * APART;
+      float sum[TALL][BLOCKS][V] = {};
+      for (int first = 0; first < DEPTH; first += CHUNK) {
+        const int depth = DEPTH % CHUNK ? min(DEPTH - first, CHUNK) : CHUNK;
+        fill<HEIGHT, AT_ONCE, CHUNK, PITCH>(tile, stage, top, first, depth, rank);
+        BARRIER();
+        if (busy) {
+          const GLOBAL float* w = weights + (first + start) * WIDTH + left;
+          const int share = DEPTH % CHUNK || CHUNK % SLICE ? min(depth - start, SLICE) : SLICE;
+          multiply<PITCH, WIDTH, APART>(sum, tile + row * PITCH + start, w, share);
+        }
+        BARRIER();
+      }
+      if (SPLIT > 1) add_slices<TALL * BLOCKS * V, MEMBERS>(&sum[0][0][0], tile, rank);
+      UNROLL for (int i = 0; i < TALL; ++i) {
+        const int r = row + 4 * i;
+        if (busy && start == 0 && r < AT_ONCE && top + r < HEIGHT) {
+          UNROLL for (int n = 0; n < BLOCKS; ++n) finish.write(top + r, left + n * APART, sum[i][n]);
+        }
+      }
+    }
+  }
+  BARRIER();
+}
+
+// How a product's left operand is staged
+
+template <int WIDTH>
+struct Plain {
+  const GLOBAL float* a;
+  INLINE void start(int, int) {}
+  INLINE void read(int row, int column, LOCAL float* x) const { load<V>(x, a + row * WIDTH + column); }
+};
+
+struct Activated {
+  const GLOBAL float* z;
+  INLINE void start(int, int) {}
+  INLINE void read(int row, int column, LOCAL float* x) const {
+    load<V>(x, z + row * 4 * D + column);
+    UNROLL for (int j = 0; j < V; ++j) x[j] = activation(x[j]);
+  }
+};
+
+struct Kept {
+  const GLOBAL float* a;
+  const GLOBAL float* keep;
+  INLINE void start(int, int) {}
+  INLINE void read(int row, int column, LOCAL float* x) const {
+    load<V>(x, a + row * D + column);
+    if (DROPOUT) {
+      float factor[V];
+      load<V>(factor, keep + row * D + column);
+      UNROLL for (int j = 0; j < V; ++j) x[j] *= factor[j];
+    }
+  }
+};
+
+struct Normalised {
+  const GLOBAL float* a;
+  float mean, scale;
+  INLINE void start(int row, int lane) {
+    float x[SHARE];
+    load_row(x, a + row * D, lane);
+    mean = row_mean(x);
+    scale = layer_norm(x, lane);
+  }
+  INLINE void read(int row, int column, LOCAL float* x) const {
+    load<V>(x, a + row * D + column);
+    UNROLL for (int j = 0; j < V; ++j) x[j] = (x[j] - mean) * scale;
+  }
+};
+
+// What becomes of a product
+
+template <int WIDTH>
+struct Store {
+  GLOBAL float* to;
+  INLINE void write(int row, int column, const LOCAL float* x) const { store<V>(to + row * WIDTH + column, x); }
+};
+
+struct Residual {
+  const GLOBAL float* base;
+  const GLOBAL float* keep;
+  GLOBAL float* to;
+  INLINE void write(int row, int column, LOCAL float* x) const {
+    const int at = row * D + column;
+    float base_x[V], factor[V];
+    load<V>(base_x, base + at);
+    if (DROPOUT) load<V>(factor, keep + at);
+    UNROLL for (int j = 0; j < V; ++j) x[j] = base_x[j] + (DROPOUT ? factor[j] * x[j] : x[j]);
+    store<V>(to + at, x);
+  }
+};
+
+struct Sloped {
+  const GLOBAL float* z;
+  GLOBAL float* to;
+  INLINE void write(int row, int column, LOCAL float* x) const {
+    const int at = row * 4 * D + column;
+    float slope[V];
+    load<V>(slope, z + at);
+    UNROLL for (int j = 0; j < V; ++j) x[j] *= activation_slope(slope[j]);
+    store<V>(to + at, x);
+  }
+};

@@ -1,0 +1,26 @@
+const int lane = rank % LANES, sequence = b / HEADS, column = b % HEADS * LENGTH;
+const GLOBAL float* queries = qkv + sequence * WINDOW * PITCH + column;
+const GLOBAL float* keys = queries + WIDTH;
+const GLOBAL float* values = keys + WIDTH;
+for (int above = 0; above < OUTPUTS; above += TEAMS) {
+  const int mine = row_of(above, rank / LANES), row = min(mine, OUTPUTS - 1), last = row + SKIPPED;
+  const int end = min(greatest_row(above, rank), OUTPUTS - 1) + SKIPPED;
+  float q[SHARE], mixed[SHARE] = {};
+  load_row(q, queries + last * PITCH, lane);
+  Softmax softmax = {LOWEST, 0};
+  for (int start = 0; start <= end; start += AHEAD) {
+    float scores[AHEAD], x[SHARE];
+    UNROLL for (int c = 0; c < AHEAD; ++c) {
+      load_row(x, keys + min(start + c, WINDOW - 1) * PITCH, lane);
+      const float score = dot(q, x);
+      scores[c] = start + c <= last ? score : LOWEST;
+    }
+    scale(mixed, softmax.add(scores));
+    UNROLL for (int c = 0; c < AHEAD; ++c) {
+      load_row(x, values + min(start + c, WINDOW - 1) * PITCH, lane);
+      add(mixed, scores[c], x);
+    }
+  }
+  scale(mixed, 1 / softmax.sum);
+  if (mine < OUTPUTS) store_row(att + (sequence * OUTPUTS + row) * WIDTH + column, mixed, lane);
+}

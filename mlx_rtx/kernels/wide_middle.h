@@ -1,0 +1,7 @@
+const int count = product_shape[0], lane = rank % LANES, team = b * TEAMS + rank / LANES, item = min(team, count - 1);
+const int at = item * LENGTH, skipped = (item / OUTPUTS + 1) * (2 * K - OUTPUTS) * LENGTH;
+float x[SHARE];
+residual(x, win + skipped + at, product + at, keep + at, lane);
+if (team < count) store_row(u + at, x, lane);
+layer_norm(x, lane);
+if (team < count) store_row(n2 + at, x, lane);

@@ -1,0 +1,55 @@
+const bool first = out_ndim == 2;  // no output of a window before: what is left is the given carry's cotangent
+const int count = m_shape[0] * K, lane = rank % LANES, team = b * TEAMS + rank / LANES, item = min(team, count - 1);
+const int row = item % K, above = (item / K * OUTPUTS + row) * LENGTH, below = above + (OUTPUTS - K) * LENGTH;
+const GLOBAL float* keep_1 = keep + (DROPOUT ? count / K * OUTPUTS * LENGTH : 0);
+float dwin[2][SHARE], dcarry[2][SHARE], dropped[2][SHARE], y[SHARE];  // dcarry: of h, of m
+UNROLL for (int side = 0; side < 2; ++side) {
+  const int at = (item / K * 2 * K + side * K + row) * LENGTH;
+  load_row(y, win + at, lane);
+  load_row(dwin[side], dn1 + at, lane);
+  const float factor = layer_norm(y, lane);
+  layer_norm_vjp(dwin[side], y, factor);
+  if (side == 1 || OUTPUTS > K) {
+    load_row(y, du + (side == 1 ? below : above), lane);
+    add(dwin[side], 1, y);
+  }
+}
+UNROLL for (int i = 0; i < SHARE; ++i) {
+  dcarry[0][i] = dwin[0][i];
+  dcarry[1][i] = dwin[0][i] + dwin[1][i];
+}
+if (first || OUTPUTS == K) {
+  load_row(y, m + item * LENGTH, lane);
+} else {
+  load_row(y, out + above, lane);
+  if (STATE_NORM) rms_norm(y);
+}
+const float along = dot(dcarry[1], y);
+scale(dcarry[1], alpha[0]);
+if (OUTPUTS == K) {  // the later window's m is this one's h
+  load_row(y, dm_later + item * LENGTH, lane);
+  add(dcarry[0], 1, y);
+}
+UNROLL for (int side = 0; side < OUTPUTS / K; ++side) {
+  if (!first) {
+    const int at = side == 0 ? below : above;
+    if (STATE_NORM) {
+      load_row(y, out + at, lane);
+      const float factor = rms_norm(y);
+      rms_norm_vjp(dcarry[side], y, factor);
+    }
+    load_row(y, dout + at, lane);
+    add(dcarry[side], 1, y);
+    if (DROPOUT) drop(dropped[side], dcarry[side], keep_1 + at, lane);
+  }
+}
+if (team < count) {
+  if (lane == 0) dalpha[item] = dalpha_later[item] + along;
+  store_row(dx + item * LENGTH, dwin[1], lane);
+  if (OUTPUTS == K) store_row(dm + item * LENGTH, dcarry[1], lane);
+  UNROLL for (int side = 0; side < OUTPUTS / K; ++side) {
+    const int at = side == 0 ? below : above;
+    store_row(dtotal + at, dcarry[side], lane);
+    if (DROPOUT && !first) store_row(dproduct + at, dropped[side], lane);
+  }
+}

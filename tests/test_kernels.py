@@ -1,0 +1,103 @@
+"""Fused kernels in the place of plain MLX: their own source, emulated on the CPU, and run where there is a GPU."""
+
+import shutil
+
+from mlx_rtx import kernels, loss_and_grad
+from mlx_rtx.kernels import narrow, scan, source, wide
+from mlx_rtx.kernels.options import Options
+
+import emulator
+import mlx.core as mx
+import pytest
+from conftest import K, make_model, make_tokens
+from mlx.utils import tree_flatten
+
+VARIANTS = [
+    {"history": "output", "dropout": 0.3},
+    {"history": "output", "state_norm": True, "activation": "gelu"},
+    {"history": "hidden", "dropout": 0.3, "activation": "gelu"},
+    {"history": "hidden", "state_norm": True, "heads": 1, "dim": 6},
+]
+
+
+@pytest.fixture(params=["emulated", "cuda"])
+def fused(request, monkeypatch):
+    """A switch to kernels: emulated, with few threads since each is a real one, and on a GPU where there is one."""
+    if request.param == "cuda" and not mx.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    if request.param == "emulated":
+        if shutil.which("g++") is None:
+            pytest.skip("the emulation is compiled with g++")
+        monkeypatch.setattr(source, "make_kernel", emulator.make_kernel)
+        monkeypatch.setattr(narrow, "thread_count", lambda K, D: 64)
+    for cached in (narrow._kernel, wide._launcher, scan._function):
+        cached.cache_clear()
+
+    def switch(narrow_up_to):
+        monkeypatch.setattr(scan, "NARROW", narrow_up_to)
+        monkeypatch.setattr(kernels, "available", lambda: True)
+
+    yield switch
+    for cached in (narrow._kernel, wide._launcher, scan._function):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("narrow_up_to", [128, 0], ids=["narrow", "wide"])
+def test_kernels_give_what_plain_operations_give(fused, narrow_up_to, variant):
+    model, tokens, key = make_model(**variant), make_tokens(5 * K - 1), mx.random.key(3)
+    model.train()
+    plain = {n: loss_and_grad(model, tokens, tokens[:, -n:], 2, key=key) for n in (1, 5 * K - 1)}
+    mx.eval(plain)
+    fused(narrow_up_to)
+    for n, (loss, gradients) in plain.items():
+        for segment in (2, None):
+            found, found_gradients = loss_and_grad(model, tokens, tokens[:, -n:], segment, key=key)
+            assert mx.allclose(found, loss, rtol=1e-5)
+            named = dict(tree_flatten(found_gradients))
+            for name, gradient in tree_flatten(gradients):
+                scale = max(1.0, mx.abs(gradient).max().item())
+                assert mx.abs(named[name] - gradient).max().item() < 1e-5 * scale, (n, segment, name)
+
+
+@pytest.mark.parametrize("narrow_up_to", [128, 0], ids=["narrow", "wide"])
+def test_a_gradient_from_outside_knows_no_outputs(fused, narrow_up_to):
+    """`nn.value_and_grad` of a model runs in one piece."""
+    import mlx.nn as nn
+
+    model, tokens = make_model(history="output"), make_tokens(3 * K)
+
+    def gradient():
+        return tree_flatten(nn.value_and_grad(model, lambda model: model(tokens).square().sum())(model)[1])
+
+    plain = gradient()
+    mx.eval(plain)
+    fused(narrow_up_to)
+    for (name, found), (_, expected) in zip(gradient(), plain, strict=True):
+        assert mx.abs(found - expected).max() < 1e-5 * max(1.0, mx.abs(expected).max().item()), name
+
+
+@pytest.mark.parametrize(("metal", "cuda", "asked", "expected"), [
+    (True, False, None, False), (True, False, "1", True), (True, False, "0", False),
+    (False, True, None, True), (False, True, "0", False), (False, False, "1", False),
+])  # fmt: skip
+def test_on_metal_kernels_run_only_where_they_are_asked_for(monkeypatch, metal, cuda, asked, expected):
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu if metal or cuda else mx.cpu)
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: cuda)
+    if asked is None:
+        monkeypatch.delenv("MLX_RTX_KERNELS", raising=False)
+    else:
+        monkeypatch.setenv("MLX_RTX_KERNELS", asked)
+    assert kernels.available() == expected
+
+
+def test_the_metal_variant_reads_as_cpp():
+    if shutil.which("g++") is None:
+        pytest.skip("g++ reads it")
+    options = Options(heads=6, history="output", activation="gelu", state_norm=True)
+    for name in narrow.INPUTS:
+        constants = narrow.constants(options, 32, 96, True)
+        emulator.parse_for_metal(name, narrow.HELPERS, narrow.INPUTS[name], narrow.OUTPUTS[name], constants)
+    for name, kernel in wide.KERNELS.items():
+        _, constants = wide._layout(name, wide.Sizes(2, 16, 384, True, options))
+        emulator.parse_for_metal(name, kernel.helpers, kernel.inputs, kernel.outputs, constants)
