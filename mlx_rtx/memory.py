@@ -28,15 +28,17 @@ FLOAT = 4  # bytes
 WITHIN = 0.15  # how far a prediction may be off
 # All of these are fitted to measured peaks, on a CPU (Linux) and an NVIDIA H200.
 # Copies of the weights: with one piece; with several, whose gradients are summed up; for each block's own gradient.
-ONE_PIECE, SUMMING, OF_A_BLOCK = 4.0, 6.0, 0.3
+ONE_PIECE, SUMMING, OF_A_BLOCK = 4.0, 5.0, 0.3
 # While the optimizer writes, leaf after leaf, new beside old: copies of the weights, and of the largest leaf.
 UPDATING, LARGEST_LEAF = 5.9, 6.2
 # Times the floats that are counted as saved, as scores at work; as embedded, in a forward pass and in training.
-SAVED, SCORES, EMBEDDED, EMBEDDED_TRAINING = 1.13, 2.2, 2.2, 20.0
+SAVED, SCORES, EMBEDDED, EMBEDDED_TRAINING = 1.03, 2.2, 2.0, 20.0
 # Launches whose arrays a GPU holds that could be given back: at least; at most, in training and in a forward pass; more
 # for each megabyte above some that a launch moves, since the host then gets further ahead; in all; as a part of a step.
 QUEUED_LEAST, QUEUED, QUEUED_FORWARD, PER_MEGABYTE, FREE_MEGABYTES, MOST_QUEUED = 75, 150, 200, 30, 5, 400
 PART, PART_FORWARD, PART_REGULAR = 1 / 8, 1 / 4, 1 / 12
+# Times what a segment's windows keep with fused kernels, at least and at most: one segment; several.
+HELD_ONE, HELD_SEVERAL = (1.2, 3.0), (2.0, 3.2)
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,27 @@ def training_memory(
         carries=FLOAT * batch * (carry + length),
         segment=round(FLOAT * batch * best),
         optimizer=round(UPDATING * weights + LARGEST_LEAF * FLOAT * max(leaves)),
+    )
+
+
+def kernel_memory(config: ModelConfig, length: int, batch: int, targets: int, segment: int | None = 8) -> Memory:
+    """Memory of `loss_and_grad` of a recurrent transformer by fused kernels (`mlx_rtx.kernels`).
+
+    They keep the outputs of all windows of a sequence, and a whole segment's arrays until it is done, while the next
+    is under way. Fitted to a few peaks of one NVIDIA H200. Arguments as for `training_memory`.
+    """
+    plain, run = training_memory(config, length, batch, targets, segment), pieces(config, length, targets, segment)
+    K, n = config.block, config.block if config.history == "hidden" else 2 * config.block
+    window = config.dim * (20 * K + (19 + 6 * (config.dropout > 0)) * n) * config.layers
+    blocks, several = max(piece.blocks for piece in run), len(run) > 1
+    outputs = several * sum(piece.blocks for piece in run) * n * config.dim * config.layers
+    held = round(FLOAT * batch * blocks * window)
+    return replace(
+        plain,
+        carries=plain.carries + FLOAT * batch * outputs,
+        segment=0,
+        queued_least=round((HELD_SEVERAL if several else HELD_ONE)[0] * held),
+        queued=round((HELD_SEVERAL if several else HELD_ONE)[1] * held),
     )
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mlx_rtx import kernels
 from mlx_rtx.config import ModelConfig
 from mlx_rtx.evaluation import PIECE, piecewise
 from mlx_rtx.gradient import loss_and_grad
 from mlx_rtx.graph import Work, walk
-from mlx_rtx.memory import Memory, forward_memory, training_memory
+from mlx_rtx.memory import Memory, forward_memory, kernel_memory, training_memory
 from mlx_rtx.models import MODELS
 from mlx_rtx.ops import Kind, executed_ops, training_ops
 from mlx_rtx.optimizer import OptimizerConfig, apply_gradients, make_optimizer
@@ -79,6 +80,8 @@ class Trial:
             memory = training_memory(self.config, length, batch, targets, self.segment, self.model)
         else:
             memory = forward_memory(self.config, length, batch, targets, self.model)
+        if gpu is None and self.mode == "training" and self.model == "recurrent" and kernels.available():
+            return kernel_memory(self.config, length, batch, targets, self.segment)
         gpu = mx.default_device() == mx.gpu if gpu is None else gpu
         if not gpu:
             return memory
@@ -92,7 +95,7 @@ class Trial:
         return batch * executed_ops(self.config, length, self.model, targets, segment=PIECE)
 
     def work(self, batch: int, length: int, targets: int) -> Work:
-        """What a step launches, multiplies and moves.
+        """What a step launches, multiplies and moves by plain operations; fused kernels launch and move less.
 
         Its graph is linear in the number of segments once there are a first, a middle and a last one, and linear
         in the batch from 2 on (at 1 some sums are no work). So small ones are walked, and the rest is arithmetic.
