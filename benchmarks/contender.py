@@ -44,7 +44,7 @@ def measure_mlx(order: Order) -> Timing:
     from mlx_rtx.settings import TEXT_PAPER
     from mlx_rtx.trial import Trial
 
-    trial = Trial(ModelConfig(**order.config), order.model, order.mode, optimizer=TEXT_PAPER.optimizer)
+    trial = Trial(ModelConfig(**order.config), order.model, order.mode, order.segment, TEXT_PAPER.optimizer)
     timing = trial.measure(order.batch, order.length, order.targets, repeats=order.repeats, shortest=0.0)
     made_with = environment()
     return Timing(

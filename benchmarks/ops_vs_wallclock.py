@@ -13,6 +13,7 @@ two pictures and one JSON line. Each model runs in a process of its own; a size 
 
 import itertools
 import json
+import os
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
@@ -54,6 +55,8 @@ class Sweep(Budget):
     """One minute: three batch sizes, the paper's lengths and blocks."""
     full: bool = False
     """One hour: all combinations of batch, length and block."""
+    kernels: bool = False
+    """Time fused kernels where there are any; launches and bytes are then still those of plain operations."""
     seconds: float | None = None
     """Time for all points together, about; if not given 60 with --quick, 3,600 with --full, else 270."""
 
@@ -90,6 +93,8 @@ def main(arguments: list[str]) -> None:
     """Run the sweep and say what came of it."""
     sweep = parse(Sweep, arguments, "python benchmarks/ops_vs_wallclock.py")
     started = time.perf_counter()
+    if not sweep.kernels:
+        os.environ["MLX_RTX_KERNELS"] = "0"  # for the processes to come, and the report's header
     ceilings = measure_ceilings()
     print(f"device: {backend.device()}")
     print(

@@ -18,6 +18,8 @@ class Order:
     batch: int
     length: int
     targets: int
+    segment: int | None
+    """Blocks to a segment of MLX's gradient."""
     repeats: int
     tf32: bool
     gpu: bool

@@ -28,11 +28,7 @@ import sweep
 from order import Contender, Order, Timing
 from results import results_folder, write_report
 
-BATCHES = {
-    "image": IMAGE_PAPER.training.batch,
-    "text": TEXT_PAPER.training.batch,
-    "copy": COPY_PAPER.training.batch,
-}
+RECIPES = {"image": IMAGE_PAPER.training, "text": TEXT_PAPER.training, "copy": COPY_PAPER.training}
 CONTENDERS: dict[Contender, str] = {
     "mlx": "mlx_rtx",
     "torch eager": "torch_model as it stands",
@@ -54,6 +50,10 @@ class Peers:
     """The paper's model, or the regular transformers that its tables compare."""
     batch: int | None = None
     """Sequences to a step; the paper's (image 120, text 64, copy 64) if not given."""
+    segment: int | None = None
+    """Blocks to a segment of our gradient; the recipe's (image 16, text 8, copy 8) if not given."""
+    contenders: tuple[Contender, ...] = ("mlx", "torch eager", "torch compile", "torch graphs")
+    """Which of them run."""
     repeats: int = 20
     """Timings of each contender in each of its two rounds."""
     tf32: bool = False
@@ -62,10 +62,12 @@ class Peers:
     """Folder for the report; benchmarks/results/<device> if not given."""
 
     def __post_init__(self):
-        for name in ("shapes", "modes", "models"):
+        for name in ("shapes", "modes", "models", "contenders"):
             require(bool(getattr(self, name)), f"{name}: name at least one")
         require(self.batch is None or self.batch >= 1, f"batch={self.batch}: must be at least 1")
-        require(self.repeats >= 1, f"repeats={self.repeats}: must be at least 1")
+        for name in ("repeats", "segment"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name}={value}: must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def order_for(name: Contender, group: sweep.Group, batch: int, peers: Peers) -> 
         batch=batch,
         length=length,
         targets=targets,
+        segment=peers.segment or RECIPES[group.subject].segment,
         repeats=peers.repeats,
         tf32=peers.tf32,
         gpu=mx.default_device() == mx.gpu,
@@ -106,7 +109,7 @@ def order_for(name: Contender, group: sweep.Group, batch: int, peers: Peers) -> 
 
 def race(group: sweep.Group, batch: int, peers: Peers) -> Race:
     """Let all contenders run in turn, and say what each round gave."""
-    run = Race(group, batch, {name: [] for name in CONTENDERS})
+    run = Race(group, batch, {name: [] for name in peers.contenders})
     print(run, flush=True)
     for i in range(ROUNDS):
         for name, rounds in run.rounds.items():
@@ -168,13 +171,19 @@ def main(arguments: list[str]) -> None:
     folder = results_folder(peers.out)
     if advice := backend.advice():
         print(advice)
-    races = [race(group, peers.batch or BATCHES[group.subject], peers) for group in todo]
+    races = [race(group, peers.batch or RECIPES[group.subject].batch, peers) for group in todo]
     answer = {
         str(run): {name: {"seconds": t.seconds, "peak_gb": t.peak_gb} for name, t in run.best.items()} for run in races
     }
     found = {name: timing for run in races for name, timing in run.best.items()}
     facts = {name: {"what": CONTENDERS[name], "ran_on": t.ran_on, "memory": t.memory} for name, t in found.items()}
-    report = {"tf32": peers.tf32, "repeats": peers.repeats, "contenders": facts, "answer": answer}
+    report = {
+        "tf32": peers.tf32,
+        "segment": peers.segment,
+        "repeats": peers.repeats,
+        "contenders": facts,
+        "answer": answer,
+    }
     write_report(folder, "peers", {**report, "races": [asdict(run) for run in races]})
     for run in races:
         print("", table(run), sep="\n")
