@@ -1,6 +1,7 @@
 """The figures that the READMEs give stand in the reports that lie beside them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,13 @@ def test_reports_say_what_they_were_made_with():
         environment = json.loads(path.read_text())["environment"]
         assert {"versions", "platform", "device", "device_name", "tf32", "git_revision"} <= environment.keys()
         assert environment["versions"]["mlx"]
+
+
+def test_what_became_faster():
+    """The table of before and after stands in the log of its run."""
+    page, log = text("benchmarks/NOTES.md"), (RESULTS / "nvidia-h200" / "speed.log").read_text()
+    found = re.findall(r"^(before|plain|kernels) (\w+) (\w+) ([\d.]+) ms .* peak ([\d.]+)$", log, re.MULTILINE)
+    assert len(found) == 18
+    for _, task, mode, ms, gb in found:
+        row = page.partition(f"| {task} {mode} |")[2][:200]
+        assert f"{float(ms):.2f} ms, {float(gb):.3f} GB" in row
