@@ -37,8 +37,10 @@ class Embedding(nn.Module):
             return x
         if isinstance(position, int):
             self.check(position + n)
-        if self._kind == "absolute":
-            return x + mx.slice(self.positions, mx.array([position]), [0], [n, x.shape[2]])
+            if position + n <= self._rows:
+                return x + self.positions[position : position + n]
+        elif self._kind == "absolute":
+            return x + mx.slice(self.positions, position[None], [0], [n, x.shape[2]])
         return x + self.positions[(mx.arange(n) + position) % self._rows]
 
     def check(self, length: int) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mlx_rtx.config import Architecture
+from mlx_rtx.trees import each
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -167,7 +168,8 @@ class TransformerLayer(nn.Module):
         x = x.reshape(B * n, D)
         qkv = (_layer_norm(x, w.attention_norm) @ w.qkv).reshape(B, n, 3, H, D // H).transpose(2, 0, 3, 1, 4)
         cache = write(cache, qkv[1:])
-        attended = _attend(qkv[0], cache[0].swapaxes(2, 3), cache[1], mask, w.scale)
+        k, v = each(cache)
+        attended = _attend(qkv[:1].squeeze(0), k.swapaxes(2, 3), v, mask, w.scale)
         return self._finish(x, attended, None, w).reshape(B, n, D), cache
 
     def _finish(self, x: mx.array, attended: mx.array, keep: Keep | None, w: Weights) -> mx.array:

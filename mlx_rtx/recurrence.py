@@ -111,6 +111,7 @@ class Recurrence(nn.Module):
         self.history = config.history
         self.state_norm = config.state_norm
         self._mask = causal_mask(2 * config.block)
+        self._rows = mx.eye(2 * config.block).astype(mx.bool_)  # row by row: where it is
         self._ready: mx.array | None = None
         if not config.train_alpha:
             self.freeze(keys=["alpha"], recurse=False)
@@ -257,22 +258,21 @@ class Recurrence(nn.Module):
         if first:
             mask = mx.where(mx.arange(2 * K) < K, -mx.inf, mask)  # nothing before x_1
             if self.history == "output":
-                last = _write(last, self._carried(x), at)  # y_0 = x_1
+                last = self._write(last, self._carried(x), at)  # y_0 = x_1
         rows = alpha * state.before[:, at : at + n] + x
-        h, window = self.tau.step(rows, mask, state.window, partial(_write, at=K + at))
+        h, window = self.tau.step(rows, mask, state.window, partial(self._write, at=K + at))
         h = self._carried(h)
         rows = alpha * last[:, at : at + n] + h
-        y, output = self.tau.step(rows, self._mask[at : at + n, :K], state.output, partial(_write, at=at))
-        current = _write(state.current, h if self.history == "hidden" else self._carried(y), at)
+        y, output = self.tau.step(rows, self._mask[at : at + n, :K], state.output, partial(self._write, at=at))
+        current = self._write(state.current, h if self.history == "hidden" else self._carried(y), at)
         before = state.before
         if at + n == K:  # what was w_j becomes the first half of the next window
             window = mx.concatenate([output, window[..., K:, :]], axis=-2)
             before, last = last, current
         return y, StepState(before, last, current, window, output)
 
-
-def _write(rows: mx.array, new: mx.array, at: int) -> mx.array:
-    """``rows`` (…, N, d) with ``new`` (…, n, d) from row ``at`` on; a single row in one operation."""
-    if new.shape[-2] == 1:
-        return mx.where((mx.arange(rows.shape[-2]) == at)[:, None], new, rows)
-    return mx.slice_update(rows, new, mx.array([at]), [rows.ndim - 2])
+    def _write(self, rows: mx.array, new: mx.array, at: int) -> mx.array:
+        """``rows`` (…, N, d) with ``new`` (…, n, d) from row ``at`` on; a single row in one operation."""
+        if new.shape[-2] == 1:
+            return mx.where(self._rows[: rows.shape[-2], at : at + 1], new, rows)
+        return mx.slice_update(rows, new, mx.array([at]), [rows.ndim - 2])

@@ -97,7 +97,8 @@ def _step(
     first: bool,
 ) -> tuple[mx.array, tuple[StepState, ...]]:
     """Feed tokens that stand at ``at`` … of one block: logits (B, n, outputs) and the layers' states."""
-    x, stepped = model.embedding(tokens, position), []
+    of_block = model.config.positions == "block"  # then the place is known beforehand
+    x, stepped = model.embedding(tokens, at if of_block else position), []
     for layer, before in zip(model.layers, layers, strict=True):
         x, after = layer.step(x, StepState(*before), at, first)
         stepped.append(after)

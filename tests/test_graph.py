@@ -2,6 +2,8 @@
 
 from mlx_rtx import ModelConfig
 from mlx_rtx.graph import Work, walk
+from mlx_rtx.models import MODELS
+from mlx_rtx.trees import arrays
 from mlx_rtx.trial import Trial
 
 import mlx.core as mx
@@ -36,6 +38,20 @@ def test_a_walk_sees_both_passes_over_a_segment(history, positions):
     """A segment is run twice from the same arrays; the tracer, left alone, would merge the two."""
     trial = Trial(make_config(history=history, positions=positions, dropout=0.1), segment=2)
     assert trial.work(3, 64, 8).multiply_adds == trial.executed(3, 64, 8)
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "regular"])
+def test_a_token_of_a_stream_copies_no_cache(kind):
+    """Beside the weights a token moves a cache four times: read and written to place its own row, then read."""
+    model = MODELS[kind](make_config(block=64, positions="block"))
+    model.eval()
+    state = model.initial_state(1)
+    for n in (300, 1):
+        _, state = model.step(mx.zeros((1, n), mx.int32), state)
+    mx.eval(model.parameters(), state)
+    moved = walk(lambda token: model.step(token, state), mx.zeros((1, 1), mx.int32)).bytes
+    weights, caches = (sum(array.nbytes for array in arrays(tree)) for tree in (model.parameters(), state))
+    assert moved < 2 * weights + 4 * caches
 
 
 @pytest.mark.parametrize("targets", [3, 99])
