@@ -29,8 +29,8 @@ WITHIN = 0.15  # how far a prediction may be off
 # All of these are fitted to measured peaks, on a CPU (Linux) and an NVIDIA H200.
 # Copies of the weights: with one piece; with several, whose gradients are summed up; for each block's own gradient.
 ONE_PIECE, SUMMING, OF_A_BLOCK = 4.0, 5.0, 0.3
-# While the optimizer writes, leaf after leaf, new beside old: copies of the weights, and of the largest leaf.
-UPDATING, LARGEST_LEAF = 5.9, 6.2
+# While the optimizer writes new beside old: copies of the weights.
+UPDATING = 12.5
 # Times the floats that are counted as saved, as scores at work; as embedded, in a forward pass and in training.
 SAVED, SCORES, EMBEDDED, EMBEDDED_TRAINING = 1.03, 2.2, 2.0, 20.0
 # Launches whose arrays a GPU holds that could be given back: at least; at most, in training and in a forward pass; more
@@ -89,15 +89,10 @@ def ratio_to_range(measured: float, least: float, most: float) -> float:
     return measured / min(max(measured, least), most)
 
 
+@functools.cache
 def parameter_count(config: ModelConfig, model: Kind = "recurrent") -> int:
     """Parameters P of a model."""
-    return sum(_leaves(config, model))
-
-
-@functools.cache
-def _leaves(config: ModelConfig, model: Kind) -> tuple[int, ...]:
-    """Sizes of the parameter arrays."""
-    return tuple(array.size for array in flat(MODELS[model](config).parameters()).values())
+    return sum(array.size for array in flat(MODELS[model](config).parameters()).values())
 
 
 def training_memory(
@@ -124,8 +119,7 @@ def training_memory(
         True
     """
     n, D, drops = wanted(length, targets), config.dim, config.dropout > 0
-    leaves = _leaves(config, model)
-    weights = FLOAT * sum(leaves)
+    weights = FLOAT * parameter_count(config, model)
     copies, best, carry = ONE_PIECE, 0.0, 0
     for tokens, read, calls in _run(config, length, n, segment, model):
         saved = sum(call.times * _saved(config, call) for call in calls) + tokens * D * (2 + drops)
@@ -141,7 +135,7 @@ def training_memory(
         weights=round(copies * weights),
         carries=FLOAT * batch * (carry + length),
         segment=round(FLOAT * batch * best),
-        optimizer=round(UPDATING * weights + LARGEST_LEAF * FLOAT * max(leaves)),
+        optimizer=round(UPDATING * weights),
     )
 
 
