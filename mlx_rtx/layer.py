@@ -71,7 +71,7 @@ class TransformerLayer(nn.Module):
         self.heads = config.heads
         self.activation = ACTIVATIONS[config.activation]
         self.attention_norm = nn.LayerNorm(D, eps=EPS, bias=False)
-        self.qkv = normal(D, 3 * D)
+        self.qkv = mx.concatenate([normal(D, D), normal(D, 2 * D)], axis=1)  # as one draw a seed would give other ones
         self.attention_out = normal(D, D, residual)
         self.mlp_norm = nn.LayerNorm(D, eps=EPS, bias=False)
         self.mlp_in = normal(D, 4 * D)
