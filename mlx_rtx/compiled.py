@@ -26,9 +26,10 @@ def compiled(model: nn.Module, function: Callable[..., Any]) -> Callable[..., An
         function: a function of a module; what it takes and returns are trees of arrays, and constants that it may
             branch on: for each of their values it is traced anew.
     """
+    if not pays():
+        return functools.partial(function, model)
     made = vars(model).setdefault("_compiled", {})
-    key = function, pays()
-    if key not in made:
+    if function not in made:
         where = weakref.ref(model)  # which holds this function: in a cycle neither would be freed at once
 
         def pure(weights: dict, *arguments: Any) -> Any:
@@ -41,5 +42,5 @@ def compiled(model: nn.Module, function: Callable[..., Any]) -> Callable[..., An
             finally:
                 model.update(before)
 
-        made[key] = mx.compile(pure) if pays() else pure
-    return functools.partial(made[key], model.parameters())
+        made[function] = mx.compile(pure)
+    return functools.partial(made[function], model.parameters())

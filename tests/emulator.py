@@ -79,7 +79,7 @@ def make_kernel(name, helpers, inputs, outputs, constants):
     numbers = "".join(f"const int {n} = *at_{n};\n" for n in names if n.endswith("_ndim"))
     given = ", ".join(f"({t})arguments[{i}]" for i, t in enumerate(types))
     threads = constants["THREADS"]
-    text = f"""{STANDARD}{PROLOGUE}{source.COMMON}{_constants(constants)}{_helpers(helpers)}
+    text = f"""{STANDARD}{PROLOGUE}{source.shared(helpers, constants)}
 static void run({parameters}) {{
 const int rank = emulated_rank, b = emulated_group;
 {numbers}{body}}}
@@ -124,14 +124,6 @@ def parse_for_metal(name, helpers, inputs, outputs, constants):
     head = STANDARD + METAL + source.header("metal", helpers, constants)
     text = f"{head}void {name}({', '.join(parameters)}) {{\n{source.INDICES['metal']}{body}}}\n"
     subprocess.run(["g++", *FLAGS, "-fsyntax-only", "-x", "c++", "-"], input=text, text=True, check=True)
-
-
-def _constants(constants):
-    return "".join(f"constexpr int {name} = {int(value)};\n" for name, value in constants.items())
-
-
-def _helpers(helpers):
-    return "".join(source.text(name) for name in helpers)
 
 
 def _build(text: str) -> Path:

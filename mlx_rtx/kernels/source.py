@@ -55,11 +55,16 @@ def text(name: str) -> str:
     return (files(__package__) / f"{name}.h").read_text()
 
 
-def header(backend: str, helpers: tuple[str, ...], constants: dict[str, int]) -> str:
-    """What stands before a kernel: its constants and the helpers it uses."""
+def shared(helpers: tuple[str, ...], constants: dict[str, int]) -> str:
+    """What stands before a kernel on every backend: its constants and the helpers it uses."""
     lines = "".join(f"CONSTANT int {name} = {int(value)};\n" for name, value in constants.items())
+    return COMMON + lines + "".join(text(name) for name in helpers)
+
+
+def header(backend: str, helpers: tuple[str, ...], constants: dict[str, int]) -> str:
+    """What stands before a kernel on one backend."""
     bounds = BOUNDS.format(threads=constants["THREADS"]) if backend == "cuda" else ""
-    return PROLOGUE[backend] + COMMON + lines + "".join(text(name) for name in helpers) + bounds
+    return PROLOGUE[backend] + shared(helpers, constants) + bounds
 
 
 def make_kernel(
