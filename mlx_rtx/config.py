@@ -34,6 +34,8 @@ class Architecture:
     """Initial value of the accumulation parameter, in [0, 1]."""
     train_alpha: bool = True
     """Learn alpha, or keep it as it starts."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Numbers of the layers' products; weights, norms, what is carried, readout and loss stay float32."""
 
     def __post_init__(self):
         require_positive(self, "dim", "heads", "block", "layers")

@@ -69,6 +69,7 @@ class TransformerLayer(nn.Module):
         super().__init__()
         D, residual = config.dim, 0.02 / math.sqrt(2 * config.layers)
         self.heads = config.heads
+        self.dtype = getattr(mx, config.dtype)  # of products
         self.activation = ACTIVATIONS[config.activation]
         self.attention_norm = nn.LayerNorm(D, eps=EPS, bias=False)
         self.qkv = mx.concatenate([normal(D, D), normal(D, 2 * D)], axis=1)  # as one draw a seed would give other ones
@@ -112,10 +113,9 @@ class TransformerLayer(nn.Module):
 
     @property
     def in_use(self) -> Weights:
-        """The folded weights that it runs with."""
-        if self._ready is None:
-            return self.folded()
-        qkv, attention_out, mlp_in, mlp_out = self._ready
+        """The folded weights that it runs with, in the numbers of its products."""
+        ready = self.ready() if self._ready is None else self._ready
+        qkv, attention_out, mlp_in, mlp_out = (weight.astype(self.dtype) for weight in ready)
         return Weights(1.0, None, qkv, attention_out, None, mlp_in, mlp_out)
 
     def __call__(
@@ -129,18 +129,18 @@ class TransformerLayer(nn.Module):
         """Run the layer on the last n rows of windows of N; all rows serve as keys and values.
 
         Args:
-            x: (B, N, D).
+            x: (B, N, D), float32.
             rows: n; all N if not given.
-            mask: additive (n, N), or ``"causal"``.
+            mask: additive (n, N) in the numbers of the products, or ``"causal"``.
             keep: dropout factors of the attention and MLP outputs, each (B·n, D).
-            weights: this layer's, folded or not; `in_use` if not given.
+            weights: this layer's, folded or not, whose numbers the products are in; `in_use` if not given.
 
         Returns:
-            (B, n, D).
+            (B, n, D), float32.
         """
         (B, N, D), w = x.shape, weights or self.in_use
         n = N if rows is None else rows
-        normed = _layer_norm(x, w.attention_norm)
+        normed = _layer_norm(x, w.attention_norm).astype(w.qkv.dtype)
         if 2 * n < N:  # most rows need no query
             q = normed[:, N - n :].reshape(B * n, D) @ w.qkv[:, :D]
             k, v = mx.split(normed.reshape(B * N, D) @ w.qkv[:, D:], 2, axis=1)
@@ -175,7 +175,8 @@ class TransformerLayer(nn.Module):
     def _finish(self, x: mx.array, attended: mx.array, keep: Keep | None, w: Weights) -> mx.array:
         """Output projection, residual and MLP of rows (B·n, D)."""
         x = _add_product(x, attended, w.attention_out, keep and keep[0])
-        return _add_product(x, self.activation(_layer_norm(x, w.mlp_norm) @ w.mlp_in), w.mlp_out, keep and keep[1])
+        inner = self.activation(_layer_norm(x, w.mlp_norm).astype(w.mlp_in.dtype) @ w.mlp_in)
+        return _add_product(x, inner, w.mlp_out, keep and keep[1])
 
 
 def _layer_norm(x: mx.array, gain: mx.array | None) -> mx.array:
@@ -183,8 +184,10 @@ def _layer_norm(x: mx.array, gain: mx.array | None) -> mx.array:
 
 
 def _add_product(x: mx.array, rows: mx.array, weight: mx.array, keep: mx.array | None) -> mx.array:
-    """``x + keep ⊙ (rows @ weight)``."""
-    return mx.addmm(x, rows, weight) if keep is None else x + keep * (rows @ weight)
+    """``x + keep ⊙ (rows @ weight)``, in the numbers of x."""
+    if keep is None:
+        return mx.addmm(x, rows, weight) if weight.dtype == x.dtype else x + rows @ weight
+    return x + keep * (rows @ weight)
 
 
 def _attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str, scale: float) -> mx.array:

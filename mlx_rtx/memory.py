@@ -26,6 +26,7 @@ from mlx_rtx.trees import flat
 
 FLOAT = 4  # bytes
 WITHIN = 0.15  # how far a prediction may be off
+PRODUCTS = {"float32": 1.0, "bfloat16": 0.5}  # size of a product's number in floats
 # All of these are fitted to measured peaks, on a CPU (Linux) and an NVIDIA H200.
 # Copies of the weights: with one piece; with several, whose gradients are summed up; for each block's own gradient.
 ONE_PIECE, SUMMING, OF_A_BLOCK = 4.0, 5.0, 0.3
@@ -203,10 +204,12 @@ def _readout(config: ModelConfig, n: int) -> int:
 def _saved(config: ModelConfig, call: Calls) -> int:
     """Floats that the backward pass of one application of τ needs, for one sequence."""
     _, rows, window = call
-    # the input's norm, query, attention's output, residual and its norm, output, dropout's two masks; then the MLP
-    each = 6 + 2 * (config.dropout > 0) + (8 if config.activation == "relu" else 13)
-    each += rows < window  # rows and their context are joined
-    return rows * config.dim * each + 4 * window * config.dim + rows * window * config.heads
+    # of products: the input's norm, query, attention's output, residual's norm; then the MLP
+    inner = 4 + (8 if config.activation == "relu" else 13)
+    outer = 2 + 2 * (config.dropout > 0)  # residual, output, dropout's two masks
+    outer += rows < window  # rows and their context are joined
+    halves = rows * config.dim * inner + 3 * window * config.dim + rows * window * config.heads
+    return rows * config.dim * outer + window * config.dim + round(PRODUCTS[config.dtype] * halves)
 
 
 def _at_work(config: ModelConfig, calls: list[Calls]) -> Iterator[tuple[float, float]]:

@@ -110,7 +110,7 @@ class Recurrence(nn.Module):
         self.rate = config.dropout
         self.history = config.history
         self.state_norm = config.state_norm
-        self._mask = causal_mask(2 * config.block)
+        self._mask = causal_mask(2 * config.block).astype(self.tau.dtype)
         self._rows = mx.eye(2 * config.block).astype(mx.bool_)  # row by row: where it is
         self._ready: mx.array | None = None
         if not config.train_alpha:

@@ -149,7 +149,9 @@ def from_stored(stored: dict) -> tuple[str, TrainConfig]:
     """
     try:
         recipe, model = RECIPES[stored["task"]]["default"], stored["model"]
-        parts = stored["settings"] | {"architecture": {f.name: model[f.name] for f in fields(Architecture)}}
+        parts = stored["settings"] | {
+            "architecture": {f.name: model[f.name] for f in fields(Architecture) if f.name in model}
+        }
         made = {name: type(getattr(recipe, name))(**part) for name, part in parts.items()}
         return stored["task"], TrainConfig(model=model["kind"], **made)
     except (AttributeError, KeyError, TypeError) as error:

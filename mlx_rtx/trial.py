@@ -80,7 +80,8 @@ class Trial:
             memory = training_memory(self.config, length, batch, targets, self.segment, self.model)
         else:
             memory = forward_memory(self.config, length, batch, targets, self.model)
-        if gpu is None and self.mode == "training" and self.model == "recurrent" and kernels.available():
+        fused = self.mode == "training" and self.model == "recurrent" and self.config.dtype == "float32"
+        if gpu is None and fused and kernels.available():
             return kernel_memory(self.config, length, batch, targets, self.segment)
         gpu = mx.default_device() == mx.gpu if gpu is None else gpu
         if not gpu:

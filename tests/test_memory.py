@@ -32,6 +32,7 @@ def on_cpu():
         ("recurrent", {**COPY, "positions": "block", "state_norm": True}, 8, 16, 8),
         ("recurrent", {**COPY, "block": 64, "dropout": 0.0}, 4, 16, 4),
         ("recurrent", IMAGE, 16, 1, 8),
+        ("recurrent", {**IMAGE, "dtype": "bfloat16"}, 16, 1, 8),
         ("recurrent", TEXT, 8, 128, 8),
         ("recurrent", TEXT, 8, 128, 4),
         ("recurrent", {**TEXT, "layers": 2}, 4, 128, 4),

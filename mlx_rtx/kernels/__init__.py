@@ -20,4 +20,4 @@ def available() -> bool:
 
 def fit(layer: TransformerLayer) -> bool:
     """Whether kernels are to be used for this layer."""
-    return layer.qkv.dtype == mx.float32 and available()
+    return layer.dtype == mx.float32 and available()

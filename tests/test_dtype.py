@@ -1,0 +1,64 @@
+"""Products in bfloat16: near those in float32, everything else in float32."""
+
+import json
+
+from mlx_rtx import kernels, load, loss_and_grad, train
+from mlx_rtx.settings import from_stored
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import HISTORIES, K, make_model, make_tokens
+from mlx.utils import tree_flatten
+
+ROUNDING = 2**-8  # of one number to bfloat16
+
+
+@pytest.mark.parametrize("variant", [{}, {"dropout": 0.4, "activation": "gelu"}, {"state_norm": True}], ids=str)
+@pytest.mark.parametrize("history", HISTORIES)
+def test_bfloat16_is_float32_to_rounding(history, variant, kind):
+    tokens, key = make_tokens(6 * K - 1), mx.random.key(5)
+    logits, gradients = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        model = make_model(kind, dtype=dtype, history=history, **variant)
+        model.train()
+        logits[dtype] = model(tokens, key=key)
+        _, found = loss_and_grad(model, tokens, tokens, 2, key=key)
+        arrays = [array for _, array in tree_flatten([found, model.parameters()])]
+        assert {array.dtype for array in [logits[dtype], *arrays]} == {mx.float32}
+        gradients[dtype] = mx.concatenate([array.reshape(-1) for _, array in tree_flatten(found)])
+    for values in (logits, gradients):
+        exact, found = np.array(values["float32"]), np.array(values["bfloat16"])
+        assert 0 < np.linalg.norm(found - exact) / np.linalg.norm(exact) < 16 * ROUNDING
+
+
+def test_products_are_in_bfloat16_and_the_carry_is_not():
+    model, tokens = make_model(dtype="bfloat16"), make_tokens(3 * K)
+    _, (carry,) = model.run(tokens)
+    assert {array.dtype for array in carry} == {mx.float32}
+    assert {weight.dtype for weight in model.layers[0].tau.in_use if isinstance(weight, mx.array)} == {mx.bfloat16}
+
+
+def test_kernels_are_for_float32(monkeypatch):
+    monkeypatch.setattr(kernels, "available", lambda: True)
+    assert kernels.fit(make_model().layers[0].tau)
+    assert not kernels.fit(make_model(dtype="bfloat16").layers[0].tau)
+
+
+def test_a_stream_runs_in_float32():
+    """One token at a time reads each weight once: there is nothing to gain but rounding."""
+    exact, model, tokens = make_model(), make_model(dtype="bfloat16"), make_tokens(3 * K)
+    expected, _ = exact.step(tokens, exact.initial_state(2))
+    found, _ = model.step(tokens, model.initial_state(2))
+    assert mx.array_equal(found, expected)
+
+
+def test_a_run_in_bfloat16_says_so_and_comes_back(tmp_path):
+    sizes = ["--noise", "16", "--dim", "8", "--heads", "2", "--block", "8", "--samples", "16", "--batch", "8"]
+    train.main(["copy", *sizes, "--dtype", "bfloat16", "--out", str(tmp_path / "run")])
+    model, config = load(tmp_path / "run")
+    assert config.dtype == "bfloat16"
+    assert model.layers[0].tau.dtype == mx.bfloat16
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    del stored["model"]["dtype"]  # as runs were stored before there was a choice
+    assert from_stored(stored)[1].architecture.dtype == "float32"
