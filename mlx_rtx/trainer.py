@@ -47,6 +47,7 @@ class Trainer:
         self.optimizer = make_optimizer(config.optimizer, self.model)
         self.progress = self._start()
         self._stateful = isinstance(config.task, TextTask) and config.task.stateful
+        self._once = isinstance(config.task, TextTask) and config.task.once
         self._carry: list = []  # what a stateful run goes on from
         self._best = self.model.trainable_parameters()
         if resume:
@@ -144,9 +145,12 @@ class Trainer:
     def _next_batch(self) -> tuple[mx.array, mx.array]:
         """Tokens and targets of this step."""
         size, data = self.config.training.batch, self._stage_data()
-        if not (self._stateful and isinstance(data, TextData)):
+        if not isinstance(data, TextData) or not (self._stateful or self._once):
             return data.batch(self._key("data"), size)
-        tokens, targets, anew = data.continued(mx.random.key(self.config.training.seed), self.step, size)
+        whole = mx.random.key(self.config.training.seed)
+        if self._once:
+            return data.shuffled(whole, self.step, size)
+        tokens, targets, anew = data.continued(whole, self.step, size)
         if anew:
             self._carry = []
         return tokens, targets

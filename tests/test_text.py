@@ -107,8 +107,8 @@ def test_what_goes_by_the_name_must_be_tiny_shakespeare(file, monkeypatch):
     ("content", "words"),
     [
         (b"caf\xe9 " * 100, r"is not UTF-8 \(byte 0xe9 at 3\).*iconv"),
-        (b"", "0 characters are too few"),
-        (b"short", "5 characters are too few for sequences of 16.*smaller --length"),
+        (b"", "0 characters to train on are too few"),
+        (b"short", "4 characters to train on are too few for sequences of 16.*smaller --length"),
     ],
 )
 def test_files_that_are_no_text_to_train_on(file, content, words):
@@ -181,13 +181,42 @@ def test_a_stateful_run_reads_the_text_on(file):
         data.continued(key, 0, 500)
 
 
+def test_each_window_comes_once_before_any_comes_again(file):
+    data, key = load(file, once=True), mx.random.key(5)
+    data._train = mx.arange(16 * 20 + 5)  # so that a token tells its place
+    batches = 20 // 3
+    turns = [[data.shuffled(key, turn * batches + i, 3) for i in range(batches)] for turn in range(3)]
+    for turn in turns:
+        tokens, targets = (np.array(mx.concatenate(part)) for part in zip(*turn, strict=True))
+        begins = tokens[:, 0]
+        assert np.array_equal(tokens, begins[:, None] + np.arange(16))
+        assert np.array_equal(targets, tokens + 1)
+        assert len(set(begins)) == len(begins) == 18
+        assert len(set(begins % 16)) == 1
+        assert list(begins) != sorted(begins)
+    assert not mx.array_equal(turns[0][0][0], turns[1][0][0])
+    assert mx.array_equal(data.shuffled(key, 7, 3)[0], turns[1][1][0])
+    with pytest.raises(UserError, match="batch=500: the text has not so many windows of 16"):
+        data.shuffled(key, 0, 500)
+
+
+def test_training_on_less_leaves_what_is_held_out(file):
+    whole, part = load(file), load(file, characters=100)
+    assert part.describe()["train"] == 100
+    assert part.describe()["validation"] == whole.describe()["validation"]
+    with pytest.raises(UserError, match=r"characters=5000: only .* train"):
+        load(file, characters=5000)
+    with pytest.raises(UserError, match="10 characters to train on are too few for sequences of 16"):
+        load(file, characters=10)
+
+
 def test_a_stateful_run_validates_in_long_windows(file):
     (part, *rest) = load(file, stateful=True).held_out("validation", None, 4, mx.random.key(0))
     assert part.length == -(-(len(TEXT) - int(0.9 * len(TEXT)) - 1) // 4)
     assert sum(len(p.targets) for p in (part, *rest)) == 4
 
 
-@pytest.mark.parametrize("wrong", [{"length": 0}, {"sample": -1}])
+@pytest.mark.parametrize("wrong", [{"length": 0}, {"sample": -1}, {"once": True, "stateful": True}])
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         TextTask(**wrong)

@@ -138,9 +138,9 @@ def text_run(path, **changes):
     )
 
 
-@pytest.mark.parametrize("stateful", [False, True])
-def test_text_is_learnt(tmp_path, stateful):
-    config = text_run(tmp_path, stateful=stateful)
+@pytest.mark.parametrize("reading", [{}, {"stateful": True}, {"once": True}], ids=str)
+def test_text_is_learnt(tmp_path, reading):
+    config = text_run(tmp_path, **reading)
     config = replace(
         config,
         architecture=replace(config.architecture, dropout=0, dim=32, history="hidden"),

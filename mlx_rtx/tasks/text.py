@@ -32,12 +32,19 @@ class TextTask(StoredTask):
     stateful: bool = False
     """Read the text on: a sequence begins where the one before it in the same row ended, with its state.
     Best with --alpha 0."""
+    once: bool = False
+    """Read the text in windows side by side, in random order, each one once before any comes again; else windows are
+    drawn from anywhere, again and again."""
+    characters: int | None = None
+    """Train on the first so many characters only; what is held out stays the same. All that train, if not given."""
     sample: int = 160
     """Characters to write at each validation, to look at; 0 for none."""
 
     def __post_init__(self):
         require_positive(self, "length")
         require(self.sample >= 0, f"sample={self.sample}: must be 0 (off) or above")
+        require(self.characters is None or self.characters >= 1, f"characters={self.characters}: must be at least 1")
+        require(not (self.stateful and self.once), "once: a stateful run reads the text on; drop one of the two")
 
     @property
     def shape(self) -> Shape:
@@ -69,17 +76,19 @@ class TextData(Data):
         self.vocabulary: Characters = vocabulary or Characters(text)
         tokens = self.vocabulary.encode(text, source) if text else np.zeros(0, np.int32)
         cut = int(TRAIN * len(tokens))
-        self._train, self._held_out = mx.array(tokens[:cut]), tokens[cut:]
+        read = cut if task.characters is None else task.characters
+        require(read <= cut, f"characters={read}: only {cut:,} characters of {source} train")
+        self._train, self._held_out = mx.array(tokens[:read]), tokens[cut:]
         require(
-            cut > task.length and len(self._held_out) > 1,
-            f"{source}: {len(tokens):,} characters are too few for sequences of {task.length}; "
+            read > task.length and len(self._held_out) > 1,
+            f"{source}: {read:,} characters to train on are too few for sequences of {task.length}; "
             "give a longer text or a smaller --length",
         )
         self.fingerprint = sha256(text.encode("utf-8"))
         self._described = {
             "length": task.length,
             "characters": len(self.vocabulary),
-            "train": cut,
+            "train": read,
             "validation": len(self._held_out),
             "source": source,
         }
@@ -107,6 +116,23 @@ class TextData(Data):
         """Characters (size, L) from places drawn with replacement, and those that follow them (size, L)."""
         starts = mx.random.randint(0, len(self._train) - self.length, (size, 1), key=key)
         return self._cut(starts)
+
+    def shuffled(self, key: mx.array, step: int, size: int) -> tuple[mx.array, mx.array]:
+        """The ``step``-th batch when windows side by side come in random order, each once before any comes again.
+
+        Args:
+            key: fixes the order, another one each time through the text, and where the first window begins.
+
+        Raises:
+            UserError: the text has fewer windows than ``size``.
+        """
+        L, usable = self.length, len(self._train) - 1
+        batches = usable // L // size
+        require(batches >= 1, f"batch={size}: the text has not so many windows of {L}; use a smaller --batch")
+        turn, at = divmod(step, batches)
+        order, begin = mx.random.split(mx.random.split(key, turn + 1)[turn])
+        windows = mx.random.permutation(usable // L, key=order)[at * size : (at + 1) * size]
+        return self._cut(mx.random.randint(0, usable % L + 1, key=begin) + L * windows[:, None])
 
     def continued(self, key: mx.array, step: int, size: int) -> tuple[mx.array, mx.array, bool]:
         """The ``step``-th batch when ``size`` rows read the text on side by side, and again from the start.
