@@ -20,6 +20,7 @@ from mlx_rtx.config import ModelConfig
 from mlx_rtx.embedding import wanted
 from mlx_rtx.evaluation import PIECE
 from mlx_rtx.graph import Work
+from mlx_rtx.kernels.scan import NARROW
 from mlx_rtx.models import MODELS
 from mlx_rtx.ops import Calls, Kind, layer_calls, pieces
 from mlx_rtx.trees import flat
@@ -38,8 +39,8 @@ SAVED, SCORES, EMBEDDED, EMBEDDED_TRAINING = 1.03, 2.2, 2.0, 20.0
 # for each megabyte above some that a launch moves, since the host then gets further ahead; in all; as a part of a step.
 QUEUED_LEAST, QUEUED, QUEUED_FORWARD, PER_MEGABYTE, FREE_MEGABYTES, MOST_QUEUED = 75, 150, 200, 30, 5, 400
 PART, PART_FORWARD, PART_REGULAR = 1 / 8, 1 / 4, 1 / 12
-# Times what a segment's windows keep with fused kernels, at least and at most: one segment; several.
-HELD_ONE, HELD_SEVERAL = (1.2, 3.0), (2.0, 3.2)
+# Times what a segment's windows keep with fused kernels, at least and at most: one segment; several; several, and wide.
+HELD_ONE, HELD_SEVERAL, HELD_WIDE = (1.2, 3.0), (2.0, 3.2), (2.8, 5.0)
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,14 @@ class Memory:
         """`ratio_to_range` of a measured peak and the predicted one."""
         return ratio_to_range(measured, self.least, self.peak)
 
-    def on_gpu(self, work: Work, training: bool, segment: int | None, model: Kind = "recurrent") -> "Memory":
+    def on_gpu(
+        self, work: Work, training: bool, segment: int | None, model: Kind = "recurrent", dtype: str = "float32"
+    ) -> "Memory":
         """The same where the host queues ``work``, a step in segments of so many blocks, ahead of the device."""
         each = work.bytes / work.launches
         # most at 8 blocks: of long segments two are seldom there, short ones are soon done
         share = (min(segment, 8) / max(segment, 8)) ** 0.75 if training and segment else 1.0
-        least, most = QUEUED_LEAST * share, (QUEUED if training else QUEUED_FORWARD) * share
+        least, most = QUEUED_LEAST * share * PRODUCTS[dtype], (QUEUED if training else QUEUED_FORWARD) * share
         most = min(most + PER_MEGABYTE * max(each / 1e6 - FREE_MEGABYTES, 0), MOST_QUEUED)
         part = PART_REGULAR if model == "regular" else PART if training else PART_FORWARD
         held = [round(each * min(launches, part * work.launches)) for launches in (least, most)]
@@ -144,7 +147,7 @@ def kernel_memory(config: ModelConfig, length: int, batch: int, targets: int, se
     """Memory of `loss_and_grad` of a recurrent transformer by fused kernels (`mlx_rtx.kernels`).
 
     They keep the outputs of all windows of a sequence, and a whole segment's arrays until it is done, while the next
-    is under way. Fitted to a few peaks of one NVIDIA H200. Arguments as for `training_memory`.
+    is under way. Fitted to some twenty peaks of NVIDIA H200s. Arguments as for `training_memory`.
     """
     plain, run = training_memory(config, length, batch, targets, segment), pieces(config, length, targets, segment)
     K, n = config.block, config.block if config.history == "hidden" else 2 * config.block
@@ -152,12 +155,13 @@ def kernel_memory(config: ModelConfig, length: int, batch: int, targets: int, se
     blocks, several = max(piece.blocks for piece in run), len(run) > 1
     outputs = several * sum(piece.blocks for piece in run) * n * config.dim * config.layers
     held = round(FLOAT * batch * blocks * window)
+    least, most = HELD_ONE if not several else HELD_SEVERAL if config.dim <= NARROW else HELD_WIDE
     return replace(
         plain,
         carries=plain.carries + FLOAT * batch * outputs,
         segment=0,
-        queued_least=round((HELD_SEVERAL if several else HELD_ONE)[0] * held),
-        queued=round((HELD_SEVERAL if several else HELD_ONE)[1] * held),
+        queued_least=round(least * held),
+        queued=round(most * held),
     )
 
 

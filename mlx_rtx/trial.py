@@ -87,7 +87,8 @@ class Trial:
         if not gpu:
             return memory
         blocks = None if self.model == "regular" else self.segment or -(-length // self.config.block)
-        return memory.on_gpu(self.work(batch, length, targets), self.mode == "training", blocks, self.model)
+        work = self.work(batch, length, targets)
+        return memory.on_gpu(work, self.mode == "training", blocks, self.model, self.config.dtype)
 
     def executed(self, batch: int, length: int, targets: int) -> int:
         """Multiply-adds in the matrix products of a step."""

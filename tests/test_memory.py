@@ -2,7 +2,8 @@
 
 from mlx_rtx import ModelConfig, RecurrentTransformer
 from mlx_rtx.graph import Work
-from mlx_rtx.memory import Memory, forward_memory, parameter_count, training_memory
+from mlx_rtx.memory import Memory, forward_memory, kernel_memory, parameter_count, training_memory
+from mlx_rtx.settings import COPY_PAPER, IMAGE_PAPER, TEXT, TEXT_PAPER
 from mlx_rtx.trees import flat
 from mlx_rtx.trial import Trial
 
@@ -12,7 +13,7 @@ from conftest import HISTORIES
 
 COPY = {"vocab_size": 16, "max_len": 544, "dim": 96, "heads": 6, "block": 32, "dropout": 0.05}
 IMAGE = {"vocab_size": 256, "max_len": 512, "dim": 32, "heads": 4, "block": 32, "out_size": 10, "tie_embeddings": False}
-TEXT = {"vocab_size": 65, "max_len": 128, "dim": 96, "heads": 6, "block": 16, "dropout": 0.2, "activation": "gelu"}
+WORDS = {"vocab_size": 65, "max_len": 128, "dim": 96, "heads": 6, "block": 16, "dropout": 0.2, "activation": "gelu"}
 
 
 @pytest.fixture
@@ -33,9 +34,9 @@ def on_cpu():
         ("recurrent", {**COPY, "block": 64, "dropout": 0.0}, 4, 16, 4),
         ("recurrent", IMAGE, 16, 1, 8),
         ("recurrent", {**IMAGE, "dtype": "bfloat16"}, 16, 1, 8),
-        ("recurrent", TEXT, 8, 128, 8),
-        ("recurrent", TEXT, 8, 128, 4),
-        ("recurrent", {**TEXT, "layers": 2}, 4, 128, 4),
+        ("recurrent", WORDS, 8, 128, 8),
+        ("recurrent", WORDS, 8, 128, 4),
+        ("recurrent", {**WORDS, "layers": 2}, 4, 128, 4),
     ],
 )
 @pytest.mark.parametrize("history", HISTORIES)
@@ -44,7 +45,9 @@ def test_a_training_step_takes_what_was_predicted(on_cpu, history, model, sizes,
     check(trial, batch, sizes["max_len"], targets)
 
 
-@pytest.mark.parametrize(("sizes", "targets"), [({**IMAGE, "layers": 4}, 1), (TEXT, 128), ({**TEXT, "layers": 3}, 128)])
+@pytest.mark.parametrize(
+    ("sizes", "targets"), [({**IMAGE, "layers": 4}, 1), (WORDS, 128), ({**WORDS, "layers": 3}, 128)]
+)
 def test_a_regular_training_step_takes_what_was_predicted(on_cpu, sizes, targets):
     check(Trial(ModelConfig(**sizes), "regular"), 8, sizes["max_len"], targets)
 
@@ -116,7 +119,28 @@ def test_how_far_a_peak_is_off_a_range():
 
 
 def test_parameters_are_counted_without_a_model():
-    config = ModelConfig(**TEXT)
+    config = ModelConfig(**WORDS)
     model = RecurrentTransformer(config)
     assert parameter_count(config) == sum(array.size for array in flat(model.parameters()).values())
     assert parameter_count(config, "regular") == parameter_count(config) - 1  # no alpha
+
+
+@pytest.mark.parametrize(
+    ("recipe", "segment", "peaks"),  # GB on NVIDIA H200s, by fused kernels, at the recipes' batches
+    [
+        (COPY_PAPER, 2, [0.60]),
+        (COPY_PAPER, 4, [0.846]),
+        (COPY_PAPER, 8, [1.342]),
+        (COPY_PAPER, 16, [2.35]),
+        (IMAGE_PAPER, 16, [1.18, 1.26, 1.34]),
+        (TEXT_PAPER, 8, [2.64, 3.17, 3.63, 3.82, 4.31]),
+        (TEXT_PAPER, 16, [4.52, 4.63, 5.24]),
+        (TEXT, 8, [2.85]),
+    ],
+)
+def test_kernels_took_what_is_predicted(recipe, segment, peaks):
+    shape = recipe.task.shape
+    config, batch = recipe.model_config(shape), 120 if recipe is IMAGE_PAPER else 64
+    memory = kernel_memory(config, shape.length, batch, shape.targets, segment)
+    assert [memory.ratio(1e9 * peak) for peak in peaks] == pytest.approx([1] * len(peaks), abs=0.15)
+    assert memory.peak < 3 * memory.least
