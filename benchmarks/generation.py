@@ -22,13 +22,14 @@ from mlx_rtx.errors import require
 from mlx_rtx.figures import COLOURS, DASHES, doubling, new_axes
 from mlx_rtx.memory import forward_memory
 from mlx_rtx.models import MODELS
+from mlx_rtx.reports import write_picture, write_report
 from mlx_rtx.settings import TEXT
 from mlx_rtx.transformer import Transformer
 from mlx_rtx.trees import arrays
 
 import mlx.core as mx
 from budget import Budget
-from results import results_folder, write_picture, write_report
+from results import results_folder
 
 LAYERS = 6  # of the regular transformer with the recurrent one's loss
 PREFILL = 512  # tokens of a context fed at a time

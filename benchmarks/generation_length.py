@@ -21,11 +21,12 @@ from mlx_rtx.commands import parse, run_command
 from mlx_rtx.errors import require, require_positive
 from mlx_rtx.generation import Stream, token_stream
 from mlx_rtx.models import MODELS
+from mlx_rtx.reports import write_report
 from mlx_rtx.settings import TEXT
 from mlx_rtx.transformer import Transformer
 
 import mlx.core as mx
-from results import results_folder, write_report
+from results import results_folder
 
 FIRST = 1000  # tokens at the first mark
 ROUNDS, BLOCKS = 40, 4  # timings of each state, blocks of tokens to a timing

@@ -17,10 +17,11 @@ from mlx_rtx import backend
 from mlx_rtx.commands import parse, run_command
 from mlx_rtx.errors import require, require_positive
 from mlx_rtx.figures import COLOURS, DASHES, doubling, new_axes
+from mlx_rtx.reports import write_picture, write_report
 
 from budget import Budget
 from report import along_axis, by_group
-from results import results_folder, write_picture, write_report
+from results import results_folder
 from sweep import Group, Point, call_group, own_size
 
 SUBJECT, SHORT = "long", 1024  # length of the points over width

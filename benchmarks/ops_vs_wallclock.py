@@ -21,11 +21,12 @@ from typing import Literal
 from mlx_rtx import backend
 from mlx_rtx.commands import parse, run_command
 from mlx_rtx.errors import require, require_choices
+from mlx_rtx.reports import write_picture, write_report
 
 from budget import Budget
 from ceilings import measure_ceilings
 from report import axes_picture, conclude, counts_picture, table, words
-from results import reports, results_folder, write_picture, write_report
+from results import reports, results_folder
 from sweep import Group, Point, Size, call_group, groups, own_size
 
 BATCHES, LENGTHS, BLOCKS = (1, 2, 4, 8, 16, 32, 64, 128, 256), (256, 512, 1024, 2048), (16, 32, 64, 128)

@@ -20,13 +20,14 @@ from typing import Literal
 from mlx_rtx import backend
 from mlx_rtx.commands import parse, run_command
 from mlx_rtx.errors import require
+from mlx_rtx.reports import write_report
 from mlx_rtx.settings import COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
 
 import contender
 import mlx.core as mx
 import sweep
 from order import Contender, Order, Timing
-from results import results_folder, write_report
+from results import results_folder
 
 RECIPES = {"image": IMAGE_PAPER.training, "text": TEXT_PAPER.training, "copy": COPY_PAPER.training}
 CONTENDERS: dict[Contender, str] = {

@@ -2,12 +2,10 @@
 
 import json
 import re
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from mlx_rtx import backend
-from mlx_rtx.files import write_whole
+from mlx_rtx.reports import make_folder
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -16,20 +14,7 @@ def results_folder(out: Path | None) -> Path:
     """``out``, or the folder of this machine; it is there afterwards."""
     if out is None:
         out = RESULTS / "-".join(re.findall("[a-z0-9]+", str(backend.device_name()).lower()))
-    out.mkdir(parents=True, exist_ok=True)
-    return out
-
-
-def write_report(folder: Path, name: str, report: dict) -> None:
-    """Write ``name``.json: the environment first, then the report."""
-    environment = backend.environment() | {"compiled": False}  # steps run as they are written, without mx.compile
-    text = json.dumps({"environment": environment, **report}, indent=1) + "\n"
-    write_whole(folder / f"{name}.json", lambda path: path.write_text(text))
-
-
-def write_picture(folder: Path, name: str, figure: Any) -> None:
-    """Write ``name``.png."""
-    write_whole(folder / f"{name}.png", partial(figure.savefig, dpi=150))
+    return make_folder(out)
 
 
 def reports(name: str) -> dict[str, dict]:

@@ -74,6 +74,8 @@ def device() -> str:
 
 def environment() -> dict:
     """Versions, device and source revision, ready for JSON."""
+    from mlx_rtx.compiled import pays
+
     import mlx.core as mx
 
     names = ("mlx_rtx", "mlx", "numpy")
@@ -86,6 +88,7 @@ def environment() -> dict:
         "processor": _processor(),
         "openblas": HAS_OPENBLAS,
         "tf32": os.environ.get("MLX_ENABLE_TF32", "default"),
+        "compiled": pays(),
         "kernels": os.environ.get("MLX_RTX_KERNELS", "default"),
         "git_revision": _git_revision(),
     }

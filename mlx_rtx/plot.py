@@ -1,14 +1,13 @@
 """Draw what runs did: ``python -m mlx_rtx.plot runs/text runs/text-regular``."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from mlx_rtx import figures
 from mlx_rtx.commands import parse, run_command
-from mlx_rtx.errors import UserError, require
-from mlx_rtx.files import write_whole
+from mlx_rtx.errors import require
 from mlx_rtx.history import read_history
+from mlx_rtx.reports import make_folder, write_picture
 
 import tyro
 
@@ -32,15 +31,10 @@ def main(arguments: list[str]) -> None:
     histories = [read_history(run) for run in command.runs]
     out = command.out or (command.runs[0] if len(command.runs) == 1 else Path("plots"))
     drawn = {name: draw(histories) for name, draw in FIGURES.items()}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot make this folder ({error.strerror}); choose another") from None
+    make_folder(out)
     for name, figure in drawn.items():
         for kind in ("png", "svg"):
-            path = out / f"{name}.{kind}"
-            write_whole(path, partial(figure.savefig, dpi=150))
-            print(path)
+            print(write_picture(out, name, figure, kind))
 
 
 if __name__ == "__main__":

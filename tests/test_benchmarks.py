@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 from mlx_rtx import ModelConfig
 from mlx_rtx.config import Architecture
+from mlx_rtx.reports import write_report
 from mlx_rtx.tasks import Shape
 
 import generation
@@ -203,7 +204,7 @@ def test_a_sweep_stands_beside_other_machines(tmp_path, monkeypatch):
     answer = {"r2": {"paper": 0.1, "true": 0.2, "executed": 0.3}, "fit": {"r2": 0.9}}
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     folder = results.results_folder(tmp_path / "some-machine")
-    results.write_report(folder, "ops_vs_wallclock", {"ceilings": asdict(Ceilings(1e12, 1e11, 1e5)), "answer": answer})
+    write_report(folder, "ops_vs_wallclock", {"ceilings": asdict(Ceilings(1e12, 1e11, 1e5)), "answer": answer})
     (row,) = (line for line in ops_vs_wallclock.beside().splitlines() if "some-machine" in line)
     assert row.split()[1:] == ["1,000", "100", "100", "0.100", "0.200", "0.300", "0.900"]
 

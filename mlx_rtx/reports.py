@@ -1,0 +1,36 @@
+"""Reports and pictures in a folder: what was found, and what it was made with."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mlx_rtx import backend
+from mlx_rtx.errors import UserError
+from mlx_rtx.files import write_whole
+
+
+def make_folder(path: Path) -> Path:
+    """The folder ``path``, made where it is missing.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot make this folder ({error.strerror}); choose another") from None
+    return path
+
+
+def write_report(folder: Path, name: str, report: dict) -> Path:
+    """Write ``name``.json: versions, device and revision first."""
+    text = json.dumps({"environment": backend.environment(), **report}, indent=1, ensure_ascii=False) + "\n"
+    write_whole(folder / f"{name}.json", lambda path: path.write_text(text, encoding="utf-8"))
+    return folder / f"{name}.json"
+
+
+def write_picture(folder: Path, name: str, figure: Any, kind: str = "png") -> Path:
+    """Write ``name``.png, or another kind of picture."""
+    write_whole(folder / f"{name}.{kind}", partial(figure.savefig, dpi=150))
+    return folder / f"{name}.{kind}"

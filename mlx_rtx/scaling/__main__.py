@@ -1,0 +1,269 @@
+"""The paper's scaling law, computed and measured: ``python -m mlx_rtx.scaling theory|count|train|fit``.
+
+theory: what γ follows from published fits of the loss. count: unique sequences in texts and made corpora, against the
+paper's band. train: losses over model width and data size. fit: Eq. 3 fitted to them, and the γ that it implies.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from mlx_rtx import backend
+from mlx_rtx.commands import parse_subcommand, run_command
+from mlx_rtx.errors import require
+from mlx_rtx.reports import make_folder, write_picture, write_report
+from mlx_rtx.scaling import corpora, grid, pictures
+from mlx_rtx.scaling.counting import LENGTHS, Growth, growth
+from mlx_rtx.scaling.published import PUBLISHED
+from mlx_rtx.scaling.regression import Interval, LossFit, fit_losses
+from mlx_rtx.scaling.sequences import rising_sizes
+from mlx_rtx.scaling.theory import gamma
+from mlx_rtx.tasks import corpus
+from mlx_rtx.tasks.text import TRAIN
+
+import numpy as np
+import tyro
+
+PROGRAM = "python -m mlx_rtx.scaling"
+RESULTS = Path("results", "scaling")
+PAPER = 0.28  # the paper's β
+LAYERS = {"recurrent": 1, "regular": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Theory:
+    """What γ follows from each published fit of the loss."""
+
+    beta: float | None = None
+    """Say what follows from this exponent of the data only."""
+    operations: float = 5.76e23
+    """Operations of a training, 6 N D, for which to give N and D of least loss; Gopher's if not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """Count unique sequences."""
+
+    texts: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Texts in UTF-8, each counted by character and by word."""
+    made: bool = True
+    """Count made corpora of known diversity as well."""
+    size: int = 10_000_000
+    """Tokens of a made corpus."""
+    lengths: tuple[int, ...] = LENGTHS
+    """Lengths l."""
+    decades: float = 4
+    """Decades of D, up to the whole corpus."""
+    starts: int = 8
+    """Places from which each corpus is read, for the interval."""
+    out: Path = RESULTS
+    """Folder for the report and the pictures."""
+
+    def __post_init__(self):
+        require(self.made or bool(self.texts), "texts: name at least one, or drop --no-made")
+        require(self.size >= 10, f"size={self.size}: must be at least 10")
+        require(self.decades > 0, f"decades={self.decades}: must be above 0")
+        require(self.starts >= 2, f"starts={self.starts}: an interval needs 2 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train models of several widths on several amounts of a text, each read once."""
+
+    text: tyro.conf.Positional[Path | None] = None
+    """Text in UTF-8, whose last tenth is held out and scores every run; tiny Shakespeare if not given."""
+    models: tuple[Literal["recurrent", "regular"], ...] = ("recurrent", "regular")
+    """Kinds: recurrent with one layer, regular with four."""
+    dims: tuple[int, ...] = (16, 32, 64, 128, 256)
+    """Widths D."""
+    halvings: int = 5
+    """Data sizes: all that train, half of it, and so on."""
+    lrs: tuple[float, ...] = (2e-3,)
+    """Learning rates; of those the best one counts."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of weights and order."""
+    jobs: int = 1
+    """Processes at a time, each with one kind and width."""
+    out: Path = RESULTS
+    """Folder of losses.jsonl, to which a row a run is added; what is there already is not run again."""
+
+    def __post_init__(self):
+        for name in ("models", "dims", "lrs", "seeds"):
+            require(bool(getattr(self, name)), f"{name}: name at least one")
+        require(min(self.dims) >= 1, f"dims={self.dims}: must be at least 1")
+        require(min(self.lrs) > 0, f"lrs={self.lrs}: must be above 0")
+        require(self.halvings >= 0, f"halvings={self.halvings}: must be at least 0")
+        require(self.jobs >= 1, f"jobs={self.jobs}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitCommand:
+    """Fit Eq. 3 to the losses of `train`."""
+
+    losses: Path = RESULTS / "losses.jsonl"
+    """Rows of runs."""
+    resamples: int = 1000
+    """Fits to runs drawn anew, for the intervals."""
+    out: Path = RESULTS
+    """Folder for the report and the picture."""
+
+    def __post_init__(self):
+        require(self.resamples >= 20, f"resamples={self.resamples}: an interval needs 20 or more")
+
+
+def main(arguments: list[str]) -> None:
+    """Run one of the four."""
+    choices: dict[str, tuple[str, Any]] = {
+        "theory": (Theory.__doc__ or "", Theory()),
+        "count": (Count.__doc__ or "", Count()),
+        "train": (Train.__doc__ or "", Train()),
+        "fit": (FitCommand.__doc__ or "", FitCommand()),
+    }
+    command = parse_subcommand(choices, arguments or ["theory"], PROGRAM, __doc__ or "")
+    does: dict[type, Callable] = {Theory: theory, Count: count, Train: train, FitCommand: fit}
+    does[type(command)](command)
+
+
+def theory(command: Theory) -> None:
+    """Print γ for each fit."""
+    if command.beta is not None:
+        low, high = gamma(command.beta)
+        print(f"beta={command.beta:g}: |S|, and the parameters of an efficient model, grow as D^{low:g} to D^{high:g}")
+        return
+    print(f"γ in [1 - 2β, 1 - β], and the least loss of {command.operations:.3g} operations, by published fits")
+    print(f"{'':44} {'β':>6} {'γ':>14} {'N ∝ C^a':>8} {'printed':>8} {'N':>8} {'D':>8}")
+    for one in PUBLISHED:
+        beta = one.data_exponent
+        exponents = "{:.2f} … {:.2f}".format(*gamma(beta)) if beta else "–"
+        best = [f"{value:.2g}" for value in one.fit.optimum(command.operations)] if one.fit else ["–", "–"]
+        own = f"{one.fit.exponents()[0]:.2f}" if one.fit else "–"
+        printed = f"{one.allocation[0]:.2f}" if one.allocation else "–"
+        print(
+            f"{one.name:44} {f'{beta:.3g}' if beta else '–':>6} {exponents:>14} {own:>8} {printed:>8} "
+            f"{best[0]:>8} {best[1]:>8}"
+        )
+    print("sources:")
+    for one in PUBLISHED:
+        print(
+            f"  {one.name}: {one.source}; {one.corpus}, N: {one.parameters}" + (f"; {one.errors}" if one.errors else "")
+        )
+
+
+def count(command: Count) -> None:
+    """Count, print a table a corpus, write the report and the pictures."""
+    out, band = make_folder(command.out), gamma(PAPER)
+    texts = [found for path in command.texts for found in corpora.of_text(path)]
+    made = [corpora.Corpus(name, make(command.size)) for name, make in (corpora.MADE if command.made else {}).items()]
+    groups: dict[str, list[Growth]] = {"texts": [], "made corpora": []}
+    for group, found in (("texts", texts), ("made corpora", made)):
+        for one in found:
+            groups[group].append(counted(one, command, band))
+    report = {name: [found.report() for found in growths] for name, growths in groups.items()}
+    print(write_report(out, "unique", {"band": band, **report}))
+    for name, growths in (("unique", groups["texts"]), ("unique_made", groups["made corpora"])):
+        if growths:
+            print(write_picture(out, name, pictures.unique(growths, band)))
+    shown = {name: growths for name, growths in groups.items() if growths}
+    print(write_picture(out, "gamma", pictures.exponents(shown, band)))
+
+
+def counted(one: corpora.Corpus, command: Count, band: tuple[float, float]) -> Growth:
+    """Count one corpus, and print what came of it."""
+    began = time.perf_counter()
+    sizes = rising_sizes(max(len(one.tokens) - max(command.lengths) + 1, 1), command.decades)
+    found = growth(one, command.lengths, sizes, command.starts)
+    print(f"{one.name}: {found.tokens:,} tokens, {found.symbols:,} different; D from {sizes[0]:,} to {sizes[-1]:,}")
+    print(f"{'l':>6} {'|S| of all':>12} {'exponent':>9} {'95 %':>16} {'first decade':>13} {'last':>6}")
+    for row, length in enumerate(found.lengths):
+        value, low, high = found.exponents[row]
+        mark = "  in the band" if length in found.within(*band) else ""
+        spread = f"{low:.3f} … {high:.3f}"
+        ends = f"{found.first[row]:>13.3f} {found.last[row]:>6.3f}"
+        print(f"{length:>6} {found.counts[row][-1]:>12,} {value:>9.3f} {spread:>16} {ends}{mark}")
+    print(f"counted from {command.starts} places in {time.perf_counter() - began:.1f} s", flush=True)
+    return found
+
+
+def train(command: Train) -> None:
+    """Run what is missing of the grid."""
+    out = make_folder(command.out)
+    text, path = corpus.load(str(command.text) if command.text else None)
+    most = int(TRAIN * len(text)) // grid.LENGTH * grid.LENGTH
+    sizes = [most >> i for i in range(command.halvings + 1)]
+    require(sizes[-1] >= 4 * grid.LENGTH, f"halvings={command.halvings}: leave {sizes[-1]:,} characters; use fewer")
+    points = [
+        grid.Point(model, LAYERS[model], dim, size, lr, seed)
+        for model in command.models
+        for dim in command.dims
+        for size in sizes
+        for lr in command.lrs
+        for seed in command.seeds
+    ]
+    todo = list(grid.missing(points, out / "losses.jsonl"))
+    print(f"{len(points)} runs, {len(points) - len(todo)} there already; device: {backend.device()}", flush=True)
+    groups = sorted({(point.model, point.dim) for point in todo}, key=lambda group: -group[1])  # the longest first
+    if command.jobs > 1 and len(groups) > 1:
+        with ThreadPoolExecutor(command.jobs) as pool:
+            codes = list(pool.map(partial(_in_process, command, path), groups))
+        require(not any(codes), "a process of the grid failed; see above, and call again to go on")
+        return
+    for point in todo:
+        loss = grid.train(point, text, path.name)
+        with (out / "losses.jsonl").open("a") as file:
+            file.write(loss.row() + "\n")
+        print(
+            f"{point.model} dim={point.dim} N={loss.parameters:,} D={loss.tokens:,} lr={point.lr:g} seed={point.seed} "
+            f"steps={loss.steps:,}: loss {loss.loss:.4f}({loss.loss_se:.1g}) in {loss.seconds:.1f} s",
+            flush=True,
+        )
+
+
+def _in_process(command: Train, path: Path, group: tuple[str, int]) -> int:
+    """The part of the grid with one kind and width, in a process of its own: its exit code."""
+    model, dim = group
+    words = [sys.executable, "-m", "mlx_rtx.scaling", "train", path, "--models", model, "--dims", dim]
+    words += ["--halvings", command.halvings, "--lrs", *command.lrs, "--seeds", *command.seeds, "--out", command.out]
+    return subprocess.run([str(word) for word in words]).returncode
+
+
+def fit(command: FitCommand) -> None:
+    """Fit each kind of model, print what was found, write the report and the picture."""
+    out, runs = make_folder(command.out), grid.best_of_rates(grid.read_losses(command.losses))
+    report: dict[str, Any] = {}
+    panels: dict[str, tuple[Sequence[grid.Loss], LossFit]] = {}
+    for model in sorted({run.point.model for run in runs}):
+        own = [run for run in runs if run.point.model == model]
+        N = {"all parameters": [run.parameters for run in own]}
+        N["without embeddings"] = [run.parameters - run.embeddings for run in own]
+        D, losses = np.array([run.tokens for run in own]), np.array([run.loss for run in own])
+        for which, values in N.items():
+            name = f"{model}, N: {which}"
+            found = fit_losses(np.array(values), D, losses, command.resamples)
+            report[name] = found.report()
+            print_fit(name, found, len(own))
+            if which == "all parameters":
+                panels[f"{model}, {LAYERS[model]} layer{'s' * (LAYERS[model] > 1)}"] = own, found
+    print(write_report(out, "fits", report))
+    print(write_picture(out, "losses", pictures.losses(panels)))
+
+
+def print_fit(name: str, found: LossFit, runs: int) -> None:
+    """Print the constants with their intervals, and what γ they imply."""
+    print(f"{name}: {runs} runs; off by {100 * found.spread:.2f} % (root mean square)")
+    print("  " + "; ".join(f"{constant} {_said(found.interval(constant))}" for constant in found.fit._fields))
+    low, high = found.gammas()
+    print(f"  γ from {_said(low)} to {_said(high)}; N ∝ C^a, a {_said(found.allocation())}")
+
+
+def _said(interval: Interval) -> str:
+    return f"{interval.value:.3g} ({interval.low:.3g} … {interval.high:.3g})"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,163 @@
+"""Losses over model width and data size, from trainings that read a text once.
+
+Every run is a row of ``losses.jsonl``. What is there already is not run again, so a grid that was stopped goes on.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from mlx_rtx.errors import UserError
+from mlx_rtx.evaluation import Scores, evaluate
+from mlx_rtx.gradient import loss_and_grad
+from mlx_rtx.memory import parameter_count
+from mlx_rtx.models import MODELS
+from mlx_rtx.optimizer import OptimizerConfig, apply_gradients, make_optimizer
+from mlx_rtx.progress import Progress, ProgressConfig
+from mlx_rtx.settings import TEXT, TrainConfig
+from mlx_rtx.tasks import TextData, TextTask
+
+import mlx.core as mx
+
+LENGTH = 128  # characters of a sequence
+EVALUATED = 256  # sequences at a time
+HEAD = 16  # width of an attention head, at most
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run of the grid: which model on how many characters."""
+
+    model: Literal["recurrent", "regular"]
+    layers: int
+    dim: int
+    characters: int
+    """Read once."""
+    lr: float
+    seed: int = 0
+
+    @property
+    def batch(self) -> int:
+        """Sequences to a step: fewer where there is less to read, so that there are steps enough."""
+        return 4 if self.characters < 1e6 else 8 if self.characters < 4e6 else 16
+
+    def settings(self, data: str) -> TrainConfig:
+        """The run's settings: the recipe for text without dropout, α from 0, where text takes it, the rate falling."""
+        heads = max(self.dim // HEAD, 1) if self.dim % HEAD == 0 else 1
+        positions: Literal["absolute", "block"] = "absolute" if self.model == "regular" else "block"
+        architecture = replace(
+            TEXT.architecture,
+            dim=self.dim,
+            heads=heads,
+            layers=self.layers,
+            positions=positions,
+            dropout=0.0,
+            alpha=0.0,
+        )
+        samples = self.characters // LENGTH
+        return replace(
+            TEXT,
+            task=TextTask(data=data, length=LENGTH, once=True, characters=self.characters, sample=0),
+            model=self.model,
+            architecture=architecture,
+            progress=ProgressConfig(lr_decay="cosine"),
+            optimizer=OptimizerConfig(lr=self.lr, clip=1.0, beta2=0.95, weight_decay=0.1),
+            training=replace(TEXT.training, samples=samples, batch=min(self.batch, samples), seed=self.seed),
+        )
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a run came to."""
+
+    point: Point
+    parameters: int
+    """N, all of them."""
+    embeddings: int
+    """Those of tokens and positions among them."""
+    tokens: int
+    """D, characters trained on."""
+    steps: int
+    loss: float
+    """In nats a character of the held-out text."""
+    loss_se: float
+    seconds: float
+    text: str
+    """sha256 of the text."""
+
+    def row(self) -> str:
+        """A line of JSON."""
+        values = asdict(self)
+        return json.dumps({**values.pop("point"), **values})
+
+
+def train(point: Point, text: str, source: str) -> Loss:
+    """Train on the point's characters of ``text``, and score on all that is held out."""
+    began, settings = time.perf_counter(), point.settings(source)
+    assert isinstance(settings.task, TextTask)
+    data, training = TextData(settings.task, text, source, None), settings.training
+    config = settings.model_config(data)
+    mx.random.seed(point.seed)
+    model = MODELS[point.model](config)
+    optimizer = make_optimizer(settings.optimizer, model)
+    progress = Progress(settings.progress, settings.optimizer.lr, data.chance)
+    key, steps, before = mx.random.key(point.seed), training.samples // training.batch, mx.array(0.0)
+    model.train()
+    for step in range(steps):
+        tokens, targets = data.shuffled(key, step, training.batch)
+        loss, gradients = loss_and_grad(model, tokens, targets, training.segment)
+        optimizer.learning_rate = progress.rate(step / steps)
+        apply_gradients(model, optimizer, gradients, settings.optimizer.clip)
+        mx.async_eval(model.parameters(), optimizer.state, loss)
+        mx.eval(before)  # one step in flight, not more
+        before = loss
+    scores: Scores = evaluate(model, data.held_out("validation", None, EVALUATED, key))
+    return Loss(
+        point,
+        parameter_count(config, point.model),
+        sum(array.size for name, array in model.embedding.parameters().items() if isinstance(array, mx.array)),
+        steps * training.batch * LENGTH,
+        steps,
+        scores.loss,
+        scores.loss_se,
+        time.perf_counter() - began,
+        str(data.fingerprint),
+    )
+
+
+def read_losses(path: Path) -> list[Loss]:
+    """The runs in a file of rows.
+
+    Raises:
+        UserError: it cannot be read, or is no such file.
+    """
+    try:
+        return [_loss(json.loads(row)) for row in path.read_text().splitlines() if row]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path}: no losses of a grid ({error}); make them with python -m mlx_rtx.scaling train"
+        ) from None
+
+
+def _loss(values: dict) -> Loss:
+    point = Point(**{name: values.pop(name) for name in ("model", "layers", "dim", "characters", "lr", "seed")})
+    return Loss(point, **values)
+
+
+def best_of_rates(losses: Iterable[Loss]) -> list[Loss]:
+    """Of runs that differ in their learning rate alone, the one of the lowest loss."""
+    best: dict[Point, Loss] = {}
+    for loss in losses:
+        same = replace(loss.point, lr=0.0)
+        if same not in best or loss.loss < best[same].loss:
+            best[same] = loss
+    return list(best.values())
+
+
+def missing(points: Iterable[Point], path: Path) -> Iterator[Point]:
+    """The points that have no row yet."""
+    done = {loss.point for loss in read_losses(path)} if path.exists() else set()
+    return (point for point in points if point not in done)

@@ -1,0 +1,156 @@
+"""Power laws fitted to counts and to losses, with intervals."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from mlx_rtx.errors import UserError, require
+from mlx_rtx.scaling.theory import Fit, gamma
+
+import numpy as np
+
+HUBER = 1e-3  # residuals of log loss beyond which they count by their size, not its square (Hoffmann et al., Eq. 3)
+LEVEL = 95  # per cent, of every interval
+
+
+class Interval(NamedTuple):
+    """An estimate and its interval of 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+
+def exponent(sizes: Sequence[int], counts: np.ndarray) -> np.ndarray:
+    """Slope of the least-squares line through log |S| over log D.
+
+    Args:
+        sizes: D, at least two (D,).
+        counts: |S|, above 0 (…, D).
+
+    Returns:
+        One a row of counts (…,).
+    """
+    require(len(sizes) >= 2, f"sizes={list(sizes)}: a line needs two points or more")
+    x, y = np.log(sizes), np.log(counts)
+    x = x - x.mean()
+    return (y * x).sum(axis=-1) / (x * x).sum()
+
+
+def across(values: np.ndarray) -> Interval:
+    """Mean of independent estimates, and Student's interval of that mean."""
+    stats: Any = _scipy("stats")
+    require(len(values) >= 2, "an interval needs two estimates or more")
+    half = stats.t.ppf(0.5 + LEVEL / 200, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    mean = float(values.mean())
+    return Interval(mean, mean - float(half), mean + float(half))
+
+
+class LossFit(NamedTuple):
+    """A fit of Eq. 3, and how far resampled runs move it."""
+
+    fit: Fit
+    samples: np.ndarray  # of E, A, alpha, B, beta: (resamples, 5)
+    residuals: np.ndarray  # log of measured over fitted loss, one a run
+
+    def interval(self, name: str) -> Interval:
+        """A constant's interval, from 2.5 to 97.5 % of the resamples."""
+        return self._between(getattr(self.fit, name), self.samples[:, Fit._fields.index(name)])
+
+    def gammas(self) -> tuple[Interval, Interval]:
+        """The two ends of γ that β implies, with theirs."""
+        values = [gamma(min(max(beta, 1e-9), 1 - 1e-9)) for beta in (self.fit.beta, *self.samples[:, 4])]
+        own, resampled = values[0], np.array(values[1:])
+        return self._between(own[0], resampled[:, 0]), self._between(own[1], resampled[:, 1])
+
+    def allocation(self) -> Interval:
+        """The exponent a of N ∝ C^a with its interval."""
+        return self._between(self.fit.exponents()[0], self.samples[:, 4] / (self.samples[:, 2] + self.samples[:, 4]))
+
+    @property
+    def spread(self) -> float:
+        """Root mean square of the residuals: by what share losses are off."""
+        return float(np.sqrt(np.mean(self.residuals**2)))
+
+    def report(self) -> dict[str, Any]:
+        """All estimates with their intervals, ready for JSON."""
+        low, high = self.gammas()
+        named = {name: self.interval(name) for name in self.fit._fields}
+        named |= {"gamma_low": low, "gamma_high": high, "a": self.allocation()}
+        intervals = {name: interval._asdict() for name, interval in named.items()}
+        return {"runs": len(self.residuals), "spread": self.spread, **intervals}
+
+    @staticmethod
+    def _between(value: float, samples: np.ndarray) -> Interval:
+        low, high = np.percentile(samples, [50 - LEVEL / 2, 50 + LEVEL / 2])
+        return Interval(float(value), float(low), float(high))
+
+
+def fit_losses(N: np.ndarray, D: np.ndarray, losses: np.ndarray, resamples: int = 1000, seed: int = 0) -> LossFit:
+    """Constants of Eq. 3 that fit measured losses best, as Hoffmann et al. fit theirs.
+
+    The sum of Huber's loss of log L - log(E + A/N^α + B/D^β) is minimised by L-BFGS over (log E, log A, α, log B, β)
+    from a grid of starting points. Runs are drawn anew with replacement, and fitted from the first fit on, for the
+    intervals.
+
+    Args:
+        N: parameters of each run (n,).
+        D: tokens that it was trained on (n,).
+        losses: its loss on held-out text, in nats a token (n,).
+        resamples: how often runs are drawn anew.
+
+    Raises:
+        UserError: fewer runs than parameters, or all of one N or one D.
+    """
+    require(len(losses) > 5, f"runs={len(losses)}: five constants need six runs or more")
+    require(len(set(N)) >= 3 and len(set(D)) >= 3, "runs: a fit needs three sizes of model and of data, or more")
+    x, y, target = np.log(N), np.log(D), np.log(losses)
+    starts = [
+        np.array([np.log(losses.min()) - 0.3, a * x.mean(), a, b * y.mean(), b])
+        for a in (0.2, 0.5, 1.0)
+        for b in (0.2, 0.5, 1.0)
+    ]
+    best = min((_minimise(start, x, y, target) for start in starts), key=lambda found: found[1])[0]
+    random = np.random.default_rng(seed)
+    samples: list[Fit] = []
+    while len(samples) < resamples:
+        drawn = random.integers(0, len(target), len(target))
+        if len(set(N[drawn])) >= 3 and len(set(D[drawn])) >= 3:
+            samples.append(_constants(_minimise(best, x[drawn], y[drawn], target[drawn])[0]))
+    fit = _constants(best)
+    return LossFit(fit, np.array(samples), target - np.log(fit.loss(N, D)))  # type: ignore[arg-type]
+
+
+def _constants(theta: np.ndarray) -> Fit:
+    E, A, alpha, B, beta = theta
+    return Fit(float(np.exp(E)), float(np.exp(A)), float(alpha), float(np.exp(B)), float(beta))
+
+
+def _minimise(start: np.ndarray, x: np.ndarray, y: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
+    optimize: Any = _scipy("optimize")
+    bounds = [(-20, 5), (-20, 60), (0, 3), (-20, 60), (0, 3)]
+    options = {"maxiter": 5000, "maxfun": 10000, "ftol": 1e-15, "gtol": 1e-10}
+    found = optimize.minimize(
+        _objective, start, (x, y, target), method="L-BFGS-B", jac=True, bounds=bounds, options=options
+    )
+    return found.x, found.fun
+
+
+def _objective(theta: np.ndarray, x: np.ndarray, y: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
+    """Sum of Huber's loss over HUBER², and its gradient."""
+    E, A, alpha, B, beta = theta
+    terms = np.stack([np.full_like(x, E), A - alpha * x, B - beta * y])
+    fitted = np.logaddexp.reduce(terms)
+    residual = (fitted - target) / HUBER
+    size = np.abs(residual)
+    value = np.where(size <= 1, residual**2 / 2, size - 0.5).sum()
+    of_e, of_n, of_d = np.exp(terms - fitted) * np.clip(residual, -1, 1) / HUBER
+    return value, np.array([of_e.sum(), of_n.sum(), -(of_n * x).sum(), of_d.sum(), -(of_d * y).sum()])
+
+
+def _scipy(part: str) -> Any:
+    try:
+        import importlib
+
+        return importlib.import_module(f"scipy.{part}")
+    except ImportError:
+        raise UserError("scaling: needs scipy; pip install 'mlx-rtx[scaling]'") from None

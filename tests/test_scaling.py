@@ -1,0 +1,324 @@
+"""The scaling law: the paper's numbers, counts known in closed form, and fits that find what losses were made with."""
+
+import itertools
+import json
+import sys
+from dataclasses import replace
+
+from mlx_rtx import UserError, scaling
+from mlx_rtx.scaling import __main__ as command
+from mlx_rtx.scaling import corpora, grid
+from mlx_rtx.scaling.counting import growth
+from mlx_rtx.scaling.published import PUBLISHED
+from mlx_rtx.scaling.regression import across, exponent, fit_losses
+from mlx_rtx.scaling.sequences import rising_sizes, unique_sequences
+from mlx_rtx.scaling.theory import Fit, excess_bounds, gamma, unique_bounds
+
+import numpy as np
+import pytest
+
+CHINCHILLA = Fit(1.69, 406.4, 0.34, 410.7, 0.28)
+
+
+def test_the_papers_numbers():
+    assert scaling.gamma(0.28) == (0.44, 0.72)
+    assert gamma(0.095) == (0.81, 0.905)
+    assert unique_bounds(0.28, 1e10) == pytest.approx((10**4.4, 10**7.2))
+    assert excess_bounds(100, 10_000) == (0.01, 0.1)
+
+
+@pytest.mark.parametrize("beta", [0, -0.3, 1, 1.2])
+def test_no_exponent(beta):
+    with pytest.raises(UserError, match=f"beta={beta}: must lie between 0 and 1"):
+        gamma(beta)
+
+
+def test_the_bounds_of_lemma_1_are_those_of_theorem_1_at_the_loss_of_equation_3():
+    """With N without bound Δ = B/D^β; what Theorem 1 bounds by |S|/D and its root is that, at the ends of γ."""
+    for D in (1e6, 1e9, 1e12):
+        excess = D**-0.28
+        low, high = unique_bounds(0.28, D)
+        assert excess_bounds(high, D)[0] == pytest.approx(excess)
+        assert excess_bounds(low, D)[1] == pytest.approx(excess)
+
+
+def test_the_optimum_is_the_least_loss_of_its_operations():
+    for operations in (1e18, 5.76e23):
+        N, D = CHINCHILLA.optimum(operations)
+        assert pytest.approx(operations) == 6 * N * D
+        for factor in (0.5, 0.99, 1.01, 2):
+            assert CHINCHILLA.loss(factor * N, D / factor) > CHINCHILLA.loss(N, D)
+    (few, _), (many, _) = CHINCHILLA.optimum(1e18), CHINCHILLA.optimum(1e20)
+    assert np.log(many / few) / np.log(100) == pytest.approx(CHINCHILLA.exponents()[0])
+    assert sum(CHINCHILLA.exponents()) == pytest.approx(1)
+
+
+def test_published_fits_agree_with_themselves():
+    """What a source prints of N ∝ C^a is what its own exponents give, within their rounding."""
+    both = [one for one in PUBLISHED if one.fit and one.allocation]
+    assert len(both) >= 2
+    for one in both:
+        assert one.fit.exponents() == pytest.approx(one.allocation, abs=0.01)
+    assert PUBLISHED[0].fit == CHINCHILLA
+    assert len({one.name for one in PUBLISHED}) == len(PUBLISHED)
+    assert all("arXiv" in one.source for one in PUBLISHED)
+
+
+def plainly(tokens, length, size):
+    return len({tuple(tokens[p : p + length]) for p in range(size)})
+
+
+@pytest.mark.parametrize("symbols", [1, 2, 3, 1000])
+def test_unique_sequences_are_counted_exactly(symbols):
+    tokens = np.random.default_rng(symbols).integers(0, symbols, 300)
+    tokens[200:260] = tokens[20:80]  # a long repetition
+    lengths, sizes = [1, 2, 3, 5, 40, 60, 61], [1, 2, 7, 50, 201, 240]
+    expected = [[plainly(tokens, length, size) for size in sizes] for length in lengths]
+    assert unique_sequences(tokens, lengths, sizes).tolist() == expected
+
+
+def test_counts_known_in_closed_form():
+    sizes, lengths = [1, 10, 100, 1000], [1, 2, 5, 50]
+    least = np.minimum(sizes, 1)[None].repeat(4, 0)
+    assert np.array_equal(unique_sequences(np.zeros(1100, int), lengths, sizes), least)
+    assert np.array_equal(unique_sequences(np.arange(1100), lengths, sizes), np.array([sizes] * 4))
+    periodic = unique_sequences(np.resize(np.arange(7), 1100), lengths, sizes)
+    assert np.array_equal(periodic, np.minimum(sizes, 7)[None].repeat(4, 0))
+
+
+def test_every_word_of_a_de_bruijn_sequence_comes_once():
+    order, tokens = 6, []
+    for p in range(1, order + 1):  # Lyndon words whose length divides the order, one after the other
+        tokens += [w for w in itertools.product(range(2), repeat=p) if order % p == 0 and lyndon(w)]
+    tokens = np.array([symbol for word in sorted(tokens) for symbol in word])
+    assert len(tokens) == 2**order
+    around = np.concatenate([tokens, tokens])
+    counts = unique_sequences(around, range(1, 10), [2**order])[:, 0]
+    assert counts.tolist() == [2 ** min(length, order) for length in range(1, 10)]
+
+
+def lyndon(word):
+    return all(word < word[i:] + word[:i] for i in range(1, len(word)))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lengths", "sizes", "words"),
+    [
+        (0, [1], [1], "the corpus is empty"),
+        (10, [11], [1], "length=11: the corpus has only 10 tokens"),
+        (10, [4], [8], "size=8: a corpus of 10 tokens has 7 sequences of 4"),
+        (10, [0], [1], "lengths="),
+        (10, [], [1], "lengths="),
+        (10, [1], [2, 2], "sizes="),
+        (10, [1], [0], "sizes="),
+        (10, [1], [], "sizes="),
+    ],
+)
+def test_what_cannot_be_counted(tokens, lengths, sizes, words):
+    with pytest.raises(UserError, match=words):
+        unique_sequences(np.arange(tokens), lengths, sizes)
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydivsufsort", None)
+    with pytest.raises(UserError, match=r"needs pydivsufsort; pip install 'mlx-rtx\[scaling\]'"):
+        unique_sequences(np.arange(10), [1], [1])
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(UserError, match=r"needs scipy; pip install 'mlx-rtx\[scaling\]'"):
+        across(np.arange(3.0))
+
+
+@pytest.mark.parametrize(("power", "offset"), [(1.0, 2.7), (1.5, 0.0), (2.3, 2.7)])
+def test_zipf_has_as_many_as_are_expected(power, offset):
+    ranks, sizes = 100_000, [100, 1000, 10_000, 100_000]
+    counts = unique_sequences(corpora.zipf(100_000, power, offset, ranks, seed=1), [1], sizes)[0]
+    for size, count in zip(sizes, counts, strict=True):
+        expected = corpora.expected_unique(corpora.zipf_weights(power, offset, ranks), size)
+        assert abs(count - expected) < 5 * np.sqrt(expected)  # no more than a Poisson count would be off
+
+
+def test_the_exponent_of_zipf_is_one_over_its_own():
+    """Ranks without end: |S| ∝ D^(1/s) for s above 1, the paper's band for s from 1.39 to 2.27."""
+    weights, sizes = corpora.zipf_weights(2.0, 0.0, 1_000_000), [10_000, 100_000, 1_000_000]
+    counts = np.array([corpora.expected_unique(weights, size) for size in sizes])
+    assert exponent(sizes, counts) == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_chain_has_only_the_sequences_that_its_choices_allow():
+    tokens = corpora.markov(20_000, states=20, choices=2)
+    counts = unique_sequences(tokens, [1, 2, 3, 4], [10_000])[:, 0]
+    assert all(counts <= 20 * 2 ** np.arange(4))
+    assert counts[1] > counts[0]
+
+
+def test_copies():
+    assert unique_sequences(corpora.copies(1000, period=100), [20], [50, 500])[0].tolist() == [50, 100]
+    fresh = corpora.repeated(10_000, period=100, fresh=0.2)
+    assert 500 < unique_sequences(fresh, [20], [9_900])[0, 0] < 9_000
+    assert len(fresh) == 10_000
+
+
+def test_a_power_law_gives_its_exponent_and_decades():
+    sizes = rising_sizes(10_000, decades=3, per_decade=2)
+    assert sizes == [10, 32, 100, 316, 1000, 3162, 10_000]
+    assert exponent(sizes, 3 * np.array(sizes) ** 0.6) == pytest.approx(0.6)
+    value, low, high = across(np.array([0.5, 0.6, 0.7]))
+    assert (value, low, high) == pytest.approx((0.6, 0.6 - 0.2484, 0.6 + 0.2484), abs=1e-4)
+
+
+def test_growth_of_a_corpus():
+    found = growth(corpora.Corpus("all different", np.arange(2000)), [1, 4], rising_sizes(1990, 2), starts=3)
+    assert found.symbols == found.tokens == 2000
+    assert np.allclose(found.exponents, 1)
+    assert found.within(0.44, 0.72) == []
+    assert found.within(0.9, 1.1) == [1, 4]
+    flat = growth(corpora.Corpus("copies", np.resize(np.arange(20), 2000)), [1], rising_sizes(1990, 3), starts=3)
+    assert 0.2 < flat.exponents[0].value < 0.6
+    assert flat.within(0.2, 0.6) == []  # its last decade has an exponent of 0
+    assert json.loads(json.dumps(flat.report()))["exponents"][0].keys() == {"value", "low", "high"}
+
+
+def surface(noise=0.0, fit=CHINCHILLA):
+    N, D = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e5, 1e9, 6), np.geomspace(1e6, 1e10, 6)))
+    return N, D, fit.loss(N, D) * np.exp(noise * np.random.default_rng(0).normal(size=len(N)))
+
+
+def test_a_fit_finds_the_constants_that_losses_were_made_with():
+    found = fit_losses(*surface(), resamples=20)
+    assert found.fit == pytest.approx(CHINCHILLA, rel=0.02)
+    assert found.spread < 1e-5
+    low, high = found.gammas()
+    assert (low.value, high.value) == pytest.approx((0.44, 0.72), abs=0.01)
+
+
+def test_intervals_hold_what_losses_were_made_with():
+    found = fit_losses(*surface(noise=0.003), resamples=100)
+    for name, exact in CHINCHILLA._asdict().items():
+        value, low, high = found.interval(name)
+        assert low < value < high
+        assert low < exact < high
+    assert found.allocation().low < 0.4516 < found.allocation().high
+    assert found.report()["beta"]["low"] == found.interval("beta").low
+
+
+def test_an_outlier_hardly_moves_a_fit():
+    N, D, losses = surface()
+    losses[7] *= 1.3
+    assert fit_losses(N, D, losses, resamples=20).fit.beta == pytest.approx(0.28, abs=0.01)
+
+
+def test_fewer_runs_than_constants_are_refused():
+    N, D, losses = surface()
+    with pytest.raises(UserError, match="runs=5: five constants need six runs or more"):
+        fit_losses(N[:5], D[:5], losses[:5])
+    with pytest.raises(UserError, match="three sizes of model and of data"):
+        fit_losses(N[:6], D[:6], losses[:6])  # all of one D
+
+
+TEXT = "".join(f"{i % 10} times {i % 7} is {i % 10 * (i % 7)}.\n" for i in range(1200))
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "tables.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def test_a_grid_is_trained_and_goes_on_where_it_was_stopped(text, tmp_path, capsys):
+    arguments = ["train", str(text), "--dims", "4", "8", "--halvings", "1", "--lrs", "5e-3", "--out", str(tmp_path)]
+    command.main([*arguments, "--models", "recurrent"])
+    assert "4 runs, 0 there already" in capsys.readouterr().out
+    command.main(arguments)
+    assert "8 runs, 4 there already" in capsys.readouterr().out
+    losses = grid.read_losses(tmp_path / "losses.jsonl")
+    assert len(losses) == 8
+    most = int(0.9 * len(TEXT)) // grid.LENGTH * grid.LENGTH
+    assert {loss.point.characters for loss in losses} == {most, most // 2}
+    for loss in losses:
+        assert 0 < loss.tokens <= loss.point.characters
+        assert 0 < loss.embeddings < loss.parameters
+        assert 1 < loss.loss < 4
+    assert json.loads(losses[0].row())["dim"] in (4, 8)
+
+
+def test_a_grid_in_processes(text, tmp_path, capfd):
+    arguments = ["--dims", "4", "8", "--halvings", "0", "--models", "recurrent", "--jobs", "2", "--out", str(tmp_path)]
+    command.main(["train", str(text), *arguments])
+    assert {loss.point.dim for loss in grid.read_losses(tmp_path / "losses.jsonl")} == {4, 8}
+
+
+def test_of_learning_rates_the_best_counts():
+    point = grid.Point("recurrent", 1, 8, 1000, 1e-3)
+    rows = [grid.Loss(replace(point, lr=lr), 1, 1, 1000, 2, loss, 0.1, 1.0, "") for lr, loss in ((1e-3, 2), (2e-3, 1))]
+    other = replace(rows[0], point=replace(point, seed=1))
+    assert grid.best_of_rates([*rows, other]) == [rows[1], other]
+
+
+def test_fit_from_end_to_end(tmp_path, capsys):
+    rows = []
+    for model in ("recurrent", "regular"):
+        for N, D, loss in zip(*surface(noise=0.003), strict=True):
+            point = grid.Point(model, 1, int(N), int(D), 1e-3)
+            rows.append(replace(a_loss(point, loss), parameters=int(N), embeddings=int(N) // 10, tokens=int(D)).row())
+    (tmp_path / "losses.jsonl").write_text("\n".join(rows) + "\n")
+    command.main(["fit", "--losses", str(tmp_path / "losses.jsonl"), "--resamples", "20", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert said.count("36 runs") == 4
+    report = json.loads((tmp_path / "fits.json").read_text())
+    assert report["recurrent, N: all parameters"]["beta"]["value"] == pytest.approx(0.28, abs=0.02)
+    assert (tmp_path / "losses.png").stat().st_size > 10_000
+
+
+def a_loss(point, loss):
+    return grid.Loss(point, 10, 1, point.characters, 5, float(loss), 0.01, 1.0, "")
+
+
+def test_count_from_end_to_end(text, tmp_path, capsys):
+    limits = ["--size", "2000", "--lengths", "1", "4", "16", "--decades", "2", "--starts", "2"]
+    command.main(["count", str(text), *limits, "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "tables, characters: " in said
+    assert "copies of one piece: 2,000 tokens" in said
+    report = json.loads((tmp_path / "unique.json").read_text())
+    assert [found["name"] for found in report["texts"]] == ["tables, characters", "tables, words"]
+    assert len(report["made corpora"]) == len(corpora.MADE)
+    assert report["band"] == [0.44, 0.72]
+    for name in ("unique", "unique_made", "gamma"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_theory_from_end_to_end(capsys):
+    command.main([])
+    said = capsys.readouterr().out
+    assert "0.44 … 0.72" in said
+    assert "0.27 … 0.63" in said  # the fit done anew
+    command.main(["theory", "--beta", "0.28"])
+    assert "grow as D^0.44 to D^0.72" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["count", "empty.txt", "--no-made"], "empty.txt: the corpus is empty"),
+        (["count", "short.txt", "--no-made"], "length=1024: the corpus has only"),
+        (["count", "missing.txt", "--no-made"], "missing.txt"),
+        (["count", "--no-made"], "texts: name at least one"),
+        (["count", "--size", "100"], "length=1024: the corpus has only 100 tokens"),
+        (["count", "--starts", "1"], "starts=1"),
+        (["theory", "--beta", "2"], "beta=2"),
+        (["theory", "--operations", "0"], "operations=0"),
+        (["fit", "--losses", "missing.jsonl"], "missing.jsonl: no losses of a grid"),
+        (["fit", "--losses", "short.txt"], "short.txt: no losses of a grid"),
+        (["train", "short.txt"], "halvings=5: leave 0 characters"),
+        (["train", "--lrs", "0"], "lrs="),
+        (["dance"], "dance"),
+    ],
+)
+def test_wrong_input_gets_one_line(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("a few words")
+    with pytest.raises(UserError, match=words) as error:
+        command.main(arguments)
+    assert "\n" not in str(error.value)
