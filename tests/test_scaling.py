@@ -251,8 +251,16 @@ def test_a_grid_in_processes(text, tmp_path, capfd):
 def test_of_learning_rates_the_best_counts():
     point = grid.Point("recurrent", 1, 8, 1000, 1e-3)
     rows = [grid.Loss(replace(point, lr=lr), 1, 1, 1000, 2, loss, 0.1, 1.0, "") for lr, loss in ((1e-3, 2), (2e-3, 1))]
-    other = replace(rows[0], point=replace(point, seed=1))
-    assert grid.best_of_rates([*rows, other]) == [rows[1], other]
+    other = replace(rows[0], point=replace(point, dim=4))
+    assert grid.best_runs([*rows, other]) == [rows[1], other]
+
+
+def test_what_a_seed_moves():
+    point = grid.Point("recurrent", 1, 8, 1000, 1e-3)
+    runs = [a_loss(replace(point, seed=seed), np.exp(seed / 100)) for seed in range(3)]
+    assert grid.seed_noise(runs) == pytest.approx(0.01)
+    assert grid.seed_noise(runs[:1]) is None
+    assert grid.seed_noise([*runs, a_loss(replace(point, dim=4), 5.0)]) == pytest.approx(0.01)
 
 
 def test_fit_from_end_to_end(tmp_path, capsys):

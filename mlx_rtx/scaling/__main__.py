@@ -183,9 +183,9 @@ def counted(one: corpora.Corpus, command: Count, band: tuple[float, float]) -> G
     for row, length in enumerate(found.lengths):
         value, low, high = found.exponents[row]
         mark = "  in the band" if length in found.within(*band) else ""
-        spread = f"{low:.3f} … {high:.3f}"
-        ends = f"{found.first[row]:>13.3f} {found.last[row]:>6.3f}"
-        print(f"{length:>6} {found.counts[row][-1]:>12,} {value:>9.3f} {spread:>16} {ends}{mark}")
+        spread = f"{low:z.3f} … {high:z.3f}"
+        ends = f"{found.first[row]:>z13.3f} {found.last[row]:>z6.3f}"
+        print(f"{length:>6} {found.counts[row][-1]:>12,} {value:>z9.3f} {spread:>16} {ends}{mark}")
     print(f"counted from {command.starts} places in {time.perf_counter() - began:.1f} s", flush=True)
     return found
 
@@ -234,8 +234,12 @@ def _in_process(command: Train, path: Path, group: tuple[str, int]) -> int:
 
 def fit(command: FitCommand) -> None:
     """Fit each kind of model, print what was found, write the report and the picture."""
-    out, runs = make_folder(command.out), grid.best_of_rates(grid.read_losses(command.losses))
-    report: dict[str, Any] = {}
+    out, every = make_folder(command.out), grid.read_losses(command.losses)
+    runs, noise = grid.best_runs(every), grid.seed_noise(every)
+    print(f"{len(every)} runs; of those that differ in learning rate or seed alone the best counts, {len(runs)} in all")
+    if noise is not None:
+        print(f"the seed alone moves a loss by {100 * noise:.2f} % (standard deviation)")
+    report: dict[str, Any] = {"seed_noise": noise}
     panels: dict[str, tuple[Sequence[grid.Loss], LossFit]] = {}
     for model in sorted({run.point.model for run in runs}):
         own = [run for run in runs if run.point.model == model]
@@ -262,7 +266,8 @@ def print_fit(name: str, found: LossFit, runs: int) -> None:
 
 
 def _said(interval: Interval) -> str:
-    return f"{interval.value:.3g} ({interval.low:.3g} … {interval.high:.3g})"
+    value, low, high = (f"{number:.3g}" if abs(number) > 1e-6 else "0" for number in interval)
+    return f"{value} ({low} … {high})"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ Every run is a row of ``losses.jsonl``. What is there already is not run again, 
 """
 
 import json
+import math
+import statistics
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -147,14 +149,23 @@ def _loss(values: dict) -> Loss:
     return Loss(point, **values)
 
 
-def best_of_rates(losses: Iterable[Loss]) -> list[Loss]:
-    """Of runs that differ in their learning rate alone, the one of the lowest loss."""
+def best_runs(losses: Iterable[Loss]) -> list[Loss]:
+    """Of runs that differ in learning rate and seed alone, the one of the lowest loss."""
     best: dict[Point, Loss] = {}
     for loss in losses:
-        same = replace(loss.point, lr=0.0)
+        same = replace(loss.point, lr=0.0, seed=0)
         if same not in best or loss.loss < best[same].loss:
             best[same] = loss
     return list(best.values())
+
+
+def seed_noise(losses: Iterable[Loss]) -> float | None:
+    """Standard deviation of log loss among runs that differ in their seed alone; None where none do."""
+    alike: dict[Point, list[float]] = {}
+    for loss in losses:
+        alike.setdefault(replace(loss.point, seed=0), []).append(math.log(loss.loss))
+    spreads = [statistics.variance(values) for values in alike.values() if len(values) > 1]
+    return math.sqrt(statistics.mean(spreads)) if spreads else None
 
 
 def missing(points: Iterable[Point], path: Path) -> Iterator[Point]:

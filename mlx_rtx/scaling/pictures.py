@@ -19,7 +19,7 @@ MARKS = "osD^v<>"
 
 def unique(growths: Sequence[Growth], band: tuple[float, float]) -> "Figure":
     """|S| against D, a panel a corpus, a line a length; grey: D^low to D^high."""
-    columns = min(len(growths), 3)
+    columns = 2 if len(growths) == 4 else min(len(growths), 3)
     figure, axes = new_axes(-(-len(growths) // columns), columns, sharey=True)
     for axis, found in zip(axes.flat, growths, strict=False):
         sizes = np.array(found.sizes, float)
@@ -60,13 +60,13 @@ def exponents(panels: Mapping[str, Sequence[Growth]], band: tuple[float, float])
         axis.minorticks_off()
         axis.set_xlabel("l, tokens of a sequence (dotted: last decade of D)")
         axis.set_ylim(0, 1.05)
-        axis.legend(fontsize=8, loc="lower right")
+        axis.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.18))
     axes[0, 0].set_ylabel("exponent of D in |S|")
     return figure
 
 
 def losses(panels: Mapping[str, tuple[Sequence[Loss], LossFit]]) -> "Figure":
-    """Losses against D, a panel a kind of model, a colour a size N; dashed: the fit, dotted: its E."""
+    """Losses against D, a panel a kind of model, a colour a size N; dashed: the fit."""
     figure, axes = new_axes(1, len(panels), sharey=True)
     for axis, (title, (runs, found)) in zip(axes[0], panels.items(), strict=True):
         sizes = np.array(sorted({run.tokens for run in runs}), float)
@@ -83,11 +83,10 @@ def losses(panels: Mapping[str, tuple[Sequence[Loss], LossFit]]) -> "Figure":
                 **look,
             )
             axis.plot(sizes, [found.fit.loss(N, D) for D in sizes], ls=DASHES[1], lw=1.3, **look)
-        axis.axhline(found.fit.E, color="0.4", ls=":", lw=1, label=f"E = {found.fit.E:.2f}")
-        axis.set_title(title, fontsize=11)
+        axis.set_title(f"{title}; off by {100 * found.spread:.1f} %", fontsize=11)
         axis.set_xscale("log")
         axis.set_xlabel("D, characters read once")
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=9)
     axes[0, 0].set_ylabel("loss (nats a character)")
     return figure
 
