@@ -109,13 +109,15 @@ def fit_losses(N: np.ndarray, D: np.ndarray, losses: np.ndarray, resamples: int 
         for a in (0.2, 0.5, 1.0)
         for b in (0.2, 0.5, 1.0)
     ]
-    best = min((_minimise(start, x, y, target) for start in starts), key=lambda found: found[1])[0]
+    best = _best_of(starts, x, y, target)
+    lifted = best.copy()  # where E was nothing its gradient is nothing too
+    lifted[0] = max(best[0], np.log(losses.min() / 2))
     random = np.random.default_rng(seed)
     samples: list[Fit] = []
     while len(samples) < resamples:
         drawn = random.integers(0, len(target), len(target))
         if len(set(N[drawn])) >= 3 and len(set(D[drawn])) >= 3:
-            samples.append(_constants(_minimise(best, x[drawn], y[drawn], target[drawn])[0]))
+            samples.append(_constants(_best_of([best, lifted], x[drawn], y[drawn], target[drawn])))
     fit = _constants(best)
     return LossFit(fit, np.array(samples), target - np.log(fit.loss(N, D)))  # type: ignore[arg-type]
 
@@ -125,14 +127,16 @@ def _constants(theta: np.ndarray) -> Fit:
     return Fit(float(np.exp(E)), float(np.exp(A)), float(alpha), float(np.exp(B)), float(beta))
 
 
-def _minimise(start: np.ndarray, x: np.ndarray, y: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
+def _best_of(starts: Sequence[np.ndarray], x: np.ndarray, y: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The lowest minimum that is reached from some starting points."""
     optimize: Any = _scipy("optimize")
     bounds = [(-20, 5), (-20, 60), (0, 3), (-20, 60), (0, 3)]
     options = {"maxiter": 5000, "maxfun": 10000, "ftol": 1e-15, "gtol": 1e-10}
-    found = optimize.minimize(
-        _objective, start, (x, y, target), method="L-BFGS-B", jac=True, bounds=bounds, options=options
-    )
-    return found.x, found.fun
+    found = [
+        optimize.minimize(_objective, start, (x, y, target), "L-BFGS-B", jac=True, bounds=bounds, options=options)
+        for start in starts
+    ]
+    return min(found, key=lambda one: one.fun).x
 
 
 def _objective(theta: np.ndarray, x: np.ndarray, y: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
