@@ -56,8 +56,29 @@ def test_how_it_grows():
         assert f"L^{exponents[name]['memory']:.2f}" in page
 
 
+def test_the_page_on_the_scaling_law():
+    page, found = text("docs/scaling.md"), ROOT / "results" / "scaling"
+    unique, fits = (json.loads((found / f"{name}.json").read_text()) for name in ("unique", "fits"))
+    low, high = unique["band"]
+    for corpus in unique["texts"]:
+        rows = zip(corpus["lengths"], corpus["exponents"], corpus["first"], corpus["last"], strict=True)
+        for length, exponent, first, last in rows:
+            values = (exponent["value"], first, last)
+            assert not all(low <= value <= high for value in values)  # "no length"
+            if length in (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 64, 1024):
+                row = page.partition(f"| {length:,} | ")[2].partition(f"| {length + 1:,} | ")[0][:400]
+                assert "{:z.2f} ({:z.2f}, {:z.2f})".format(*values) in row
+    kinds = [value for name, value in fits.items() if "N:" in name]
+    assert len(kinds) == 4
+    for fit in kinds:
+        assert f"{100 * fit['spread']:.1f} %" in page
+        for name in ("beta", "gamma_low", "gamma_high"):
+            assert "{value:.3g} ({low:.3g} … {high:.3g})".format(**fit[name]) in page
+
+
 def test_reports_say_what_they_were_made_with():
     found = [path for path in RESULTS.glob("*/*.json") if path.stem != "config"]
+    found += (ROOT / "results" / "scaling").glob("*.json")
     assert len(found) >= 10
     for path in found:
         environment = json.loads(path.read_text())["environment"]

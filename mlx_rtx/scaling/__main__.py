@@ -31,7 +31,7 @@ import numpy as np
 import tyro
 
 PROGRAM = "python -m mlx_rtx.scaling"
-RESULTS = Path("results", "scaling")
+RESULTS = Path("runs", "scaling")
 PAPER = 0.28  # the paper's β
 LAYERS = {"recurrent": 1, "regular": 4}
 
