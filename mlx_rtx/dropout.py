@@ -8,7 +8,7 @@ import mlx.core as mx
 def split_keys(keys: mx.array, parts: int) -> list[mx.array]:
     """Split each of S keys (S, 2) for ``parts`` uses: ``parts`` arrays (S, 2)."""
     split = mx.vmap(lambda key: mx.random.split(key, parts))(keys)  # (S, parts, 2)
-    return [split[:, i] for i in range(parts)]
+    return [part.squeeze(1) for part in mx.split(split, parts, axis=1)]  # views; indices would copy them
 
 
 def keep_factors(keys: mx.array, rate: float, shape: tuple[int, ...]) -> mx.array:

@@ -13,7 +13,7 @@ from mlx_rtx.kernels.wide import Within
 import mlx.core as mx
 
 HELPERS = (
-    "vectors", "rows", "activation", "narrow_products", "softmax", "narrow_attention", "narrow_carry",
+    "vectors", "rows", "window", "activation", "narrow_products", "softmax", "narrow_attention", "narrow_carry",
 )  # fmt: skip
 WEIGHTS = ("wqkv", "wo", "w1", "w2")
 SAVED = ("win", "qkv", "att", "u", "z")

@@ -1,5 +1,3 @@
-CONSTANT int WINDOW = 2 * K;
-CONSTANT int SKIPPED = WINDOW - ROWS;  // rows at the start of a window that have no outputs
 CONSTANT int HEAD = D / HEADS;
 CONSTANT int HEAD_V = vector_size(HEAD);
 

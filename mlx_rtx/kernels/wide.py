@@ -24,8 +24,8 @@ class Kernel(NamedTuple):
     outputs: tuple[str, ...]
 
 
-ROW = ("vectors", "rows", "residual")
-HEAD = ("vectors", "rows", "softmax", "wide_attention")
+ROW = ("vectors", "rows", "window", "residual")
+HEAD = ("vectors", "rows", "window", "softmax", "wide_attention")
 NUMBER = ("vectors", "activation")
 KERNELS = {
     "wide_begin": Kernel(ROW, ("alpha", "m", "u", "product", "keep", "x"), ("out", "carried", "win", "n1")),
@@ -194,7 +194,7 @@ def _layout(name: str, s: Sizes) -> tuple[int, dict[str, int]]:
         rows, threads = s.B * (s.rows if "middle" in name else s.K), 128
         groups = -(-rows * lanes // threads)
         choices = {"STATE_NORM": s.options.state_norm, "DROPOUT": s.dropout}
-    return groups, {"K": s.K, "OUTPUTS": s.rows, "LENGTH": length, "LANES": lanes, "THREADS": threads} | choices
+    return groups, {"K": s.K, "ROWS": s.rows, "LENGTH": length, "LANES": lanes, "THREADS": threads} | choices
 
 
 @cache

@@ -2,9 +2,9 @@ const int lane = rank % LANES, sequence = b / HEADS, column = b % HEADS * LENGTH
 const GLOBAL float* queries = qkv + sequence * WINDOW * PITCH + column;
 const GLOBAL float* keys = queries + WIDTH;
 const GLOBAL float* values = keys + WIDTH;
-for (int above = 0; above < OUTPUTS; above += TEAMS) {
-  const int mine = row_of(above, rank / LANES), row = min(mine, OUTPUTS - 1), last = row + SKIPPED;
-  const int end = min(greatest_row(above, rank), OUTPUTS - 1) + SKIPPED;
+for (int above = 0; above < ROWS; above += TEAMS) {
+  const int mine = row_of(above, rank / LANES), row = min(mine, ROWS - 1), last = row + SKIPPED;
+  const int end = min(greatest_row(above, rank), ROWS - 1) + SKIPPED;
   float q[SHARE], mixed[SHARE] = {};
   load_row(q, queries + last * PITCH, lane);
   Softmax softmax = {LOWEST, 0};
@@ -22,5 +22,5 @@ for (int above = 0; above < OUTPUTS; above += TEAMS) {
     }
   }
   scale(mixed, 1 / softmax.sum);
-  if (mine < OUTPUTS) store_row(att + (sequence * OUTPUTS + row) * WIDTH + column, mixed, lane);
+  if (mine < ROWS) store_row(att + (sequence * ROWS + row) * WIDTH + column, mixed, lane);
 }

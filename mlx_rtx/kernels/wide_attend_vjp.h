@@ -1,17 +1,17 @@
-SHARED_ARRAY float statistics[2 * OUTPUTS];  // of a row: the logarithm of the softmax's denominator, datt . att
+SHARED_ARRAY float statistics[2 * ROWS];  // of a row: the logarithm of the softmax's denominator, datt . att
 const int lane = rank % LANES, sequence = b / HEADS, column = b % HEADS * LENGTH;
 const GLOBAL float* queries = qkv + sequence * WINDOW * PITCH + column;
 const GLOBAL float* keys = queries + WIDTH;
 const GLOBAL float* values = keys + WIDTH;
-const GLOBAL float* douts = datt + sequence * OUTPUTS * WIDTH + column;
+const GLOBAL float* douts = datt + sequence * ROWS * WIDTH + column;
 GLOBAL float* dqueries = dqkv + sequence * WINDOW * PITCH + column;
-for (int above = 0; above < OUTPUTS; above += TEAMS) {
-  const int mine = row_of(above, rank / LANES), row = min(mine, OUTPUTS - 1), last = row + SKIPPED;
-  const int end = min(greatest_row(above, rank), OUTPUTS - 1) + SKIPPED;
+for (int above = 0; above < ROWS; above += TEAMS) {
+  const int mine = row_of(above, rank / LANES), row = min(mine, ROWS - 1), last = row + SKIPPED;
+  const int end = min(greatest_row(above, rank), ROWS - 1) + SKIPPED;
   float q[SHARE], dout[SHARE], x[SHARE], dq[SHARE] = {};
   load_row(q, queries + last * PITCH, lane);
   load_row(dout, douts + row * WIDTH, lane);
-  load_row(x, att + (sequence * OUTPUTS + row) * WIDTH + column, lane);
+  load_row(x, att + (sequence * ROWS + row) * WIDTH + column, lane);
   const float along = dot(dout, x);
   Softmax softmax = {LOWEST, 0};
   for (int start = 0; start <= end; start += AHEAD) {
@@ -28,7 +28,7 @@ for (int above = 0; above < OUTPUTS; above += TEAMS) {
     UNROLL for (int c = 0; c < AHEAD; ++c) add(dq, scores[c] * slopes[c], key[c]);
   }
   scale(dq, 1 / softmax.sum);
-  if (mine < OUTPUTS) {
+  if (mine < ROWS) {
     store_row(dqueries + last * PITCH, dq, lane);
     if (lane == 0) statistics[2 * row] = softmax.top + log(softmax.sum), statistics[2 * row + 1] = along;
   }
@@ -39,13 +39,13 @@ for (int above = 0; above < WINDOW; above += TEAMS) {
   float k[SHARE], v[SHARE], dk[SHARE] = {}, dv[SHARE] = {};
   load_row(k, keys + row * PITCH, lane);
   load_row(v, values + row * PITCH, lane);
-  for (int start = max(least_row(above, rank) - SKIPPED, 0); start < OUTPUTS; start += AHEAD) {
+  for (int start = max(least_row(above, rank) - SKIPPED, 0); start < ROWS; start += AHEAD) {
     UNROLL for (int c = 0; c < AHEAD; ++c) {
-      const int query = min(start + c, OUTPUTS - 1);
+      const int query = min(start + c, ROWS - 1);
       float q[SHARE], dout[SHARE];
       load_row(q, queries + (query + SKIPPED) * PITCH, lane);
       load_row(dout, douts + query * WIDTH, lane);
-      const bool seen = row <= query + SKIPPED && start + c < OUTPUTS;
+      const bool seen = row <= query + SKIPPED && start + c < ROWS;
       const float score = dot(k, q), slope = dot(v, dout) - statistics[2 * query + 1];
       const float weight = seen ? exp(score - statistics[2 * query]) : 0;
       add(dv, weight, dout);

@@ -1,5 +1,3 @@
-CONSTANT int WINDOW = 2 * K;
-CONSTANT int SKIPPED = WINDOW - OUTPUTS;  // rows at the start of a window that have no outputs
 CONSTANT int WIDTH = HEADS * LENGTH;
 CONSTANT int PITCH = 3 * WIDTH;
 

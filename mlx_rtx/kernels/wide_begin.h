@@ -1,8 +1,8 @@
 const bool first = product_ndim == 3;  // no product of a window before: the carry is given, as m and u
 const int count = x_shape[0] * K, lane = rank % LANES, team = b * TEAMS + rank / LANES, item = min(team, count - 1);
-const int row = item % K, above = (item / K * OUTPUTS + row) * LENGTH, below = above + (OUTPUTS - K) * LENGTH;
+const int row = item % K, above = (item / K * ROWS + row) * LENGTH, below = above + (ROWS - K) * LENGTH;
 const int win_above = (item / K * 2 * K + row) * LENGTH, win_below = win_above + K * LENGTH;
-const GLOBAL float* keep_1 = keep + (DROPOUT ? count / K * OUTPUTS * LENGTH : 0);
+const GLOBAL float* keep_1 = keep + (DROPOUT ? count / K * ROWS * LENGTH : 0);
 const bool busy = team < count;
 float history[SHARE], state[SHARE], input[SHARE];
 load_row(input, x + item * LENGTH, lane);
@@ -11,18 +11,18 @@ if (first) {
 } else {
   residual(state, u + below, product + below, keep_1 + below, lane);
 }
-if (first || OUTPUTS == K) {
+if (first || ROWS == K) {
   load_row(history, m + item * LENGTH, lane);
 } else {
   residual(history, u + above, product + above, keep_1 + above, lane);
 }
-if (busy && OUTPUTS > K && !first) store_row(out + above, history, lane);
-if (busy && (OUTPUTS == K || !first)) store_row(out + below, state, lane);  // with K outputs, also the next window's m
+if (busy && ROWS > K && !first) store_row(out + above, history, lane);
+if (busy && (ROWS == K || !first)) store_row(out + below, state, lane);  // with K outputs, also the next window's m
 if (STATE_NORM && !first) {
   rms_norm(state);
-  if (OUTPUTS > K) rms_norm(history);
+  if (ROWS > K) rms_norm(history);
 }
-if (STATE_NORM && OUTPUTS == K && busy) store_row(carried + item * LENGTH, state, lane);
+if (STATE_NORM && ROWS == K && busy) store_row(carried + item * LENGTH, state, lane);
 add(state, alpha[0], history);
 add(input, alpha[0], history);
 if (busy) {

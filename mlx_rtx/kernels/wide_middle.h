@@ -1,5 +1,5 @@
 const int count = product_shape[0], lane = rank % LANES, team = b * TEAMS + rank / LANES, item = min(team, count - 1);
-const int at = item * LENGTH, skipped = (item / OUTPUTS + 1) * (2 * K - OUTPUTS) * LENGTH;
+const int at = item * LENGTH, skipped = (item / ROWS + 1) * SKIPPED * LENGTH;
 float x[SHARE];
 residual(x, win + skipped + at, product + at, keep + at, lane);
 if (team < count) store_row(u + at, x, lane);

@@ -1,7 +1,7 @@
 const bool first = out_ndim == 2;  // no output of a window before: what is left is the given carry's cotangent
 const int count = m_shape[0] * K, lane = rank % LANES, team = b * TEAMS + rank / LANES, item = min(team, count - 1);
-const int row = item % K, above = (item / K * OUTPUTS + row) * LENGTH, below = above + (OUTPUTS - K) * LENGTH;
-const GLOBAL float* keep_1 = keep + (DROPOUT ? count / K * OUTPUTS * LENGTH : 0);
+const int row = item % K, above = (item / K * ROWS + row) * LENGTH, below = above + (ROWS - K) * LENGTH;
+const GLOBAL float* keep_1 = keep + (DROPOUT ? count / K * ROWS * LENGTH : 0);
 float dwin[2][SHARE], dcarry[2][SHARE], dropped[2][SHARE], y[SHARE];  // dcarry: of h, of m
 UNROLL for (int side = 0; side < 2; ++side) {
   const int at = (item / K * 2 * K + side * K + row) * LENGTH;
@@ -9,7 +9,7 @@ UNROLL for (int side = 0; side < 2; ++side) {
   load_row(dwin[side], dn1 + at, lane);
   const float factor = layer_norm(y, lane);
   layer_norm_vjp(dwin[side], y, factor);
-  if (side == 1 || OUTPUTS > K) {
+  if (side == 1 || ROWS > K) {
     load_row(y, du + (side == 1 ? below : above), lane);
     add(dwin[side], 1, y);
   }
@@ -18,7 +18,7 @@ UNROLL for (int i = 0; i < SHARE; ++i) {
   dcarry[0][i] = dwin[0][i];
   dcarry[1][i] = dwin[0][i] + dwin[1][i];
 }
-if (first || OUTPUTS == K) {
+if (first || ROWS == K) {
   load_row(y, m + item * LENGTH, lane);
 } else {
   load_row(y, out + above, lane);
@@ -26,11 +26,11 @@ if (first || OUTPUTS == K) {
 }
 const float along = dot(dcarry[1], y);
 scale(dcarry[1], alpha[0]);
-if (OUTPUTS == K) {  // the later window's m is this one's h
+if (ROWS == K) {  // the later window's m is this one's h
   load_row(y, dm_later + item * LENGTH, lane);
   add(dcarry[0], 1, y);
 }
-UNROLL for (int side = 0; side < OUTPUTS / K; ++side) {
+UNROLL for (int side = 0; side < ROWS / K; ++side) {
   if (!first) {
     const int at = side == 0 ? below : above;
     if (STATE_NORM) {
@@ -46,8 +46,8 @@ UNROLL for (int side = 0; side < OUTPUTS / K; ++side) {
 if (team < count) {
   if (lane == 0) dalpha[item] = dalpha_later[item] + along;
   store_row(dx + item * LENGTH, dwin[1], lane);
-  if (OUTPUTS == K) store_row(dm + item * LENGTH, dcarry[1], lane);
-  UNROLL for (int side = 0; side < OUTPUTS / K; ++side) {
+  if (ROWS == K) store_row(dm + item * LENGTH, dcarry[1], lane);
+  UNROLL for (int side = 0; side < ROWS / K; ++side) {
     const int at = side == 0 ? below : above;
     store_row(dtotal + at, dcarry[side], lane);
     if (DROPOUT && !first) store_row(dproduct + at, dropped[side], lane);
