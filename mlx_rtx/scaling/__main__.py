@@ -157,14 +157,14 @@ def theory(command: Theory) -> None:
 
 def count(command: Count) -> None:
     """Count, print a table a corpus, write the report and the pictures."""
-    out, band = make_folder(command.out), gamma(PAPER)
+    band = gamma(PAPER)
     texts = [found for path in command.texts for found in corpora.of_text(path)]
     made = [corpora.Corpus(name, make(command.size)) for name, make in (corpora.MADE if command.made else {}).items()]
     groups: dict[str, list[Growth]] = {"texts": [], "made corpora": []}
     for group, found in (("texts", texts), ("made corpora", made)):
         for one in found:
             groups[group].append(counted(one, command, band))
-    report = {name: [found.report() for found in growths] for name, growths in groups.items()}
+    out, report = make_folder(command.out), {name: [one.report() for one in found] for name, found in groups.items()}
     print(write_report(out, "unique", {"band": band, **report}))
     for name, growths in (("unique", groups["texts"]), ("unique_made", groups["made corpora"])):
         if growths:
@@ -192,7 +192,6 @@ def counted(one: corpora.Corpus, command: Count, band: tuple[float, float]) -> G
 
 def train(command: Train) -> None:
     """Run what is missing of the grid."""
-    out = make_folder(command.out)
     text, path = corpus.load(str(command.text) if command.text else None)
     most = int(TRAIN * len(text)) // grid.LENGTH * grid.LENGTH
     sizes = [most >> i for i in range(command.halvings + 1)]
@@ -205,6 +204,7 @@ def train(command: Train) -> None:
         for lr in command.lrs
         for seed in command.seeds
     ]
+    out = make_folder(command.out)
     todo = list(grid.missing(points, out / "losses.jsonl"))
     print(f"{len(points)} runs, {len(points) - len(todo)} there already; device: {backend.device()}", flush=True)
     groups = sorted({(point.model, point.dim) for point in todo}, key=lambda group: -group[1])  # the longest first
@@ -234,7 +234,7 @@ def _in_process(command: Train, path: Path, group: tuple[str, int]) -> int:
 
 def fit(command: FitCommand) -> None:
     """Fit each kind of model, print what was found, write the report and the picture."""
-    out, every = make_folder(command.out), grid.read_losses(command.losses)
+    every = grid.read_losses(command.losses)
     runs, noise = grid.best_runs(every), grid.seed_noise(every)
     print(f"{len(every)} runs; of those that differ in learning rate or seed alone the best counts, {len(runs)} in all")
     if noise is not None:
@@ -253,6 +253,7 @@ def fit(command: FitCommand) -> None:
             print_fit(name, found, len(own))
             if which == "all parameters":
                 panels[f"{model}, {LAYERS[model]} layer{'s' * (LAYERS[model] > 1)}"] = own, found
+    out = make_folder(command.out)
     print(write_report(out, "fits", report))
     print(write_picture(out, "losses", pictures.losses(panels)))
 

@@ -97,7 +97,7 @@ class Loss:
 
 
 def train(point: Point, text: str, source: str) -> Loss:
-    """Train on the point's characters of ``text``, and score on all that is held out."""
+    """Train on the point's characters of ``text``, and score on all that is held out; nothing is saved meanwhile."""
     began, settings = time.perf_counter(), point.settings(source)
     assert isinstance(settings.task, TextTask)
     data, training = TextData(settings.task, text, source, None), settings.training
