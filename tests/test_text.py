@@ -107,8 +107,8 @@ def test_what_goes_by_the_name_must_be_tiny_shakespeare(file, monkeypatch):
     ("content", "words"),
     [
         (b"caf\xe9 " * 100, r"is not UTF-8 \(byte 0xe9 at 3\).*iconv"),
-        (b"", "0 characters to train on are too few"),
-        (b"short", "4 characters to train on are too few for sequences of 16.*smaller --length"),
+        (b"", "0 characters are too few"),
+        (b"short", "5 characters are too few for sequences of 16.*smaller --length"),
     ],
 )
 def test_files_that_are_no_text_to_train_on(file, content, words):
@@ -206,7 +206,7 @@ def test_training_on_less_leaves_what_is_held_out(file):
     assert part.describe()["validation"] == whole.describe()["validation"]
     with pytest.raises(UserError, match=r"characters=5000: only .* train"):
         load(file, characters=5000)
-    with pytest.raises(UserError, match="10 characters to train on are too few for sequences of 16"):
+    with pytest.raises(UserError, match="characters=10: too few for sequences of 16"):
         load(file, characters=10)
 
 

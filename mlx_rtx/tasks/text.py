@@ -80,10 +80,11 @@ class TextData(Data):
         require(read <= cut, f"characters={read}: only {cut:,} characters of {source} train")
         self._train, self._held_out = mx.array(tokens[:read]), tokens[cut:]
         require(
-            read > task.length and len(self._held_out) > 1,
-            f"{source}: {read:,} characters to train on are too few for sequences of {task.length}; "
+            cut > task.length and len(self._held_out) > 1,
+            f"{source}: {len(tokens):,} characters are too few for sequences of {task.length}; "
             "give a longer text or a smaller --length",
         )
+        require(read > task.length, f"characters={read}: too few for sequences of {task.length}; use more")
         self.fingerprint = sha256(text.encode("utf-8"))
         self._described = {
             "length": task.length,
