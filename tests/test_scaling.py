@@ -160,6 +160,14 @@ def test_fit_from_end_to_end(tmp_path, capsys):
     assert (tmp_path / "losses.png").stat().st_size > 10_000
 
 
+def test_a_run_without_a_finite_loss_is_left_out(tmp_path, capsys):
+    path, point = tmp_path / "losses.jsonl", grid.Point("recurrent", 1, 8, 1000, 1e-3)
+    path.write_text(a_loss(point, np.nan).row() + "\n" + a_loss(point, 1.0).row() + "\n")
+    with pytest.raises(UserError, match="runs=1: five constants"):
+        command.main(["fit", "--losses", str(path)])
+    assert "1 runs left out" in capsys.readouterr().out
+
+
 def a_loss(point, loss):
     return grid.Loss(point, 10, 1, point.characters, 5, float(loss), 0.01, 1.0, "")
 
@@ -200,6 +208,7 @@ def test_theory_from_end_to_end(capsys):
         (["theory", "--operations", "0"], "operations=0"),
         (["fit", "--losses", "missing.jsonl"], "missing.jsonl: no losses of a grid"),
         (["fit", "--losses", "short.txt"], "short.txt: no losses of a grid"),
+        (["fit", "--losses", "empty.txt"], "empty.txt: holds no run"),
         (["train", "short.txt"], "halvings=5: leave 0 characters"),
         (["train", "--lrs", "0"], "lrs="),
         (["dance"], "dance"),

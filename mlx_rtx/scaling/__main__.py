@@ -4,6 +4,7 @@ theory: what γ follows from published fits of the loss. count: unique sequences
 paper's band. train: losses over model width and data size. fit: Eq. 3 fitted to them, and the γ that it implies.
 """
 
+import math
 import subprocess
 import sys
 import time
@@ -234,7 +235,11 @@ def _in_process(command: Train, path: Path, group: tuple[str, int]) -> int:
 
 def fit(command: FitCommand) -> None:
     """Fit each kind of model, print what was found, write the report and the picture."""
-    every = grid.read_losses(command.losses)
+    read = grid.read_losses(command.losses)
+    every = [loss for loss in read if math.isfinite(loss.loss)]
+    require(bool(every), f"losses={command.losses}: holds no run; make some with {PROGRAM} train")
+    if len(every) < len(read):
+        print(f"{len(read) - len(every)} runs left out: they came to no finite loss")
     runs, noise = grid.best_runs(every), grid.seed_noise(every)
     print(f"{len(every)} runs; of those that differ in learning rate or seed alone the best counts, {len(runs)} in all")
     if noise is not None:
