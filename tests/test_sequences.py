@@ -69,6 +69,12 @@ def test_what_cannot_be_counted(tokens, lengths, sizes, words):
         unique_sequences(np.arange(tokens), lengths, sizes)
 
 
+def test_tokens_are_counted_from_0():
+    for tokens in (np.array([0, -1]), np.array([0, 2**31])):
+        with pytest.raises(UserError, match=r"tokens: must lie in 0 … 2147483647"):
+            unique_sequences(tokens, [1], [1])
+
+
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydivsufsort", None)
     with pytest.raises(UserError, match=r"needs pydivsufsort; pip install 'mlx-rtx\[scaling\]'"):

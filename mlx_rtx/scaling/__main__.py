@@ -21,7 +21,7 @@ from mlx_rtx.errors import require
 from mlx_rtx.reports import make_folder, write_picture, write_report
 from mlx_rtx.scaling import corpora, grid, pictures
 from mlx_rtx.scaling.counting import LENGTHS, Growth, growth
-from mlx_rtx.scaling.published import PUBLISHED
+from mlx_rtx.scaling.published import PAPER, PUBLISHED
 from mlx_rtx.scaling.regression import Interval, LossFit, fit_losses
 from mlx_rtx.scaling.sequences import rising_sizes
 from mlx_rtx.scaling.theory import gamma
@@ -33,7 +33,6 @@ import tyro
 
 PROGRAM = "python -m mlx_rtx.scaling"
 RESULTS = Path("runs", "scaling")
-PAPER = 0.28  # the paper's β
 LAYERS = {"recurrent": 1, "regular": 4}
 
 
@@ -158,7 +157,7 @@ def theory(command: Theory) -> None:
 
 def count(command: Count) -> None:
     """Count, print a table a corpus, write the report and the pictures."""
-    band = gamma(PAPER)
+    band = gamma(PAPER.beta)
     texts = [found for path in command.texts for found in corpora.of_text(path)]
     made = [corpora.Corpus(name, make(command.size)) for name, make in (corpora.MADE if command.made else {}).items()]
     groups: dict[str, list[Growth]] = {"texts": [], "made corpora": []}

@@ -48,15 +48,16 @@ def growth(corpus: Corpus, lengths: Sequence[int], sizes: Sequence[int], starts:
     The readings share their text, so what the interval shows is how far D of them differ where D is small.
     """
     check(len(corpus.tokens), lengths, sizes)
-    begins = [i * len(corpus.tokens) // starts for i in range(starts)]
-    counts = np.stack([unique_sequences(np.roll(corpus.tokens, -begin), lengths, sizes) for begin in begins])
+    known, tokens = np.unique(corpus.tokens, return_inverse=True)  # from 0 on: bytes if there are few
+    begins = [i * len(tokens) // starts for i in range(starts)]
+    counts = np.stack([unique_sequences(np.roll(tokens, -begin), lengths, sizes) for begin in begins])
     early = [i for i, size in enumerate(sizes) if size <= 10.1 * sizes[0]]
     late = [i for i, size in enumerate(sizes) if 10.1 * size >= sizes[-1]]
     first, last = (exponent([sizes[i] for i in part], counts[..., part]).mean(axis=0) for part in (early, late))
     return Growth(
         corpus.name,
-        len(corpus.tokens),
-        len(np.unique(corpus.tokens)),
+        len(tokens),
+        len(known),
         tuple(lengths),
         list(sizes),
         counts[0].tolist(),

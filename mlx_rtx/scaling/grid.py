@@ -17,8 +17,8 @@ from mlx_rtx.evaluation import Scores, evaluate
 from mlx_rtx.gradient import loss_and_grad
 from mlx_rtx.memory import parameter_count
 from mlx_rtx.models import MODELS
-from mlx_rtx.optimizer import OptimizerConfig, apply_gradients, make_optimizer
-from mlx_rtx.progress import Progress, ProgressConfig
+from mlx_rtx.optimizer import apply_gradients, make_optimizer
+from mlx_rtx.progress import Progress
 from mlx_rtx.settings import TEXT, TrainConfig
 from mlx_rtx.tasks import TextData, TextTask
 
@@ -26,7 +26,7 @@ import mlx.core as mx
 
 LENGTH = 128  # characters of a sequence
 EVALUATED = 256  # sequences at a time
-HEAD = 16  # width of an attention head, at most
+HEAD = 16  # width of an attention head, where it divides the model's; else there is one head
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Point:
 
     def settings(self, data: str) -> TrainConfig:
         """The run's settings: the recipe for text without dropout, α from 0, where text takes it, the rate falling."""
-        heads = max(self.dim // HEAD, 1) if self.dim % HEAD == 0 else 1
+        heads = self.dim // HEAD if self.dim % HEAD == 0 else 1
         positions: Literal["absolute", "block"] = "absolute" if self.model == "regular" else "block"
         architecture = replace(
             TEXT.architecture,
@@ -65,8 +65,8 @@ class Point:
             task=TextTask(data=data, length=LENGTH, once=True, characters=self.characters, sample=0),
             model=self.model,
             architecture=architecture,
-            progress=ProgressConfig(lr_decay="cosine"),
-            optimizer=OptimizerConfig(lr=self.lr, clip=1.0, beta2=0.95, weight_decay=0.1),
+            progress=replace(TEXT.progress, lr_decay="cosine"),
+            optimizer=replace(TEXT.optimizer, lr=self.lr),
             training=replace(TEXT.training, samples=samples, batch=min(self.batch, samples), seed=self.seed),
         )
 
@@ -120,7 +120,7 @@ def train(point: Point, text: str, source: str) -> Loss:
     return Loss(
         point,
         parameter_count(config, point.model),
-        sum(array.size for name, array in model.embedding.parameters().items() if isinstance(array, mx.array)),
+        sum(array.size for array in model.embedding.parameters().values() if isinstance(array, mx.array)),
         steps * training.batch * LENGTH,
         steps,
         scores.loss,

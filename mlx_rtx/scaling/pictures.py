@@ -39,7 +39,7 @@ def unique(growths: Sequence[Growth], band: tuple[float, float]) -> "Figure":
         axis.set_ylabel("|S|, different ones")
     for axis in list(axes.flat)[len(growths) :]:
         axis.axis("off")
-    _legend_outside(figure, axes.flat[0])
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
     return figure
 
 
@@ -89,8 +89,3 @@ def losses(panels: Mapping[str, tuple[Sequence[Loss], LossFit]]) -> "Figure":
         axis.legend(fontsize=9)
     axes[0, 0].set_ylabel("loss (nats a character)")
     return figure
-
-
-def _legend_outside(figure: Any, axis: Any) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=9)

@@ -18,7 +18,7 @@ def unique_sequences(tokens: np.ndarray, lengths: Sequence[int], sizes: Sequence
     """|S| of each length among the first D sequences, for each D.
 
     Args:
-        tokens: the corpus (n,), integers.
+        tokens: the corpus (n,), integers from 0 on.
         lengths: l, at least 1.
         sizes: D, at least 1 and rising.
 
@@ -60,8 +60,8 @@ def previous_factors(tokens: np.ndarray) -> np.ndarray:
         from pydivsufsort import longest_previous_factor
     except ImportError:
         raise UserError("scaling: needs pydivsufsort; pip install 'mlx-rtx[scaling]'") from None
-    known, dense = np.unique(tokens, return_inverse=True)
-    return longest_previous_factor(dense.astype(np.uint8 if len(known) <= 256 else np.int32))
+    require(tokens.min() >= 0 and tokens.max() < 2**31, "tokens: must lie in 0 … 2147483647")
+    return longest_previous_factor(tokens.astype(np.uint8 if tokens.max() < 256 else np.int32))
 
 
 def rising_sizes(most: int, decades: float = 4, per_decade: int = 4) -> list[int]:
