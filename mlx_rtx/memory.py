@@ -20,7 +20,7 @@ from mlx_rtx.config import ModelConfig
 from mlx_rtx.embedding import wanted
 from mlx_rtx.evaluation import PIECE
 from mlx_rtx.graph import Work
-from mlx_rtx.kernels.scan import NARROW
+from mlx_rtx.kernels.scan import is_narrow
 from mlx_rtx.models import MODELS
 from mlx_rtx.ops import Calls, Kind, layer_calls, pieces
 from mlx_rtx.trees import flat
@@ -155,7 +155,7 @@ def kernel_memory(config: ModelConfig, length: int, batch: int, targets: int, se
     blocks, several = max(piece.blocks for piece in run), len(run) > 1
     outputs = several * sum(piece.blocks for piece in run) * n * config.dim * config.layers
     held = round(FLOAT * batch * blocks * window)
-    least, most = HELD_ONE if not several else HELD_SEVERAL if config.dim <= NARROW else HELD_WIDE
+    least, most = HELD_ONE if not several else HELD_SEVERAL if is_narrow(config.dim) else HELD_WIDE
     return replace(
         plain,
         carries=plain.carries + FLOAT * batch * outputs,

@@ -68,8 +68,8 @@ def scan(
     products = weights.qkv, weights.attention_out, weights.mlp_in, weights.mlp_out
     known: list[mx.array] = next(_known[-1], []) if _known else []
     factors = [] if keep is None else [keep]
-    arrays = 1 if _is_narrow(x) else x.shape[0]  # of outputs
-    save = bool(_known) and not known and not _is_narrow(x)
+    arrays = 1 if is_narrow(x.shape[-1]) else x.shape[0]  # of outputs
+    save = bool(_known) and not known and not is_narrow(x.shape[-1])
     made = _function(options, keep is not None, save)(alpha, m, h, x, *products, *factors, *known)
     outs = list(made[:arrays])
     for noted in _recorded:
@@ -77,8 +77,9 @@ def scan(
     return outs
 
 
-def _is_narrow(x: mx.array) -> bool:
-    return x.shape[-1] <= NARROW
+def is_narrow(width: int) -> bool:
+    """Whether a model of that width D takes the narrow form."""
+    return width <= NARROW
 
 
 @cache
@@ -92,7 +93,7 @@ def _function(options: Options, dropout: bool, save: bool) -> Callable[..., list
     def forward(alpha, m, h, x, *rest):
         if known := rest[count:]:
             return list(known)
-        kernels = narrow if _is_narrow(x) else wide
+        kernels = narrow if is_narrow(x.shape[-1]) else wide
         outs, windows = kernels.forward(options, alpha, m, h, x, rest[:4], rest[4] if dropout else None)
         return [*outs, *(array for window in windows for array in window)] if save else outs
 
@@ -102,7 +103,7 @@ def _function(options: Options, dropout: bool, save: bool) -> Callable[..., list
     def run_vjp(primals, cotangents, outputs):
         alpha, m, h, x, *rest = primals
         weights, keep, S = rest[:4], rest[4] if dropout else None, x.shape[0]
-        if _is_narrow(x):
+        if is_narrow(x.shape[-1]):
             within = wide.within(options, alpha, *_carries(options, m, h, outputs), x, weights, keep)
             back = narrow.backward(options, alpha, m, h, x, weights, keep, outputs, cotangents, within)
         else:
