@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_rtx.errors import require
+from mlx_rtx.support.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)

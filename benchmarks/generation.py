@@ -16,16 +16,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mlx_rtx import ModelConfig, backend
-from mlx_rtx.commands import parse, run_command
-from mlx_rtx.errors import require
+from mlx_rtx import ModelConfig
 from mlx_rtx.figures import COLOURS, DASHES, doubling, new_axes
 from mlx_rtx.memory import forward_memory
 from mlx_rtx.models import MODELS
-from mlx_rtx.reports import write_picture, write_report
 from mlx_rtx.settings import TEXT
+from mlx_rtx.support import backend
+from mlx_rtx.support.errors import require
+from mlx_rtx.support.parsing import parse, run_command
+from mlx_rtx.support.reports import write_picture, write_report
+from mlx_rtx.support.trees import arrays
 from mlx_rtx.transformer import Transformer
-from mlx_rtx.trees import arrays
 
 import mlx.core as mx
 from budget import Budget

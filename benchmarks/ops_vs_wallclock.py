@@ -18,10 +18,10 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from mlx_rtx import backend
-from mlx_rtx.commands import parse, run_command
-from mlx_rtx.errors import require, require_choices
-from mlx_rtx.reports import write_picture, write_report
+from mlx_rtx.support import backend
+from mlx_rtx.support.errors import require, require_choices
+from mlx_rtx.support.parsing import parse, run_command
+from mlx_rtx.support.reports import write_picture, write_report
 
 from budget import Budget
 from ceilings import measure_ceilings

@@ -4,8 +4,8 @@ import json
 import re
 from pathlib import Path
 
-from mlx_rtx import backend
-from mlx_rtx.reports import make_folder
+from mlx_rtx.support import backend
+from mlx_rtx.support.reports import make_folder
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -143,7 +143,7 @@ def translate(weights: Mapping[str, Any]) -> dict[str, Tensor]:
     """Weights, or gradients, of an `mlx_rtx` model as these models name and lay them out.
 
     Args:
-        weights: NumPy arrays by dotted name, as `mlx_rtx.trees.flat` of the parameters names them.
+        weights: NumPy arrays by dotted name, as `mlx_rtx.support.trees.flat` of the parameters names them.
 
     Example:
         >>> model.load_state_dict(translate(weights))

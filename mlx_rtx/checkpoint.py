@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import cast
 
 from mlx_rtx.config import ModelConfig
-from mlx_rtx.errors import UserError, require
-from mlx_rtx.files import write_whole
 from mlx_rtx.models import MODELS, Transformer
-from mlx_rtx.trees import flat
+from mlx_rtx.support.errors import UserError, require
+from mlx_rtx.support.files import write_whole
+from mlx_rtx.support.trees import flat
 from mlx_rtx.vocabulary import Characters
 
 import mlx.core as mx

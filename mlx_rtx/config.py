@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_rtx.errors import require, require_choices, require_positive
+from mlx_rtx.support.errors import require, require_choices, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)

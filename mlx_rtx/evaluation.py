@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from mlx_rtx.compiled import compiled
-from mlx_rtx.errors import require
+from mlx_rtx.support.compiled import compiled
+from mlx_rtx.support.errors import require
 from mlx_rtx.tasks import Sequences
 from mlx_rtx.transformer import Transformer
 

@@ -6,8 +6,8 @@ Colours are Okabe and Ito's, which the colour-blind tell apart; lines differ in 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mlx_rtx.errors import UserError
 from mlx_rtx.history import History
+from mlx_rtx.support.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_rtx.checkpoint import load, load_vocabulary
-from mlx_rtx.commands import parse, run_command
-from mlx_rtx.errors import UserError, require, require_positive
 from mlx_rtx.generation import stream_generate
 from mlx_rtx.sampling import make_sampler
 from mlx_rtx.states import load_stream, save_stream
+from mlx_rtx.support.errors import UserError, require, require_positive
+from mlx_rtx.support.parsing import parse, run_command
 
 
 @dataclass(frozen=True, kw_only=True)

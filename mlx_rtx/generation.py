@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mlx_rtx.errors import require
 from mlx_rtx.sampling import Sampler, make_sampler
+from mlx_rtx.support.errors import require
 from mlx_rtx.transformer import Transformer
 from mlx_rtx.vocabulary import Characters
 

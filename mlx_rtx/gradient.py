@@ -7,12 +7,12 @@ traced once a shape. Dropout masks belong to blocks (see `mlx_rtx.dropout`), so 
 ones of the first.
 """
 
-from mlx_rtx.compiled import compiled
 from mlx_rtx.embedding import wanted
-from mlx_rtx.errors import require
 from mlx_rtx.kernels.scan import knowing, recording
+from mlx_rtx.support.compiled import compiled
+from mlx_rtx.support.errors import require
+from mlx_rtx.support.trees import flat
 from mlx_rtx.transformer import Transformer
-from mlx_rtx.trees import flat
 
 import mlx.core as mx
 import mlx.nn as nn

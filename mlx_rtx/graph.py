@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from mlx_rtx import compiled, kernels, recurrence
+from mlx_rtx import kernels, recurrence
 from mlx_rtx.models import MODELS
-from mlx_rtx.trees import arrays
+from mlx_rtx.support import compiled
+from mlx_rtx.support.trees import arrays
 
 import mlx.core as mx
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from mlx_rtx.checkpoint import RunFolder
 from mlx_rtx.config import Architecture
-from mlx_rtx.errors import require
 from mlx_rtx.log import read_lines
 from mlx_rtx.ops import paper_ops
 from mlx_rtx.settings import from_stored
+from mlx_rtx.support.errors import require
 
 import numpy as np
 

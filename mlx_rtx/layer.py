@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mlx_rtx.config import Architecture
-from mlx_rtx.trees import each
+from mlx_rtx.support.trees import each
 
 import mlx.core as mx
 import mlx.nn as nn

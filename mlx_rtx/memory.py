@@ -23,7 +23,7 @@ from mlx_rtx.graph import Work
 from mlx_rtx.kernels.scan import is_narrow
 from mlx_rtx.models import MODELS
 from mlx_rtx.ops import Calls, Kind, layer_calls, pieces
-from mlx_rtx.trees import flat
+from mlx_rtx.support.trees import flat
 
 FLOAT = 4  # bytes
 WITHIN = 0.15  # how far a prediction may be off

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from mlx_rtx.errors import require
-from mlx_rtx.trees import flat
+from mlx_rtx.support.errors import require
+from mlx_rtx.support.trees import flat
 
 import mlx.core as mx
 import mlx.nn as nn

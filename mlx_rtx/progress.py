@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-from mlx_rtx.errors import require_choices, require_positive
+from mlx_rtx.support.errors import require_choices, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from mlx_rtx.dropout import keep_factors, pair, split_keys
 from mlx_rtx.kernels.options import Options
 from mlx_rtx.kernels.scan import scan
 from mlx_rtx.layer import EPS, Keep, TransformerLayer, Weights, causal_mask
-from mlx_rtx.trees import each
+from mlx_rtx.support.trees import each
 
 import mlx.core as mx
 import mlx.nn as nn

@@ -5,11 +5,11 @@ Letters: B batch, L length, K block width, T = ⌈L/K⌉ blocks, D width.
 
 from typing import NamedTuple
 
-from mlx_rtx.compiled import compiled
 from mlx_rtx.config import ModelConfig
 from mlx_rtx.dropout import keep_factors, split_keys
 from mlx_rtx.embedding import wanted
 from mlx_rtx.recurrence import Recurrence, StepState
+from mlx_rtx.support.compiled import compiled
 from mlx_rtx.transformer import Transformer
 
 import mlx.core as mx

@@ -5,7 +5,7 @@ Letters: B streams, V vocabulary.
 
 from collections.abc import Callable
 
-from mlx_rtx.errors import require
+from mlx_rtx.support.errors import require
 
 import mlx.core as mx
 

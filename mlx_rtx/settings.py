@@ -5,9 +5,9 @@ from typing import Literal
 
 from mlx_rtx.config import Architecture, ModelConfig
 from mlx_rtx.curriculum import CurriculumConfig
-from mlx_rtx.errors import UserError, require, require_choices, require_positive
 from mlx_rtx.optimizer import OptimizerConfig
 from mlx_rtx.progress import ProgressConfig
+from mlx_rtx.support.errors import UserError, require, require_choices, require_positive
 from mlx_rtx.tasks import CopyTask, Data, ImageTask, SelectiveCopyTask, Shape, Task, TextTask
 
 

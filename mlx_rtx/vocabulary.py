@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from mlx_rtx.errors import UserError
-from mlx_rtx.files import write_whole
+from mlx_rtx.support.errors import UserError
+from mlx_rtx.support.files import write_whole
 
 import numpy as np
 

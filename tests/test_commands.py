@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from mlx_rtx import UserError, evaluate, train
-from mlx_rtx.commands import run_command
 from mlx_rtx.log import RunLog, line
 from mlx_rtx.signs import FailureSigns
+from mlx_rtx.support.parsing import run_command
 
 import pytest
 from test_training import FLAGS

@@ -6,7 +6,8 @@ Compiling is for Metal; here it is the CPU that compiles, where a compiler is at
 import shutil
 import weakref
 
-from mlx_rtx import compiled, loss_and_grad
+from mlx_rtx import loss_and_grad
+from mlx_rtx.support import compiled
 
 import mlx.core as mx
 import pytest

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from mlx_rtx import evaluate, generate, load, load_vocabulary, make_sampler, stream_generate, train
-from mlx_rtx.files import sha256
+from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks import cifar
 
 import numpy as np

@@ -3,7 +3,7 @@
 from mlx_rtx import ModelConfig
 from mlx_rtx.graph import Work, walk
 from mlx_rtx.models import MODELS
-from mlx_rtx.trees import arrays
+from mlx_rtx.support.trees import arrays
 from mlx_rtx.trial import Trial
 
 import mlx.core as mx

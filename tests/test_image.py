@@ -4,7 +4,7 @@ import io
 import sys
 
 from mlx_rtx import UserError
-from mlx_rtx.files import sha256
+from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks import ImageTask, cifar
 
 import datasets

@@ -4,7 +4,7 @@ from mlx_rtx import ModelConfig, RecurrentTransformer
 from mlx_rtx.graph import Work
 from mlx_rtx.memory import Memory, forward_memory, kernel_memory, parameter_count, training_memory
 from mlx_rtx.settings import COPY_PAPER, IMAGE_PAPER, TEXT, TEXT_PAPER
-from mlx_rtx.trees import flat
+from mlx_rtx.support.trees import flat
 from mlx_rtx.trial import Trial
 
 import mlx.core as mx

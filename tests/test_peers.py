@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from mlx_rtx import RecurrentTransformer, RegularTransformer, loss_and_grad
 from mlx_rtx.config import Architecture
+from mlx_rtx.support.trees import flat
 from mlx_rtx.tasks import Shape
-from mlx_rtx.trees import flat
 
 import numpy as np
 import pytest

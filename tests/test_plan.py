@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from mlx_rtx import plan
-from mlx_rtx.errors import UserError
 from mlx_rtx.machines import MACHINES
 from mlx_rtx.planning import Planner
 from mlx_rtx.settings import COPY, IMAGE, TEXT, TrainConfig
+from mlx_rtx.support.errors import UserError
 from mlx_rtx.trial import Timing, Trial
 
 import pytest

@@ -5,7 +5,7 @@ import itertools
 from mlx_rtx import ModelConfig, RecurrentTransformer, RegularTransformer, UserError, loss_and_grad
 from mlx_rtx.layer import TransformerLayer
 from mlx_rtx.recurrence import clamp
-from mlx_rtx.trees import flat
+from mlx_rtx.support.trees import flat
 
 import mlx.core as mx
 import numpy as np

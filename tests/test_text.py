@@ -6,7 +6,7 @@ import sys
 import threading
 
 from mlx_rtx import Characters, UserError
-from mlx_rtx.files import sha256
+from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks import TextTask, corpus
 
 import mlx.core as mx

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mlx_rtx.kernels import source
 from mlx_rtx.kernels.options import Options
-from mlx_rtx.trees import each
+from mlx_rtx.support.trees import each
 
 import mlx.core as mx
 

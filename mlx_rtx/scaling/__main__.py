@@ -15,16 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from mlx_rtx import backend
-from mlx_rtx.commands import parse_subcommand, run_command
-from mlx_rtx.errors import require
-from mlx_rtx.reports import make_folder, write_picture, write_report
 from mlx_rtx.scaling import corpora, grid, pictures
 from mlx_rtx.scaling.counting import LENGTHS, Growth, growth
 from mlx_rtx.scaling.published import PAPER, PUBLISHED
 from mlx_rtx.scaling.regression import Interval, LossFit, fit_losses
 from mlx_rtx.scaling.sequences import rising_sizes
 from mlx_rtx.scaling.theory import gamma
+from mlx_rtx.support import backend
+from mlx_rtx.support.errors import require
+from mlx_rtx.support.parsing import parse_subcommand, run_command
+from mlx_rtx.support.reports import make_folder, write_picture, write_report
 from mlx_rtx.tasks import corpus
 from mlx_rtx.tasks.text import TRAIN
 

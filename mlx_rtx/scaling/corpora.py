@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from mlx_rtx.errors import require
+from mlx_rtx.support.errors import require
 from mlx_rtx.tasks import corpus
 from mlx_rtx.vocabulary import Characters
 

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from mlx_rtx.errors import UserError
 from mlx_rtx.evaluation import Scores, evaluate
 from mlx_rtx.gradient import loss_and_grad
 from mlx_rtx.memory import parameter_count
@@ -20,6 +19,7 @@ from mlx_rtx.models import MODELS
 from mlx_rtx.optimizer import apply_gradients, make_optimizer
 from mlx_rtx.progress import Progress
 from mlx_rtx.settings import TEXT, TrainConfig
+from mlx_rtx.support.errors import UserError
 from mlx_rtx.tasks import TextData, TextTask
 
 import mlx.core as mx

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from mlx_rtx.errors import UserError, require
 from mlx_rtx.scaling.theory import Fit, gamma
+from mlx_rtx.support.errors import UserError, require
 
 import numpy as np
 

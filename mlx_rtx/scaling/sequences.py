@@ -9,7 +9,7 @@ hardly depends on the text, and one pass over them counts all l and D.
 import itertools
 from collections.abc import Sequence
 
-from mlx_rtx.errors import UserError, require
+from mlx_rtx.support.errors import UserError, require
 
 import numpy as np
 

@@ -15,7 +15,7 @@ and a model with a parameter for each unique sequence has D^γ of them, γ in [1
 
 from typing import NamedTuple
 
-from mlx_rtx.errors import require
+from mlx_rtx.support.errors import require
 
 OPERATIONS = 6  # of training, for each parameter and token
 

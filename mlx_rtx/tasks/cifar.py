@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_rtx.errors import UserError, require
-from mlx_rtx.files import sha256
+from mlx_rtx.support.errors import UserError, require
+from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks.sources import download, kept, locate
 
 import numpy as np

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
-from mlx_rtx.errors import UserError, require
+from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.tasks.task import Data, Sequences, Shape, Task
 from mlx_rtx.vocabulary import Characters
 

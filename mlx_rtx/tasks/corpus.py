@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mlx_rtx.errors import UserError, require
-from mlx_rtx.files import sha256
+from mlx_rtx.support.errors import UserError, require
+from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks.sources import download, kept, locate
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

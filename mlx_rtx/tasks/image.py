@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from mlx_rtx.errors import require_choices
-from mlx_rtx.files import sha256
+from mlx_rtx.support.errors import require_choices
+from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks import cifar
 from mlx_rtx.tasks.cifar import Images
 from mlx_rtx.tasks.task import Data, Sequences, Shape, StoredTask, columns

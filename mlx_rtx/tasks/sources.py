@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlx_rtx.errors import UserError
-from mlx_rtx.files import write_whole
+from mlx_rtx.support.errors import UserError
+from mlx_rtx.support.files import write_whole
 
 VARIABLE = "MLX_RTX_DATA"
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from mlx_rtx.errors import require, require_positive
-from mlx_rtx.files import sha256
 from mlx_rtx.generation import generate, make_sampler
+from mlx_rtx.support.errors import require, require_positive
+from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks import corpus
 from mlx_rtx.tasks.task import Data, Sequences, Shape, StoredTask, columns
 from mlx_rtx.transformer import Transformer

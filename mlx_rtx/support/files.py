@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlx_rtx.errors import UserError
+from mlx_rtx.support.errors import UserError
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

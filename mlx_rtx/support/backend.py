@@ -74,7 +74,7 @@ def device() -> str:
 
 def environment() -> dict:
     """Versions, device and source revision, ready for JSON."""
-    from mlx_rtx.compiled import pays
+    from mlx_rtx.support.compiled import pays
 
     import mlx.core as mx
 

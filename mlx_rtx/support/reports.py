@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlx_rtx import backend
-from mlx_rtx.errors import UserError
-from mlx_rtx.files import write_whole
+from mlx_rtx.support import backend
+from mlx_rtx.support.errors import UserError
+from mlx_rtx.support.files import write_whole
 
 
 def make_folder(path: Path) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_rtx.errors import UserError
+from mlx_rtx.support.errors import UserError
 
 import tyro
 
