@@ -19,14 +19,14 @@ from typing import Any
 from mlx_rtx import ModelConfig
 from mlx_rtx.figures import COLOURS, DASHES, doubling, new_axes
 from mlx_rtx.memory import forward_memory
-from mlx_rtx.models import MODELS
+from mlx_rtx.model.base import Transformer
+from mlx_rtx.model.registry import MODELS
 from mlx_rtx.settings import TEXT
 from mlx_rtx.support import backend
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.parsing import parse, run_command
 from mlx_rtx.support.reports import write_picture, write_report
 from mlx_rtx.support.trees import arrays
-from mlx_rtx.transformer import Transformer
 
 import mlx.core as mx
 from budget import Budget

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from mlx_rtx import ModelConfig
-from mlx_rtx.config import Architecture
+from mlx_rtx.model.config import Architecture
 from mlx_rtx.ops import Kind, paper_ops, true_ops
 from mlx_rtx.settings import COPY, COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
 from mlx_rtx.tasks import Shape

@@ -14,8 +14,8 @@ import os
 from pathlib import Path
 from typing import cast
 
-from mlx_rtx.config import ModelConfig
-from mlx_rtx.models import MODELS, Transformer
+from mlx_rtx.model.config import ModelConfig
+from mlx_rtx.model.registry import MODELS, Transformer
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.files import write_whole
 from mlx_rtx.support.trees import flat

@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from mlx_rtx.model.base import Transformer
 from mlx_rtx.support.compiled import compiled
 from mlx_rtx.support.errors import require
 from mlx_rtx.tasks import Sequences
-from mlx_rtx.transformer import Transformer
 
 import mlx.core as mx
 import mlx.nn as nn

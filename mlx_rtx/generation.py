@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from mlx_rtx.model.base import Transformer
 from mlx_rtx.sampling import Sampler, make_sampler
 from mlx_rtx.support.errors import require
-from mlx_rtx.transformer import Transformer
 from mlx_rtx.vocabulary import Characters
 
 import mlx.core as mx

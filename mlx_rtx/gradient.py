@@ -3,16 +3,16 @@
 The forward pass keeps only the carry at segment boundaries; the backward pass takes the segments
 in reverse, recomputes each one and pulls the gradient of its carry back through it. While a segment
 runs the next is being queued, so up to two are in memory. What a segment does is one compiled function,
-traced once a shape. Dropout masks belong to blocks (see `mlx_rtx.dropout`), so the second pass draws the
+traced once a shape. Dropout masks belong to blocks (see `mlx_rtx.model.dropout`), so the second pass draws the
 ones of the first.
 """
 
-from mlx_rtx.embedding import wanted
 from mlx_rtx.kernels.scan import knowing, recording
+from mlx_rtx.model.base import Transformer
+from mlx_rtx.model.embedding import wanted
 from mlx_rtx.support.compiled import compiled
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.trees import flat
-from mlx_rtx.transformer import Transformer
 
 import mlx.core as mx
 import mlx.nn as nn

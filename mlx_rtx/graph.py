@@ -11,8 +11,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from mlx_rtx import kernels, recurrence
-from mlx_rtx.models import MODELS
+from mlx_rtx import kernels
+from mlx_rtx.model import recurrence
+from mlx_rtx.model.registry import MODELS
 from mlx_rtx.support import compiled
 from mlx_rtx.support.trees import arrays
 

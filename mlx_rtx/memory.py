@@ -16,12 +16,12 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from mlx_rtx.config import ModelConfig
-from mlx_rtx.embedding import wanted
 from mlx_rtx.evaluation import PIECE
 from mlx_rtx.graph import Work
 from mlx_rtx.kernels.scan import is_narrow
-from mlx_rtx.models import MODELS
+from mlx_rtx.model.config import ModelConfig
+from mlx_rtx.model.embedding import wanted
+from mlx_rtx.model.registry import MODELS
 from mlx_rtx.ops import Calls, Kind, layer_calls, pieces
 from mlx_rtx.support.trees import flat
 

@@ -13,8 +13,8 @@ no head. What this package executes is less: see `executed_ops`, and `training_o
 
 from typing import Literal, NamedTuple
 
-from mlx_rtx.config import Architecture, ModelConfig
-from mlx_rtx.embedding import wanted
+from mlx_rtx.model.config import Architecture, ModelConfig
+from mlx_rtx.model.embedding import wanted
 
 Kind = Literal["recurrent", "regular"]
 

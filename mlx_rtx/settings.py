@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 
-from mlx_rtx.config import Architecture, ModelConfig
 from mlx_rtx.curriculum import CurriculumConfig
+from mlx_rtx.model.config import Architecture, ModelConfig
 from mlx_rtx.optimizer import OptimizerConfig
 from mlx_rtx.progress import ProgressConfig
 from mlx_rtx.support.errors import UserError, require, require_choices, require_positive

@@ -15,7 +15,7 @@ from mlx_rtx.curriculum import Curriculum, CurriculumConfig
 from mlx_rtx.evaluation import Scores, evaluate
 from mlx_rtx.gradient import carried_loss_and_grad
 from mlx_rtx.log import RunLog, line
-from mlx_rtx.models import MODELS
+from mlx_rtx.model.registry import MODELS
 from mlx_rtx.optimizer import apply_gradients, make_optimizer
 from mlx_rtx.progress import Progress, Verdict
 from mlx_rtx.settings import TrainConfig

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, replace
 
 from mlx_rtx import ModelConfig
-from mlx_rtx.config import Architecture
+from mlx_rtx.model.config import Architecture
 from mlx_rtx.support.reports import write_report
 from mlx_rtx.tasks import Shape
 

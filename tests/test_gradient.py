@@ -102,7 +102,7 @@ def test_dropout_draws_anew_and_only_in_training():
 
 def test_dropout_keeps_the_mean():
     """Averaged over many masks, dropped embeddings are the embeddings."""
-    from mlx_rtx.dropout import keep_factors
+    from mlx_rtx.model.dropout import keep_factors
 
     factors = np.array(keep_factors(mx.random.split(mx.random.key(0), 3), 0.25, (200, 200)))
     assert set(np.unique(factors)) == {0.0, np.float32(1 / 0.75)}

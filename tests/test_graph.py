@@ -2,7 +2,7 @@
 
 from mlx_rtx import ModelConfig
 from mlx_rtx.graph import Work, walk
-from mlx_rtx.models import MODELS
+from mlx_rtx.model.registry import MODELS
 from mlx_rtx.support.trees import arrays
 from mlx_rtx.trial import Trial
 

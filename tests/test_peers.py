@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 from mlx_rtx import RecurrentTransformer, RegularTransformer, loss_and_grad
-from mlx_rtx.config import Architecture
+from mlx_rtx.model.config import Architecture
 from mlx_rtx.support.trees import flat
 from mlx_rtx.tasks import Shape
 

@@ -3,8 +3,8 @@
 import json
 
 from mlx_rtx import figures, plot, train
-from mlx_rtx.config import Architecture
 from mlx_rtx.history import read_history
+from mlx_rtx.model.config import Architecture
 from mlx_rtx.ops import paper_ops
 
 import numpy as np

@@ -3,8 +3,8 @@
 import itertools
 
 from mlx_rtx import ModelConfig, RecurrentTransformer, RegularTransformer, UserError, loss_and_grad
-from mlx_rtx.layer import TransformerLayer
-from mlx_rtx.recurrence import clamp
+from mlx_rtx.model.layer import TransformerLayer
+from mlx_rtx.model.recurrence import clamp
 from mlx_rtx.support.trees import flat
 
 import mlx.core as mx

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from mlx_rtx import RegularTransformer, UserError, load
 from mlx_rtx.checkpoint import RunFolder
-from mlx_rtx.config import Architecture
 from mlx_rtx.curriculum import CurriculumConfig
 from mlx_rtx.evaluation import evaluate
+from mlx_rtx.model.config import Architecture
 from mlx_rtx.optimizer import OptimizerConfig
 from mlx_rtx.progress import ProgressConfig
 from mlx_rtx.settings import TrainConfig, TrainingConfig, to_stored

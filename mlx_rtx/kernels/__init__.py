@@ -6,7 +6,7 @@ environment variable ``MLX_RTX_KERNELS=1`` asks for them. ``MLX_RTX_KERNELS=0`` 
 
 import os
 
-from mlx_rtx.layer import TransformerLayer
+from mlx_rtx.model.layer import TransformerLayer
 
 import mlx.core as mx
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Options(NamedTuple):
-    """A recurrence's heads H and choices, as in `mlx_rtx.config.Architecture`."""
+    """A recurrence's heads H and choices, as in `mlx_rtx.model.config.Architecture`."""
 
     heads: int
     history: str

@@ -15,7 +15,7 @@ from typing import cast
 
 from mlx_rtx.kernels import narrow, wide
 from mlx_rtx.kernels.options import Options
-from mlx_rtx.layer import EPS, Weights
+from mlx_rtx.model.layer import EPS, Weights
 
 import mlx.core as mx
 

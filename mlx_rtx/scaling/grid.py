@@ -15,7 +15,7 @@ from typing import Literal
 from mlx_rtx.evaluation import Scores, evaluate
 from mlx_rtx.gradient import loss_and_grad
 from mlx_rtx.memory import parameter_count
-from mlx_rtx.models import MODELS
+from mlx_rtx.model.registry import MODELS
 from mlx_rtx.optimizer import apply_gradients, make_optimizer
 from mlx_rtx.progress import Progress
 from mlx_rtx.settings import TEXT, TrainConfig

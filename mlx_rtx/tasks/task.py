@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from mlx_rtx.transformer import Transformer
+from mlx_rtx.model.base import Transformer
 from mlx_rtx.vocabulary import Characters
 
 import mlx.core as mx

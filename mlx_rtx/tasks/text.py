@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from mlx_rtx.generation import generate, make_sampler
+from mlx_rtx.model.base import Transformer
 from mlx_rtx.support.errors import require, require_positive
 from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks import corpus
 from mlx_rtx.tasks.task import Data, Sequences, Shape, StoredTask, columns
-from mlx_rtx.transformer import Transformer
 from mlx_rtx.vocabulary import Characters
 
 import mlx.core as mx

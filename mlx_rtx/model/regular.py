@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
-from mlx_rtx.config import ModelConfig
-from mlx_rtx.dropout import keep_factors, pair, split_keys
-from mlx_rtx.embedding import wanted
-from mlx_rtx.layer import TransformerLayer
+from mlx_rtx.model.base import Transformer
+from mlx_rtx.model.config import ModelConfig
+from mlx_rtx.model.dropout import keep_factors, pair, split_keys
+from mlx_rtx.model.embedding import wanted
+from mlx_rtx.model.layer import TransformerLayer
 from mlx_rtx.support.compiled import compiled
-from mlx_rtx.transformer import Transformer
 
 import mlx.core as mx
 

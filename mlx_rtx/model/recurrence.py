@@ -18,11 +18,11 @@ from functools import partial
 from typing import NamedTuple, cast
 
 from mlx_rtx import kernels
-from mlx_rtx.config import Architecture
-from mlx_rtx.dropout import keep_factors, pair, split_keys
 from mlx_rtx.kernels.options import Options
 from mlx_rtx.kernels.scan import scan
-from mlx_rtx.layer import EPS, Keep, TransformerLayer, Weights, causal_mask
+from mlx_rtx.model.config import Architecture
+from mlx_rtx.model.dropout import keep_factors, pair, split_keys
+from mlx_rtx.model.layer import EPS, Keep, TransformerLayer, Weights, causal_mask
 from mlx_rtx.support.trees import each
 
 import mlx.core as mx

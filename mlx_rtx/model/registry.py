@@ -1,8 +1,8 @@
 """The kinds of model by name, as commands and run folders call them."""
 
-from mlx_rtx.recurrent import RecurrentTransformer
-from mlx_rtx.regular import RegularTransformer
-from mlx_rtx.transformer import Transformer
+from mlx_rtx.model.base import Transformer
+from mlx_rtx.model.recurrent import RecurrentTransformer
+from mlx_rtx.model.regular import RegularTransformer
 
 MODELS: dict[str, type[RecurrentTransformer] | type[RegularTransformer]] = {
     "recurrent": RecurrentTransformer,

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mlx_rtx.config import ModelConfig
-from mlx_rtx.dropout import fresh_key
-from mlx_rtx.embedding import Embedding, wanted
+from mlx_rtx.model.config import ModelConfig
+from mlx_rtx.model.dropout import fresh_key
+from mlx_rtx.model.embedding import Embedding, wanted
 
 import mlx.core as mx
 import mlx.nn as nn

@@ -5,12 +5,12 @@ Letters: B batch, L length, K block width, T = ⌈L/K⌉ blocks, D width.
 
 from typing import NamedTuple
 
-from mlx_rtx.config import ModelConfig
-from mlx_rtx.dropout import keep_factors, split_keys
-from mlx_rtx.embedding import wanted
-from mlx_rtx.recurrence import Recurrence, StepState
+from mlx_rtx.model.base import Transformer
+from mlx_rtx.model.config import ModelConfig
+from mlx_rtx.model.dropout import keep_factors, split_keys
+from mlx_rtx.model.embedding import wanted
+from mlx_rtx.model.recurrence import Recurrence, StepState
 from mlx_rtx.support.compiled import compiled
-from mlx_rtx.transformer import Transformer
 
 import mlx.core as mx
 
@@ -26,7 +26,7 @@ class RecurrentTransformer(Transformer):
     """Recurrent transformer of arXiv 2402.14746, Eqs. 5–7.
 
     A piece that `run` takes begins with a block, and only the sequence's last one may end inside a
-    block. Its carry is one `mlx_rtx.recurrence.Carry` a layer; dropout masks belong to blocks.
+    block. Its carry is one `mlx_rtx.model.recurrence.Carry` a layer; dropout masks belong to blocks.
 
     Example:
         >>> config = ModelConfig(vocab_size=16, max_len=64, dim=8, heads=2, block=4)

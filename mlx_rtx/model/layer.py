@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from mlx_rtx.config import Architecture
+from mlx_rtx.model.config import Architecture
 from mlx_rtx.support.trees import each
 
 import mlx.core as mx

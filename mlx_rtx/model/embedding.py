@@ -1,7 +1,7 @@
 """The two ends of a model: tokens to vectors, vectors to logits."""
 
-from mlx_rtx.config import ModelConfig
-from mlx_rtx.layer import EPS, normal
+from mlx_rtx.model.config import ModelConfig
+from mlx_rtx.model.layer import EPS, normal
 from mlx_rtx.support.errors import require
 
 import mlx.core as mx

@@ -1,0 +1,1 @@
+"""The two models and what they are made of: embedding, layer, recurrence, readout."""
