@@ -40,9 +40,9 @@ def run(order: Order) -> Timing | str:
 def measure_mlx(order: Order) -> Timing:
     """Time this project's own model. Its package is imported before MLX, for which it loads a fast BLAS."""
     from mlx_rtx import ModelConfig
-    from mlx_rtx.settings import TEXT_PAPER
+    from mlx_rtx.forecast.step_benchmark import Trial
     from mlx_rtx.support.backend import environment
-    from mlx_rtx.trial import Trial
+    from mlx_rtx.training.settings import TEXT_PAPER
 
     trial = Trial(ModelConfig(**order.config), order.model, order.mode, order.segment, TEXT_PAPER.optimizer)
     timing = trial.measure(order.batch, order.length, order.targets, repeats=order.repeats, shortest=0.0)

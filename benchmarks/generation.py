@@ -17,16 +17,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mlx_rtx import ModelConfig
-from mlx_rtx.figures import COLOURS, DASHES, doubling, new_axes
-from mlx_rtx.memory import forward_memory
+from mlx_rtx.forecast.memory import forward_memory
 from mlx_rtx.model.base import Transformer
 from mlx_rtx.model.registry import MODELS
-from mlx_rtx.settings import TEXT
+from mlx_rtx.plots.figures import COLOURS, DASHES, doubling, new_axes
 from mlx_rtx.support import backend
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.parsing import parse, run_command
 from mlx_rtx.support.reports import write_picture, write_report
 from mlx_rtx.support.trees import arrays
+from mlx_rtx.training.settings import TEXT
 
 import mlx.core as mx
 from budget import Budget

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_rtx import load, make_sampler
-from mlx_rtx.generation import Stream, token_stream
+from mlx_rtx.generation.decoding import Stream, token_stream
 from mlx_rtx.model.base import Transformer
 from mlx_rtx.model.registry import MODELS
-from mlx_rtx.settings import TEXT
 from mlx_rtx.support.errors import require, require_positive
 from mlx_rtx.support.parsing import parse, run_command
 from mlx_rtx.support.reports import write_report
+from mlx_rtx.training.settings import TEXT
 
 import mlx.core as mx
 from results import results_folder

@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mlx_rtx.figures import COLOURS, DASHES, doubling, new_axes
+from mlx_rtx.plots.figures import COLOURS, DASHES, doubling, new_axes
 from mlx_rtx.support import backend
 from mlx_rtx.support.errors import require, require_positive
 from mlx_rtx.support.parsing import parse, run_command

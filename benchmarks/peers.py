@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from mlx_rtx.settings import COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
 from mlx_rtx.support import backend
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.parsing import parse, run_command
 from mlx_rtx.support.reports import write_report
+from mlx_rtx.training.settings import COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
 
 import contender
 import mlx.core as mx

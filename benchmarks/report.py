@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlx_rtx.figures import COLOURS, DASHES, doubling, new_axes
-from mlx_rtx.memory import WITHIN, ratio_to_range
+from mlx_rtx.forecast.memory import WITHIN, ratio_to_range
+from mlx_rtx.plots.figures import COLOURS, DASHES, doubling, new_axes
 
 import numpy as np
 from ceilings import Ceilings

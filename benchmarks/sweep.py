@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from mlx_rtx import ModelConfig
+from mlx_rtx.forecast.operations import Kind, paper_ops, true_ops
+from mlx_rtx.forecast.step_benchmark import Mode, Trial
 from mlx_rtx.model.config import Architecture
-from mlx_rtx.ops import Kind, paper_ops, true_ops
-from mlx_rtx.settings import COPY, COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
 from mlx_rtx.tasks import Shape
-from mlx_rtx.trial import Mode, Trial
+from mlx_rtx.training.settings import COPY, COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
 
 REPEATS, SHORTEST = 3, 0.4  # timings of a point, and seconds they take together, at least
 SEGMENT = 8  # blocks to a segment of the gradient

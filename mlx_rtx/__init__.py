@@ -4,15 +4,15 @@ from mlx_rtx.support import backend  # first: it must load before mlx.core
 
 # isort: split
 
-from mlx_rtx.checkpoint import load, load_vocabulary
-from mlx_rtx.generation import stream_generate
-from mlx_rtx.gradient import loss_and_grad
+from mlx_rtx.generation.decoding import stream_generate
+from mlx_rtx.generation.sampling import make_sampler
 from mlx_rtx.model.config import ModelConfig
 from mlx_rtx.model.recurrent import RecurrentTransformer
 from mlx_rtx.model.regular import RegularTransformer
-from mlx_rtx.sampling import make_sampler
 from mlx_rtx.support.errors import UserError
-from mlx_rtx.vocabulary import Characters
+from mlx_rtx.tasks.vocabulary import Characters
+from mlx_rtx.training.checkpoint import load, load_vocabulary
+from mlx_rtx.training.gradient import loss_and_grad
 
 __all__ = [
     "Characters",

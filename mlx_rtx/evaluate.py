@@ -5,14 +5,14 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlx_rtx.checkpoint import RunFolder, load
-from mlx_rtx.curriculum import CurriculumConfig
-from mlx_rtx.evaluation import Scores, evaluate, interval
-from mlx_rtx.log import line
-from mlx_rtx.settings import TrainConfig, from_stored
 from mlx_rtx.support.errors import UserError, require, require_positive
 from mlx_rtx.support.parsing import parse, run_command
 from mlx_rtx.tasks import CopyTask, Data, StoredTask
+from mlx_rtx.training.checkpoint import RunFolder, load
+from mlx_rtx.training.curriculum import CurriculumConfig
+from mlx_rtx.training.evaluation import Scores, evaluate, interval
+from mlx_rtx.training.log import line
+from mlx_rtx.training.settings import TrainConfig, from_stored
 
 import mlx.core as mx
 import tyro

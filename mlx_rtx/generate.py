@@ -4,12 +4,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_rtx.checkpoint import load, load_vocabulary
-from mlx_rtx.generation import stream_generate
-from mlx_rtx.sampling import make_sampler
-from mlx_rtx.states import load_stream, save_stream
+from mlx_rtx.generation.decoding import stream_generate
+from mlx_rtx.generation.sampling import make_sampler
+from mlx_rtx.generation.saved_state import load_stream, save_stream
 from mlx_rtx.support.errors import UserError, require, require_positive
 from mlx_rtx.support.parsing import parse, run_command
+from mlx_rtx.training.checkpoint import load, load_vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,14 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_rtx.curriculum import CurriculumConfig
-from mlx_rtx.machines import MACHINES, USABLE, Machine
-from mlx_rtx.memory import WITHIN, Memory, parameter_count
-from mlx_rtx.planning import LARGEST_BATCH, Planner
-from mlx_rtx.settings import TrainConfig, by_task
+from mlx_rtx.forecast.machines import MACHINES, USABLE, Machine
+from mlx_rtx.forecast.memory import WITHIN, Memory, parameter_count
+from mlx_rtx.forecast.planner import LARGEST_BATCH, Planner
 from mlx_rtx.support import backend
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.parsing import parse_subcommand, run_command
+from mlx_rtx.training.curriculum import CurriculumConfig
+from mlx_rtx.training.settings import TrainConfig, by_task
 
 PROGRAM = "python -m mlx_rtx.plan"
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}

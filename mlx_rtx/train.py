@@ -5,15 +5,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mlx_rtx.checkpoint import RunFolder
-from mlx_rtx.log import line
-from mlx_rtx.settings import TrainConfig, by_task, from_stored, to_stored
 from mlx_rtx.support import backend
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.parsing import parse_subcommand, read_config_file, run_command
 from mlx_rtx.support.trees import flat
 from mlx_rtx.tasks import TextTask
-from mlx_rtx.trainer import Trainer
+from mlx_rtx.training.checkpoint import RunFolder
+from mlx_rtx.training.log import line
+from mlx_rtx.training.settings import TrainConfig, by_task, from_stored, to_stored
+from mlx_rtx.training.trainer import Trainer
 
 PROGRAM = "python -m mlx_rtx.train"
 CHANGEABLE = ("samples", "report_every", "test_samples", "data")  # when a run goes on

@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict
 
 from mlx_rtx import UserError, load
-from mlx_rtx.checkpoint import RunFolder
-from mlx_rtx.optimizer import OptimizerConfig, apply_gradients, make_optimizer
+from mlx_rtx.training.checkpoint import RunFolder
+from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 
 import mlx.core as mx
 import pytest

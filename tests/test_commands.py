@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from mlx_rtx import UserError, evaluate, train
-from mlx_rtx.log import RunLog, line
-from mlx_rtx.signs import FailureSigns
 from mlx_rtx.support.parsing import run_command
+from mlx_rtx.training.diagnostics import FailureSigns
+from mlx_rtx.training.log import RunLog, line
 
 import pytest
 from test_training import FLAGS

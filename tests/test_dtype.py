@@ -3,7 +3,7 @@
 import json
 
 from mlx_rtx import kernels, load, loss_and_grad, train
-from mlx_rtx.settings import from_stored
+from mlx_rtx.training.settings import from_stored
 
 import mlx.core as mx
 import numpy as np

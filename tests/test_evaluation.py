@@ -2,9 +2,10 @@
 
 import math
 
-from mlx_rtx import UserError, evaluation
-from mlx_rtx.evaluation import evaluate, interval
+from mlx_rtx import UserError
 from mlx_rtx.tasks import CopyTask, Sequences
+from mlx_rtx.training import evaluation
+from mlx_rtx.training.evaluation import evaluate, interval
 
 import mlx.core as mx
 import mlx.nn as nn

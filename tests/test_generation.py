@@ -1,8 +1,9 @@
 """Generation: every token is the model's own, whatever runs beside it, before it, or was saved between."""
 
-from mlx_rtx import Characters, UserError, generation, make_sampler, stream_generate
-from mlx_rtx.generation import generate, token_stream
-from mlx_rtx.states import load_stream, save_stream
+from mlx_rtx import Characters, UserError, make_sampler, stream_generate
+from mlx_rtx.generation import decoding
+from mlx_rtx.generation.decoding import generate, token_stream
+from mlx_rtx.generation.saved_state import load_stream, save_stream
 
 import mlx.core as mx
 import numpy as np
@@ -57,7 +58,7 @@ def test_the_seed_decides(kind):
 def test_a_prompt_may_be_fed_in_any_pieces(kind, prefill, monkeypatch):
     model, prompt = make_model(kind), "gfedcbaabcdefg"
     expected = generate(model, LETTERS, prompt, max_tokens=8)
-    monkeypatch.setattr(generation, "PREFILL", prefill)
+    monkeypatch.setattr(decoding, "PREFILL", prefill)
     assert generate(model, LETTERS, prompt, max_tokens=8) == expected
 
 

@@ -3,7 +3,7 @@
 import itertools
 
 from mlx_rtx import UserError, loss_and_grad
-from mlx_rtx.gradient import carried_loss_and_grad
+from mlx_rtx.training.gradient import carried_loss_and_grad
 
 import mlx.core as mx
 import mlx.nn as nn

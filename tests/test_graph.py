@@ -1,10 +1,10 @@
 """The walk over a traced graph: what it counts, and that it sees all that is computed."""
 
 from mlx_rtx import ModelConfig
-from mlx_rtx.graph import Work, walk
+from mlx_rtx.forecast.graph import Work, walk
+from mlx_rtx.forecast.step_benchmark import Trial
 from mlx_rtx.model.registry import MODELS
 from mlx_rtx.support.trees import arrays
-from mlx_rtx.trial import Trial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -59,8 +59,8 @@ def test_a_token_of_a_stream_copies_no_cache(kind):
 @pytest.mark.parametrize("model", ["recurrent", "regular"])
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_the_work_of_a_long_step_follows_from_short_ones(batch, model, mode, targets, monkeypatch):
-    monkeypatch.setattr("mlx_rtx.trial.PIECE", 2)
-    monkeypatch.setattr("mlx_rtx.evaluation.PIECE", 2)
+    monkeypatch.setattr("mlx_rtx.forecast.step_benchmark.PIECE", 2)
+    monkeypatch.setattr("mlx_rtx.training.evaluation.PIECE", 2)
     trial = Trial(make_config(dropout=0.1), model, mode, segment=2)
     assert trial.work(batch, 99, targets) == walk(trial._step(), *trial._data(batch, 99, targets))
 

@@ -1,11 +1,11 @@
 """Predicted memory: against the measured peak on a CPU, and how it moves with what it is made of."""
 
 from mlx_rtx import ModelConfig, RecurrentTransformer
-from mlx_rtx.graph import Work
-from mlx_rtx.memory import Memory, forward_memory, kernel_memory, parameter_count, training_memory
-from mlx_rtx.settings import COPY_PAPER, IMAGE_PAPER, TEXT, TEXT_PAPER
+from mlx_rtx.forecast.graph import Work
+from mlx_rtx.forecast.memory import Memory, forward_memory, kernel_memory, parameter_count, training_memory
+from mlx_rtx.forecast.step_benchmark import Trial
 from mlx_rtx.support.trees import flat
-from mlx_rtx.trial import Trial
+from mlx_rtx.training.settings import COPY_PAPER, IMAGE_PAPER, TEXT, TEXT_PAPER
 
 import mlx.core as mx
 import pytest

@@ -1,9 +1,9 @@
 """Counts of operations: against the paper's figures, and against a walk over the traced graph."""
 
 from mlx_rtx import RecurrentTransformer, RegularTransformer, UserError, loss_and_grad
-from mlx_rtx.graph import walk
+from mlx_rtx.forecast.graph import walk
+from mlx_rtx.forecast.operations import executed_ops, paper_ops, training_ops, true_ops
 from mlx_rtx.model.config import Architecture
-from mlx_rtx.ops import executed_ops, paper_ops, training_ops, true_ops
 
 import mlx.core as mx
 import pytest

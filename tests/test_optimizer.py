@@ -1,7 +1,7 @@
 """Adam as the books have it, clipping, and the guard."""
 
 from mlx_rtx import UserError
-from mlx_rtx.optimizer import OptimizerConfig, apply_gradients, make_optimizer
+from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 
 import mlx.core as mx
 import numpy as np

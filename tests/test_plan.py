@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from mlx_rtx import plan
-from mlx_rtx.machines import MACHINES
-from mlx_rtx.planning import Planner
-from mlx_rtx.settings import COPY, IMAGE, TEXT, TrainConfig
+from mlx_rtx.forecast.machines import MACHINES
+from mlx_rtx.forecast.planner import Planner
+from mlx_rtx.forecast.step_benchmark import Timing, Trial
 from mlx_rtx.support.errors import UserError
-from mlx_rtx.trial import Timing, Trial
+from mlx_rtx.training.settings import COPY, IMAGE, TEXT, TrainConfig
 
 import pytest
 from test_commands import complaint

@@ -2,10 +2,11 @@
 
 import json
 
-from mlx_rtx import figures, plot, train
-from mlx_rtx.history import read_history
+from mlx_rtx import plot, train
+from mlx_rtx.forecast.operations import paper_ops
 from mlx_rtx.model.config import Architecture
-from mlx_rtx.ops import paper_ops
+from mlx_rtx.plots import figures
+from mlx_rtx.plots.run_history import read_history
 
 import numpy as np
 import pytest

@@ -7,7 +7,7 @@ import threading
 
 from mlx_rtx import Characters, UserError
 from mlx_rtx.support.files import sha256
-from mlx_rtx.tasks import TextTask, corpus
+from mlx_rtx.tasks import TextTask, text_file
 
 import mlx.core as mx
 import numpy as np
@@ -19,7 +19,7 @@ TEXT = "".join(f"The quick brown fox, no. {i},\njumps over the lazy dog.\n\n" fo
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """Take a short text for tiny Shakespeare, and keep downloads to this test."""
-    monkeypatch.setattr(corpus, "SHA256", sha256(TEXT.encode()))
+    monkeypatch.setattr(text_file, "SHA256", sha256(TEXT.encode()))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     monkeypatch.delenv("MLX_RTX_DATA", raising=False)
@@ -50,7 +50,7 @@ def server(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
-        monkeypatch.setattr(corpus, "URL", f"http://127.0.0.1:{running.server_port}/input.txt")
+        monkeypatch.setattr(text_file, "URL", f"http://127.0.0.1:{running.server_port}/input.txt")
         yield folder / "input.txt"
         running.shutdown()
         thread.join()
@@ -58,49 +58,49 @@ def server(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_from_the_server_once(server):
-    assert corpus.load(None)[0] == TEXT
+    assert text_file.load(None)[0] == TEXT
     server.unlink()
-    assert corpus.load(None)[0] == TEXT  # kept
+    assert text_file.load(None)[0] == TEXT  # kept
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_another_text_from_the_server_is_refused(server, tmp_path):
     server.write_bytes(TEXT.encode()[:-1])
     with pytest.raises(UserError, match=r"input\.txt: is not tiny Shakespeare"):
-        corpus.load(None)
+        text_file.load(None)
     assert not list((tmp_path / "cache" / "mlx_rtx").iterdir())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_no_server(monkeypatch):
-    monkeypatch.setattr(corpus, "URL", "http://127.0.0.1:9/input.txt")
+    monkeypatch.setattr(text_file, "URL", "http://127.0.0.1:9/input.txt")
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/input\.txt: could not be loaded .*--data"):
-        corpus.load(None)
+        text_file.load(None)
 
 
 def test_no_datasets_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"needs the package datasets .*--data"):
-        corpus.load(None)
+        text_file.load(None)
 
 
 def test_from_a_file_every_character_is_kept(file):
     text = TEXT + "\r\n\r\u2028 é"
     file.write_bytes(text.encode())
-    assert corpus.load(str(file))[0] == text
+    assert text_file.load(str(file))[0] == text
 
 
 def test_what_goes_by_the_name_must_be_tiny_shakespeare(file, monkeypatch):
     named = file.rename(file.with_name("tinyshakespeare.txt"))
-    assert corpus.load(str(named.parent))[0] == TEXT
+    assert text_file.load(str(named.parent))[0] == TEXT
     monkeypatch.setenv("MLX_RTX_DATA", str(named.parent))
-    assert corpus.load(None)[0] == TEXT
+    assert text_file.load(None)[0] == TEXT
     other = named.with_name("other.txt")
     other.write_text("something else")
-    assert corpus.load(str(other))[0] == "something else"  # --data goes before the variable
+    assert text_file.load(str(other))[0] == "something else"  # --data goes before the variable
     named.write_bytes(TEXT.encode() + b"!")
     with pytest.raises(UserError, match=r"is not tiny Shakespeare .*rename it"):
-        corpus.load(None)
+        text_file.load(None)
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,15 @@ import sys
 from dataclasses import replace
 
 from mlx_rtx import RegularTransformer, UserError, load
-from mlx_rtx.checkpoint import RunFolder
-from mlx_rtx.curriculum import CurriculumConfig
-from mlx_rtx.evaluation import evaluate
 from mlx_rtx.model.config import Architecture
-from mlx_rtx.optimizer import OptimizerConfig
-from mlx_rtx.progress import ProgressConfig
-from mlx_rtx.settings import TrainConfig, TrainingConfig, to_stored
 from mlx_rtx.tasks import CopyTask, SelectiveCopyTask, TextTask
-from mlx_rtx.trainer import Trainer
+from mlx_rtx.training.checkpoint import RunFolder
+from mlx_rtx.training.curriculum import CurriculumConfig
+from mlx_rtx.training.evaluation import evaluate
+from mlx_rtx.training.optimizer import OptimizerConfig
+from mlx_rtx.training.progress import ProgressConfig
+from mlx_rtx.training.settings import TrainConfig, TrainingConfig, to_stored
+from mlx_rtx.training.trainer import Trainer
 
 import mlx.core as mx
 import numpy as np

@@ -25,7 +25,7 @@ from mlx_rtx.support import backend
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.parsing import parse_subcommand, run_command
 from mlx_rtx.support.reports import make_folder, write_picture, write_report
-from mlx_rtx.tasks import corpus
+from mlx_rtx.tasks import text_file
 from mlx_rtx.tasks.text import TRAIN
 
 import numpy as np
@@ -192,7 +192,7 @@ def counted(one: corpora.Corpus, command: Count, band: tuple[float, float]) -> G
 
 def train(command: Train) -> None:
     """Run what is missing of the grid."""
-    text, path = corpus.load(str(command.text) if command.text else None)
+    text, path = text_file.load(str(command.text) if command.text else None)
     most = int(TRAIN * len(text)) // grid.LENGTH * grid.LENGTH
     sizes = [most >> i for i in range(command.halvings + 1)]
     require(sizes[-1] >= 4 * grid.LENGTH, f"halvings={command.halvings}: leave {sizes[-1]:,} characters; use fewer")

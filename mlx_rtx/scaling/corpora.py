@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlx_rtx.support.errors import require
-from mlx_rtx.tasks import corpus
-from mlx_rtx.vocabulary import Characters
+from mlx_rtx.tasks import text_file
+from mlx_rtx.tasks.vocabulary import Characters
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def of_text(path: Path) -> list[Corpus]:
     Raises:
         UserError: it cannot be read, or is empty.
     """
-    text, file = corpus.load(str(path))
+    text, file = text_file.load(str(path))
     words = text.split()
     require(bool(words), f"{file}: the corpus is empty")
     by_word = np.unique(np.array(words), return_inverse=True)[1]

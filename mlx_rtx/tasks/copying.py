@@ -13,7 +13,7 @@ from typing import Self
 
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.tasks.task import Data, Sequences, Shape, Task
-from mlx_rtx.vocabulary import Characters
+from mlx_rtx.tasks.vocabulary import Characters
 
 import mlx.core as mx
 

@@ -15,7 +15,7 @@ from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks import cifar
 from mlx_rtx.tasks.cifar import Images
 from mlx_rtx.tasks.task import Data, Sequences, Shape, StoredTask, columns
-from mlx_rtx.vocabulary import Characters
+from mlx_rtx.tasks.vocabulary import Characters
 
 import mlx.core as mx
 import numpy as np

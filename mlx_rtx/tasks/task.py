@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from mlx_rtx.model.base import Transformer
-from mlx_rtx.vocabulary import Characters
+from mlx_rtx.tasks.vocabulary import Characters
 
 import mlx.core as mx
 import numpy as np
@@ -84,8 +83,12 @@ class Data(ABC):
             key: fixes them where they are drawn.
         """
 
-    def illustrate(self, model: Transformer, key: mx.array) -> str | None:
-        """Something to look at of what ``model`` does, if the task has it."""
+    def illustrate(self, write: Callable[[str, int], str]) -> str | None:
+        """Something to look at of what a model does, if the task has it.
+
+        Args:
+            write: has the model write after a prompt, so many tokens.
+        """
         return None
 
 

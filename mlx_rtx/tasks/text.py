@@ -5,17 +5,15 @@ it, in windows of L characters side by side (every held-out character but the fi
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from mlx_rtx.generation import generate, make_sampler
-from mlx_rtx.model.base import Transformer
 from mlx_rtx.support.errors import require, require_positive
 from mlx_rtx.support.files import sha256
-from mlx_rtx.tasks import corpus
+from mlx_rtx.tasks import text_file
 from mlx_rtx.tasks.task import Data, Sequences, Shape, StoredTask, columns
-from mlx_rtx.vocabulary import Characters
+from mlx_rtx.tasks.vocabulary import Characters
 
 import mlx.core as mx
 import numpy as np
@@ -49,11 +47,11 @@ class TextTask(StoredTask):
     @property
     def shape(self) -> Shape:
         """Every position is read; the vocabulary is tiny Shakespeare's."""
-        return Shape(corpus.CHARACTERS, self.length, self.length)
+        return Shape(text_file.CHARACTERS, self.length, self.length)
 
     def load(self, vocabulary: Characters | None = None) -> "TextData":
-        """Read and check the text; see `mlx_rtx.tasks.corpus.load`."""
-        text, path = corpus.load(self.data)
+        """Read and check the text; see `mlx_rtx.tasks.text_file.load`."""
+        text, path = text_file.load(self.data)
         return TextData(self, text, path.name, vocabulary)
 
 
@@ -182,15 +180,9 @@ class TextData(Data):
             rows = self._held_out[begins[:, None] + np.arange(length + 1)]
             yield Sequences(length, partial(columns, rows), mx.array(rows[:, -scored:]))
 
-    def illustrate(self, model: Transformer, key: mx.array) -> str | None:
-        """Characters that the model writes after a line break, at temperature 0.8."""
+    def illustrate(self, write: Callable[[str, int], str]) -> str | None:
+        """Characters that the model writes after a line break."""
         if not self.task.sample:
             return None
-        known, training = self.vocabulary.characters, model.training
-        prompt, sampler = "\n" if "\n" in known else known[0], make_sampler(temp=0.8)
-        model.eval()
-        (text,) = generate(
-            model, self.vocabulary, prompt, max_tokens=self.task.sample, sampler=sampler, seed=int(key[0])
-        )
-        model.train(training)
-        return text
+        known = self.vocabulary.characters
+        return write("\n" if "\n" in known else known[0], self.task.sample)

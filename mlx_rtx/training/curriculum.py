@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_rtx.progress import Progress, ProgressConfig, Verdict
 from mlx_rtx.support.errors import require, require_positive
+from mlx_rtx.training.progress import Progress, ProgressConfig, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

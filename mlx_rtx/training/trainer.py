@@ -10,17 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from mlx_rtx.checkpoint import RunFolder
-from mlx_rtx.curriculum import Curriculum, CurriculumConfig
-from mlx_rtx.evaluation import Scores, evaluate
-from mlx_rtx.gradient import carried_loss_and_grad
-from mlx_rtx.log import RunLog, line
+from mlx_rtx.generation.decoding import generate
+from mlx_rtx.generation.sampling import make_sampler
 from mlx_rtx.model.registry import MODELS
-from mlx_rtx.optimizer import apply_gradients, make_optimizer
-from mlx_rtx.progress import Progress, Verdict
-from mlx_rtx.settings import TrainConfig
-from mlx_rtx.signs import FailureSigns
 from mlx_rtx.tasks import CopyTask, Data, TextData, TextTask
+from mlx_rtx.training.checkpoint import RunFolder
+from mlx_rtx.training.curriculum import Curriculum, CurriculumConfig
+from mlx_rtx.training.diagnostics import FailureSigns
+from mlx_rtx.training.evaluation import Scores, evaluate
+from mlx_rtx.training.gradient import carried_loss_and_grad
+from mlx_rtx.training.log import RunLog, line
+from mlx_rtx.training.optimizer import apply_gradients, make_optimizer
+from mlx_rtx.training.progress import Progress, Verdict
+from mlx_rtx.training.settings import TrainConfig
 
 import mlx.core as mx
 
@@ -221,13 +223,21 @@ class Trainer:
             self.optimizer = make_optimizer(self.config.optimizer, self.model)
             text = f"training collapsed: back to the best weights, lr={self._rate():.3g}"
             self.log.event("collapse", text, **where, lr=self._rate())
-        if (sample := self.data.illustrate(self.model, self._key("test"))) is not None:
+        if (sample := self.data.illustrate(self._write)) is not None:
             self.log.event("sample", "\n".join("  | " + row for row in sample.splitlines()), **where, sample=sample)
         recent = sum(self._recent) / len(self._recent) if self._recent else scores.loss
         for text in self._signs.observe(recent, scores.loss, self._alphas()):
             self.log.event("sign", f"warning: {text}", **where, sign=text)
         self._recent, self._skipped = [], 0
         self._restart_window()
+
+    def _write(self, prompt: str, count: int) -> str:
+        """What the model writes after a prompt, at temperature 0.8."""
+        assert self.data.vocabulary is not None
+        sampler, seed = make_sampler(temp=0.8), int(self._key("test")[0])
+        self.model.eval()
+        (text,) = generate(self.model, self.data.vocabulary, prompt, max_tokens=count, sampler=sampler, seed=seed)
+        return text
 
     def _confirm(self) -> None:
         """End the run if the weights that a validation found all right are so on more fresh sequences."""

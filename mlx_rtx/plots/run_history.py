@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_rtx.checkpoint import RunFolder
-from mlx_rtx.log import read_lines
+from mlx_rtx.forecast.operations import paper_ops
 from mlx_rtx.model.config import Architecture
-from mlx_rtx.ops import paper_ops
-from mlx_rtx.settings import from_stored
 from mlx_rtx.support.errors import require
+from mlx_rtx.training.checkpoint import RunFolder
+from mlx_rtx.training.log import read_lines
+from mlx_rtx.training.settings import from_stored
 
 import numpy as np
 

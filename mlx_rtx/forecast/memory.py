@@ -16,14 +16,14 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from mlx_rtx.evaluation import PIECE
-from mlx_rtx.graph import Work
+from mlx_rtx.forecast.graph import Work
+from mlx_rtx.forecast.operations import Calls, Kind, layer_calls, pieces
 from mlx_rtx.kernels.scan import is_narrow
 from mlx_rtx.model.config import ModelConfig
 from mlx_rtx.model.embedding import wanted
 from mlx_rtx.model.registry import MODELS
-from mlx_rtx.ops import Calls, Kind, layer_calls, pieces
 from mlx_rtx.support.trees import flat
+from mlx_rtx.training.evaluation import PIECE
 
 FLOAT = 4  # bytes
 WITHIN = 0.15  # how far a prediction may be off
@@ -168,7 +168,7 @@ def kernel_memory(config: ModelConfig, length: int, batch: int, targets: int, se
 def forward_memory(
     config: ModelConfig, length: int, batch: int, last: int | None = None, model: Kind = "recurrent"
 ) -> Memory:
-    """Memory of a forward pass in pieces of 64 blocks (`mlx_rtx.evaluation.piecewise`), without its outputs.
+    """Memory of a forward pass in pieces of 64 blocks (`mlx_rtx.training.evaluation.piecewise`), without its outputs.
 
     Arguments as for `training_memory`; ``last`` positions are read, all if None.
     """

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from mlx_rtx.generation.sampling import Sampler, make_sampler
 from mlx_rtx.model.base import Transformer
-from mlx_rtx.sampling import Sampler, make_sampler
 from mlx_rtx.support.errors import require
-from mlx_rtx.vocabulary import Characters
+from mlx_rtx.tasks.vocabulary import Characters
 
 import mlx.core as mx
 import numpy as np
@@ -54,7 +54,7 @@ def token_stream(
         model: in evaluation mode.
         prompts: tokens of each of B prompts.
         max_tokens: tokens to draw for each.
-        sampler: see `mlx_rtx.sampling.make_sampler`; the likeliest token if not given.
+        sampler: see `mlx_rtx.generation.sampling.make_sampler`; the likeliest token if not given.
         seeds: one a stream.
         stream: where an earlier call ended; the prompts come after it.
 
@@ -157,7 +157,7 @@ def stream_generate(
         vocabulary: its characters, as `mlx_rtx.load_vocabulary` gives them.
         prompts: one prompt or several; those need not have the same length.
         max_tokens: tokens to draw for each, at least 1.
-        sampler: see `mlx_rtx.sampling.make_sampler`; the likeliest token if not given.
+        sampler: see `mlx_rtx.generation.sampling.make_sampler`; the likeliest token if not given.
         seed: prompt i draws by ``seed + i``, and the same as it would alone with that seed.
         stream: where an earlier call ended (`Response.stream`); the prompts, which may then be empty,
             come after it.

@@ -6,7 +6,7 @@ Colours are Okabe and Ito's, which the colour-blind tell apart; lines differ in 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mlx_rtx.history import History
+from mlx_rtx.plots.run_history import History
 from mlx_rtx.support.errors import UserError
 
 if TYPE_CHECKING:

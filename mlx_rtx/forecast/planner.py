@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mlx_rtx.graph import Work
-from mlx_rtx.machines import Machine
-from mlx_rtx.memory import Memory
-from mlx_rtx.settings import TrainConfig
-from mlx_rtx.trial import Timing, Trial
+from mlx_rtx.forecast.graph import Work
+from mlx_rtx.forecast.machines import Machine
+from mlx_rtx.forecast.memory import Memory
+from mlx_rtx.forecast.step_benchmark import Timing, Trial
+from mlx_rtx.training.settings import TrainConfig
 
 LARGEST_BATCH = 4096
 SHORT = (2, 4)  # segments of the sequences that are timed in place of a long one

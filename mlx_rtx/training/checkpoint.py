@@ -19,7 +19,7 @@ from mlx_rtx.model.registry import MODELS, Transformer
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.files import write_whole
 from mlx_rtx.support.trees import flat
-from mlx_rtx.vocabulary import Characters
+from mlx_rtx.tasks.vocabulary import Characters
 
 import mlx.core as mx
 import mlx.nn as nn

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mlx_rtx import kernels
-from mlx_rtx.evaluation import PIECE, piecewise
-from mlx_rtx.gradient import loss_and_grad
-from mlx_rtx.graph import Work, walk
-from mlx_rtx.memory import Memory, forward_memory, kernel_memory, training_memory
+from mlx_rtx.forecast.graph import Work, walk
+from mlx_rtx.forecast.memory import Memory, forward_memory, kernel_memory, training_memory
+from mlx_rtx.forecast.operations import Kind, executed_ops, training_ops
 from mlx_rtx.model.config import ModelConfig
 from mlx_rtx.model.registry import MODELS
-from mlx_rtx.ops import Kind, executed_ops, training_ops
-from mlx_rtx.optimizer import OptimizerConfig, apply_gradients, make_optimizer
+from mlx_rtx.training.evaluation import PIECE, piecewise
+from mlx_rtx.training.gradient import loss_and_grad
+from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 
 import mlx.core as mx
 

@@ -1,0 +1,1 @@
+"""Generation: decoding token by token, sampling, and states on disk."""

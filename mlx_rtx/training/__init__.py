@@ -1,0 +1,1 @@
+"""Training: settings, loop, gradient, optimizer, curriculum, evaluation, checkpoints and log."""
