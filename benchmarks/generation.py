@@ -29,8 +29,9 @@ from mlx_rtx.support.trees import arrays
 from mlx_rtx.training.settings import TEXT
 
 import mlx.core as mx
-from budget import Budget
-from results import results_folder
+
+from lib.budget import Budget
+from lib.machine_results import results_folder
 
 LAYERS = 6  # of the regular transformer with the recurrent one's loss
 PREFILL = 512  # tokens of a context fed at a time

@@ -26,7 +26,8 @@ from mlx_rtx.support.reports import write_report
 from mlx_rtx.training.settings import TEXT
 
 import mlx.core as mx
-from results import results_folder
+
+from lib.machine_results import results_folder
 
 FIRST = 1000  # tokens at the first mark
 ROUNDS, BLOCKS = 40, 4  # timings of each state, blocks of tokens to a timing

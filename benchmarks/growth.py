@@ -19,10 +19,10 @@ from mlx_rtx.support.errors import require, require_positive
 from mlx_rtx.support.parsing import parse, run_command
 from mlx_rtx.support.reports import write_picture, write_report
 
-from budget import Budget
-from report import along_axis, by_group
-from results import results_folder
-from sweep import Group, Point, call_group, own_size
+from lib.budget import Budget
+from lib.machine_results import results_folder
+from lib.sweep import Group, Point, call_group, own_size
+from lib.sweep_summary import along_axis, by_group
 
 SUBJECT, SHORT = "long", 1024  # length of the points over width
 LENGTHS, WIDTHS = tuple(2**i for i in range(7, 18)), (48, 96, 192, 384, 768)

@@ -23,11 +23,11 @@ from mlx_rtx.support.errors import require, require_choices
 from mlx_rtx.support.parsing import parse, run_command
 from mlx_rtx.support.reports import write_picture, write_report
 
-from budget import Budget
-from ceilings import measure_ceilings
-from report import axes_picture, conclude, counts_picture, table, words
-from results import reports, results_folder
-from sweep import Group, Point, Size, call_group, groups, own_size
+from lib.budget import Budget
+from lib.ceilings import measure_ceilings
+from lib.machine_results import reports, results_folder
+from lib.sweep import Group, Point, Size, call_group, groups, own_size
+from lib.sweep_summary import axes_picture, conclude, counts_picture, table, words
 
 BATCHES, LENGTHS, BLOCKS = (1, 2, 4, 8, 16, 32, 64, 128, 256), (256, 512, 1024, 2048), (16, 32, 64, 128)
 QUICK_BATCHES, ASIDE = (1, 8, 64), 8  # batch of the points along lengths and blocks

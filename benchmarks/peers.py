@@ -23,11 +23,11 @@ from mlx_rtx.support.parsing import parse, run_command
 from mlx_rtx.support.reports import write_report
 from mlx_rtx.training.settings import COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
 
-import contender
 import mlx.core as mx
-import sweep
-from order import Contender, Order, Timing
-from results import results_folder
+
+from lib import contender, sweep
+from lib.machine_results import results_folder
+from lib.request import Contender, Request, Timing
 
 RECIPES = {"image": IMAGE_PAPER.training, "text": TEXT_PAPER.training, "copy": COPY_PAPER.training}
 CONTENDERS: dict[Contender, str] = {
@@ -89,11 +89,11 @@ class Race:
         return {name: min(found, key=lambda t: t.seconds) for name, found in timings.items() if found}
 
 
-def order_for(name: Contender, group: sweep.Group, batch: int, peers: Peers) -> Order:
+def request_for(name: Contender, group: sweep.Group, batch: int, peers: Peers) -> Request:
     """What the contender of that name is asked."""
     bench = sweep.Bench(group, sweep.own_size(group.subject, batch))
     _, length, targets = bench.at
-    return Order(
+    return Request(
         contender=name,
         model=group.model,
         mode=group.mode,
@@ -116,7 +116,7 @@ def race(group: sweep.Group, batch: int, peers: Peers) -> Race:
         for name, rounds in run.rounds.items():
             if rounds and isinstance(rounds[-1], str):
                 continue  # it would fail again
-            rounds.append(contender.call(order_for(name, group, batch, peers)))
+            rounds.append(contender.call(request_for(name, group, batch, peers)))
             came = rounds[-1]
             said = f"{1e3 * came.seconds:,.1f} ms" if isinstance(came, Timing) else f"left out ({came})"
             print(f"  round {i + 1}, {name}: {said}", flush=True)

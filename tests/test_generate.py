@@ -11,7 +11,8 @@ from mlx_rtx.tasks import cifar
 
 import numpy as np
 import pytest
-from test_commands import complaint
+
+from tiny import complaint
 
 SMALL = ["--dim=16", "--heads=2", "--samples=64", "--batch=8", "--validate-every=4", "--report-every=4"]
 TEXT = "".join(f"{i} green bottles hanging on the wall,\n" for i in range(60))

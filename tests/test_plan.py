@@ -10,7 +10,8 @@ from mlx_rtx.support.errors import UserError
 from mlx_rtx.training.settings import COPY, IMAGE, TEXT, TrainConfig
 
 import pytest
-from test_commands import complaint
+
+from tiny import complaint
 
 
 def settings(recipe: TrainConfig = COPY, **training) -> TrainConfig:

@@ -10,8 +10,8 @@ from mlx_rtx.plots.run_history import read_history
 
 import numpy as np
 import pytest
-from test_commands import complaint
-from test_training import FLAGS
+
+from tiny import FLAGS, complaint
 
 
 @pytest.fixture(scope="module")

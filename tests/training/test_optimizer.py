@@ -6,8 +6,9 @@ from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_op
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import make_model
 from mlx.utils import tree_flatten, tree_map
+
+from tiny import make_model
 
 
 def adam(w, gradients, lr, clip, beta2=0.999, decay=0.0):

@@ -1,6 +1,6 @@
 """One contender of `peers`, timed in a process of its own.
 
-Run with an order as its argument, it prints one line of JSON. MLX and PyTorch are imported where they are asked
+Run with a request as its argument, it prints one line of JSON. MLX and PyTorch are imported where they are asked
 for, so that neither is in the other's process.
 """
 
@@ -8,16 +8,18 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
-from order import Order, Timing
+from lib.request import Request, Timing
 
+BENCHMARKS = Path(__file__).parent.parent  # where `lib` is found
+WORKER = [sys.executable, "-m", "lib.contender"]
 LONGEST = 200  # letters of a reason
 
 
-def call(order: Order) -> Timing | str:
+def call(request: Request) -> Timing | str:
     """`run` in a process of its own; a line that says why where nothing came back."""
-    command = [sys.executable, __file__, json.dumps(asdict(order))]
-    process = subprocess.run(command, capture_output=True, text=True)
+    process = subprocess.run([*WORKER, json.dumps(asdict(request))], cwd=BENCHMARKS, capture_output=True, text=True)
     if process.returncode:
         *_, last = "no word of it", *process.stderr.splitlines()
         return _one_line(f"its process ended with {process.returncode}: {last}")
@@ -25,27 +27,27 @@ def call(order: Order) -> Timing | str:
     return came if isinstance(came, str) else Timing(**came)
 
 
-def run(order: Order) -> Timing | str:
+def run(request: Request) -> Timing | str:
     """Time the contender; a line that says why where it cannot run."""
     try:
-        if order.contender == "mlx":
-            return measure_mlx(order)
-        from torch_peer import measure
+        if request.contender == "mlx":
+            return measure_mlx(request)
+        from lib.torch_peer import measure
 
-        return measure(order)
+        return measure(request)
     except Exception as error:  # whatever ails one contender must not cost the others
         return _one_line(f"{type(error).__name__}: {error}")
 
 
-def measure_mlx(order: Order) -> Timing:
+def measure_mlx(request: Request) -> Timing:
     """Time this project's own model. Its package is imported before MLX, for which it loads a fast BLAS."""
     from mlx_rtx import ModelConfig
     from mlx_rtx.forecast.step_benchmark import Trial
     from mlx_rtx.support.backend import environment
     from mlx_rtx.training.settings import TEXT_PAPER
 
-    trial = Trial(ModelConfig(**order.config), order.model, order.mode, order.segment, TEXT_PAPER.optimizer)
-    timing = trial.measure(order.batch, order.length, order.targets, repeats=order.repeats, shortest=0.0)
+    trial = Trial(ModelConfig(**request.config), request.model, request.mode, request.segment, TEXT_PAPER.optimizer)
+    timing = trial.measure(request.batch, request.length, request.targets, repeats=request.repeats, shortest=0.0)
     made_with = environment()
     return Timing(
         seconds=timing.seconds,
@@ -66,5 +68,5 @@ def _one_line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    outcome = run(Order(**json.loads(sys.argv[1])))
+    outcome = run(Request(**json.loads(sys.argv[1])))
     print(json.dumps(outcome if isinstance(outcome, str) else asdict(outcome)))

@@ -6,11 +6,12 @@ from mlx_rtx import kernels, loss_and_grad
 from mlx_rtx.kernels import narrow, scan, source, wide
 from mlx_rtx.kernels.options import Options
 
-import emulator
 import mlx.core as mx
 import pytest
-from conftest import K, make_model, make_tokens
 from mlx.utils import tree_flatten
+
+import kernels_emulator as emulator
+from tiny import K, make_model, make_tokens
 
 VARIANTS = [
     {"history": "output", "dropout": 0.3},

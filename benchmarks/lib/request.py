@@ -7,7 +7,7 @@ Contender = Literal["mlx", "torch eager", "torch compile", "torch graphs"]
 
 
 @dataclass(frozen=True)
-class Order:
+class Request:
     """A contender, a model at a size, and how to time it."""
 
     contender: Contender

@@ -9,7 +9,8 @@ from mlx_rtx.support.trees import arrays
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from conftest import HISTORIES
+
+from tiny import HISTORIES
 
 
 def test_a_walk_counts_by_hand():

@@ -7,7 +7,8 @@ from mlx_rtx.model.config import Architecture
 
 import mlx.core as mx
 import pytest
-from conftest import HISTORIES, K, make_model, make_tokens
+
+from tiny import HISTORIES, K, make_model, make_tokens
 
 NAMES = {RecurrentTransformer: "recurrent", RegularTransformer: "regular"}
 

@@ -9,8 +9,9 @@ from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_op
 
 import mlx.core as mx
 import pytest
-from conftest import make_model, make_tokens
 from mlx.utils import tree_flatten
+
+from tiny import make_model, make_tokens
 
 
 @pytest.fixture

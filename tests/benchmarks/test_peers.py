@@ -12,16 +12,18 @@ from mlx_rtx.tasks import Shape
 
 import numpy as np
 import pytest
-import sweep
-from conftest import HISTORIES, K, make_model, make_tokens
-from test_commands import complaint
+
+from lib import sweep
+from tiny import HISTORIES, K, complaint, make_model, make_tokens
 
 torch = pytest.importorskip("torch")
 
-import contender  # noqa: E402  (what follows needs PyTorch)
 import peers  # noqa: E402
-import torch_model  # noqa: E402
-import torch_peer  # noqa: E402
+from lib import (  # noqa: E402
+    contender,
+    torch_model,
+    torch_peer,
+)
 
 POSITIONS = ["absolute", "block", "none"]
 VARIANTS = [(RecurrentTransformer, {"history": h, "positions": p}) for h in HISTORIES for p in POSITIONS]
@@ -140,21 +142,21 @@ def test_the_faster_round_counts():
 
 def test_both_sides_are_asked_the_same(tiny):
     group = sweep.Group("image", "regular", 4, "forward")
-    order = peers.order_for("torch eager", group, 5, peers.Peers(tf32=True))
-    assert (order.batch, order.length, order.targets, order.tf32) == (5, 32, 1, True)
-    assert order.config["layers"] == 4
-    assert order.config["out_size"] == 4
+    request = peers.request_for("torch eager", group, 5, peers.Peers(tf32=True))
+    assert (request.batch, request.length, request.targets, request.tf32) == (5, 32, 1, True)
+    assert request.config["layers"] == 4
+    assert request.config["out_size"] == 4
 
 
 def test_a_process_that_dies_costs_its_own_contender(tmp_path, monkeypatch):
-    order = peers.order_for("mlx", sweep.Group("copy", "recurrent", 1, "forward"), 1, peers.Peers())
-    assert contender.call(replace(order, config={})).startswith("TypeError: ")  # says so itself
+    request = peers.request_for("mlx", sweep.Group("copy", "recurrent", 1, "forward"), 1, peers.Peers())
+    assert contender.call(replace(request, config={})).startswith("TypeError: ")  # says so itself
     for last_words, said in (("at first\nout of memory", "out of memory"), ("", "no word of it")):
         python = tmp_path / "python"
         python.write_text(f"#!/bin/sh\nprintf '{last_words}' >&2\nexit 7\n")
         python.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(python))
-        assert contender.call(order) == f"its process ended with 7: {said}"
+        monkeypatch.setattr(contender, "WORKER", [str(python)])
+        assert contender.call(request) == f"its process ended with 7: {said}"
 
 
 def test_pytorch_missing_is_one_line(capsys, monkeypatch):

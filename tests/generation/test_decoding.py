@@ -8,7 +8,8 @@ from mlx_rtx.generation.saved_state import load_stream, save_stream
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import HISTORIES, K, make_model
+
+from tiny import HISTORIES, K, make_model
 
 LETTERS = Characters("abcdefg")
 SAMPLER = make_sampler(temp=1.0)

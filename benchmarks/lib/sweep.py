@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from mlx_rtx import ModelConfig
 from mlx_rtx.forecast.operations import Kind, paper_ops, true_ops
@@ -15,6 +16,8 @@ from mlx_rtx.tasks import Shape
 from mlx_rtx.training.settings import COPY, COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
 
 REPEATS, SHORTEST = 3, 0.4  # timings of a point, and seconds they take together, at least
+BENCHMARKS = Path(__file__).parent.parent  # where `lib` is found
+WORKER = [sys.executable, "-m", "lib.sweep"]
 SEGMENT = 8  # blocks to a segment of the gradient
 
 
@@ -189,7 +192,7 @@ def call_group(group: Group, sizes: Sequence[Size], seconds: float, memory_gb: f
     while todo:
         order = json.dumps([asdict(group), [asdict(size) for size in todo], end - time.perf_counter(), memory_gb])
         done = 0
-        with subprocess.Popen([sys.executable, __file__, order], stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen([*WORKER, order], cwd=BENCHMARKS, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 done += 1

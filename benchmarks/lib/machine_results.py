@@ -7,7 +7,7 @@ from pathlib import Path
 from mlx_rtx.support import backend
 from mlx_rtx.support.reports import make_folder
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent.parent / "results"
 
 
 def results_folder(out: Path | None) -> Path:

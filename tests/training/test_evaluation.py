@@ -11,7 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import HISTORIES, K, make_model, make_tokens
+
+from tiny import HISTORIES, K, make_model, make_tokens
 
 TASK = CopyTask(noise=6, payload=3, alphabet=8)
 

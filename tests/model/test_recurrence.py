@@ -10,8 +10,9 @@ from mlx_rtx.support.trees import flat
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import HISTORIES, LENGTHS, K, make_model, make_tokens
+
 from reference import cross_entropy, parameters, recurrent_logits, regular_logits
+from tiny import HISTORIES, LENGTHS, K, make_model, make_tokens
 
 IMAGE = {"vocab_size": 256, "out_size": 10, "tie_embeddings": False, "max_len": 1024, "dim": 32, "heads": 4}
 VARIANTS = [

@@ -11,8 +11,9 @@ from mlx_rtx.support import compiled
 
 import mlx.core as mx
 import pytest
-from conftest import K, make_model, make_tokens
 from mlx.utils import tree_flatten, tree_map
+
+from tiny import K, make_model, make_tokens
 
 
 @pytest.fixture

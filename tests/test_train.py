@@ -6,24 +6,12 @@ import sys
 from pathlib import Path
 
 from mlx_rtx import UserError, evaluate, train
-from mlx_rtx.support.parsing import run_command
 from mlx_rtx.training.diagnostics import FailureSigns
 from mlx_rtx.training.log import RunLog, line
 
 import pytest
-from test_training import FLAGS
 
-
-def complaint(arguments, capsys, monkeypatch, main=train.main):
-    """Run the command; its one line of complaint."""
-    monkeypatch.setattr(sys, "argv", ["train", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        run_command(main)
-    assert stop.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.count("\n") == 1
-    return printed.err
+from tiny import FLAGS, complaint
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 from mlx_rtx import UserError
 
 import pytest
-from conftest import make_config
+
+from tiny import make_config
 
 
 @pytest.mark.parametrize(

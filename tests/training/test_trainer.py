@@ -24,6 +24,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
+from tiny import FLAGS
+
 TINY = TrainConfig(
     task=CopyTask(noise=12, payload=2, alphabet=5),
     architecture=Architecture(dim=16, heads=2, block=4, dropout=0.1, history="output", positions="block"),
@@ -33,11 +35,6 @@ TINY = TrainConfig(
     optimizer=OptimizerConfig(lr=1e-2),
     training=TrainingConfig(samples=16 * 40, batch=16, segment=2, validate_every=7, validate_samples=32),
 )
-FLAGS = [  # the same run from the command line
-    "copy", "--noise=12", "--payload=2", "--alphabet=5", "--dim=16", "--heads=2", "--block=4", "--dropout=0.1",
-    "--history=output", "--start-noise=3", "--advance-below=0.95", "--lr-rule=paper", "--lr=1e-2", "--samples=640",
-    "--batch=16", "--segment=2", "--stop-loss=0", "--validate-every=7", "--validate-samples=32", "--test-samples=32",
-]  # fmt: skip
 
 
 SLOWLY = CurriculumConfig(start_noise=3, advance_below=0.5, stop_loss=0.1, test_samples=32)

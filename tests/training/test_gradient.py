@@ -9,8 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import HISTORIES, K, make_model, make_tokens
 from mlx.utils import tree_flatten
+
+from tiny import HISTORIES, K, make_model, make_tokens
 
 
 def plain(model, tokens, targets, key):

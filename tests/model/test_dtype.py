@@ -8,8 +8,9 @@ from mlx_rtx.training.settings import from_stored
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import HISTORIES, K, make_model, make_tokens
 from mlx.utils import tree_flatten
+
+from tiny import HISTORIES, K, make_model, make_tokens
 
 ROUNDING = 2**-8  # of one number to bfloat16
 

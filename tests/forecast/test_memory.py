@@ -9,7 +9,8 @@ from mlx_rtx.training.settings import COPY_PAPER, IMAGE_PAPER, TEXT, TEXT_PAPER
 
 import mlx.core as mx
 import pytest
-from conftest import HISTORIES
+
+from tiny import HISTORIES
 
 COPY = {"vocab_size": 16, "max_len": 544, "dim": 96, "heads": 6, "block": 32, "dropout": 0.05}
 IMAGE = {"vocab_size": 256, "max_len": 512, "dim": 32, "heads": 4, "block": 32, "out_size": 10, "tie_embeddings": False}

@@ -1,6 +1,7 @@
 """The instruments of the benchmarks: what they count, and what they fit to made-up times."""
 
 import json
+import sys
 from dataclasses import asdict, replace
 
 from mlx_rtx import ModelConfig
@@ -8,20 +9,19 @@ from mlx_rtx.model.config import Architecture
 from mlx_rtx.support.reports import write_report
 from mlx_rtx.tasks import Shape
 
+import mlx.core as mx
+import numpy as np
+import pytest
+
 import generation
 import generation_length
 import growth
-import mlx.core as mx
-import numpy as np
 import ops_vs_wallclock
-import pytest
-import report
-import results
-import sweep
-from ceilings import Ceilings, measure_ceilings
-from fit import fit_time, proportional, r_squared
-from sweep import Group, Point, Size
-from test_commands import complaint
+from lib import machine_results, sweep, sweep_summary
+from lib.ceilings import Ceilings, measure_ceilings
+from lib.fit import fit_time, proportional, r_squared
+from lib.sweep import Group, Point, Size
+from tiny import complaint
 
 
 def test_a_fit_finds_the_rates_that_made_the_times():
@@ -58,7 +58,7 @@ def test_how_good_a_prediction_is():
 
 
 def test_ceilings_are_positive(monkeypatch):
-    monkeypatch.setattr("ceilings.LONG", 1e-4)
+    monkeypatch.setattr("lib.ceilings.LONG", 1e-4)
     ceilings = measure_ceilings(size=64, megabytes=1)
     assert min(ceilings.multiply_adds_per_s, ceilings.bytes_per_s, ceilings.launches_per_s) > 0
 
@@ -82,7 +82,7 @@ def tiny(monkeypatch):
     for module in (ops_vs_wallclock, growth):
         monkeypatch.setattr(module, "call_group", sweep.run_group)
     monkeypatch.setattr(ops_vs_wallclock, "measure_ceilings", lambda: measure_ceilings(64, 1))
-    monkeypatch.setattr("ceilings.LONG", 1e-4)
+    monkeypatch.setattr("lib.ceilings.LONG", 1e-4)
     monkeypatch.setattr(ops_vs_wallclock, "LENGTHS", (16, 64))
     monkeypatch.setattr(ops_vs_wallclock, "BLOCKS", (4, 8))
 
@@ -132,7 +132,7 @@ def test_a_process_that_dies_costs_one_size(tiny, tmp_path, monkeypatch):
         "    if size['batch'] == 2: sys.exit(9)\n"
         "    print(json.dumps(str(size['batch'])), flush=True)\n"
     )
-    monkeypatch.setattr(sweep, "__file__", str(worker))
+    monkeypatch.setattr(sweep, "WORKER", [sys.executable, str(worker)])
     sizes = [replace(COPY, batch=batch) for batch in (4, 2, 1)]
     one, died, four = sweep.call_group(Group("copy", "recurrent", 1, "forward"), sizes, 60.0, 1.0)
     assert (one, four) == ("1", "4")
@@ -187,23 +187,23 @@ def test_what_an_answer_is_made_of(tiny):
         point(replace(COPY, batch=batch), batch, launches=1000 * batch, bytes=10**6 * batch) for batch in (1, 2, 4)
     ]
     points.append(point(replace(COPY, batch=2, block=4), 2.0, peak_gb=1.2, launches=2000, bytes=2 * 10**6))
-    answer = report.conclude(points, Ceilings(2e6, 2e6, 2e3))
+    answer = sweep_summary.conclude(points, Ceilings(2e6, 2e6, 2e3))
     name = "copy recurrent, training"
     assert answer.achieved[name] == {"batch": 1, "launches": 0.5, "arithmetic": 0.5, "bytes": 0.5}
     assert answer.r2["executed"] == pytest.approx(1)
     assert answer.within == {name: answer.r2}
-    assert "over its own sizes, it does not (R² above 0.9): copy recurrent, training." in report.words(answer)
+    assert "over its own sizes, it does not (R² above 0.9): copy recurrent, training." in sweep_summary.words(answer)
     assert answer.memory == {"points": 4, "within": 3, "smallest": 1.0, "largest": 1.2}
-    assert list(report.along(points, "block").values()) == [[points[3], points[1]]]
-    assert report.along(points, "length") == {}
-    assert [p.size.batch for p in report.over_batches(points)] == [1, 2, 4]
-    assert "of 4 training steps above 0.1 GB 3 took what was predicted within 15 %" in report.words(answer)
+    assert list(sweep_summary.along(points, "block").values()) == [[points[3], points[1]]]
+    assert sweep_summary.along(points, "length") == {}
+    assert [p.size.batch for p in sweep_summary.over_batches(points)] == [1, 2, 4]
+    assert "of 4 training steps above 0.1 GB 3 took what was predicted within 15 %" in sweep_summary.words(answer)
 
 
 def test_a_sweep_stands_beside_other_machines(tmp_path, monkeypatch):
     answer = {"r2": {"paper": 0.1, "true": 0.2, "executed": 0.3}, "fit": {"r2": 0.9}}
-    monkeypatch.setattr(results, "RESULTS", tmp_path)
-    folder = results.results_folder(tmp_path / "some-machine")
+    monkeypatch.setattr(machine_results, "RESULTS", tmp_path)
+    folder = machine_results.results_folder(tmp_path / "some-machine")
     write_report(folder, "ops_vs_wallclock", {"ceilings": asdict(Ceilings(1e12, 1e11, 1e5)), "answer": answer})
     (row,) = (line for line in ops_vs_wallclock.beside().splitlines() if "some-machine" in line)
     assert row.split()[1:] == ["1,000", "100", "100", "0.100", "0.200", "0.300", "0.900"]

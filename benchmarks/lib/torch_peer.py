@@ -11,29 +11,30 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from order import Order, Timing
 from torch import Tensor, nn
-from torch_model import MODELS, TransformerLayer
+
+from lib.request import Request, Timing
+from lib.torch_model import MODELS, TransformerLayer
 
 WARM_UP = 2  # calls between the first and those that are timed
 Step = Callable[[], Tensor]
 
 
-def measure(order: Order) -> Timing:
-    """Time the step that ``order`` asks for, each call ended by a synchronisation."""
-    torch.set_float32_matmul_precision("high" if order.tf32 else "highest")
-    device = find_device(order.gpu)
+def measure(request: Request) -> Timing:
+    """Time the step that ``request`` asks for, each call ended by a synchronisation."""
+    torch.set_float32_matmul_precision("high" if request.tf32 else "highest")
+    device = find_device(request.gpu)
     torch.manual_seed(0)
-    model = MODELS[order.model](SimpleNamespace(**order.config)).to(device)
-    vocab, outputs = order.config["vocab_size"], order.config["out_size"] or order.config["vocab_size"]
-    tokens = torch.randint(vocab, (order.batch, order.length), device=device)
-    targets = tokens[:, : order.targets] % outputs  # (B, n)
-    graphs = order.contender == "torch graphs"
-    if order.mode == "training":
+    model = MODELS[request.model](SimpleNamespace(**request.config)).to(device)
+    vocab, outputs = request.config["vocab_size"], request.config["out_size"] or request.config["vocab_size"]
+    tokens = torch.randint(vocab, (request.batch, request.length), device=device)
+    targets = tokens[:, : request.targets] % outputs  # (B, n)
+    graphs = request.contender == "torch graphs"
+    if request.mode == "training":
         step = training_step(model, tokens, targets, capturable=graphs)
     else:
         step = forward_step(model, tokens, targets)
-    if order.contender == "torch compile":
+    if request.contender == "torch compile":
         compile_layers(model)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -44,7 +45,7 @@ def measure(order: Order) -> Timing:
     synchronize(device)
     first = time.perf_counter() - clock
     times = []
-    for _ in range(WARM_UP + order.repeats):
+    for _ in range(WARM_UP + request.repeats):
         clock = time.perf_counter()
         loss = step()
         synchronize(device)

@@ -8,9 +8,10 @@ from mlx_rtx.forecast.memory import WITHIN, ratio_to_range
 from mlx_rtx.plots.figures import COLOURS, DASHES, doubling, new_axes
 
 import numpy as np
-from ceilings import Ceilings
-from fit import Fit, fit_time, proportional
-from sweep import Group, Point, own_size
+
+from lib.ceilings import Ceilings
+from lib.fit import Fit, fit_time, proportional
+from lib.sweep import Group, Point, own_size
 
 COUNTS = {"paper": "paper's r(4dlk+2ld²)", "true": "true multiply-adds", "executed": "executed multiply-adds"}
 GOOD = 0.9  # R² from which a count is said to predict time

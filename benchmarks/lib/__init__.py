@@ -1,0 +1,1 @@
+"""What serves the benchmarks: sweeps, ceilings, fits, and the PyTorch twin."""
