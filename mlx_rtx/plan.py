@@ -10,9 +10,8 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_rtx.forecast.machines import MACHINES, USABLE, Machine
 from mlx_rtx.forecast.memory import WITHIN, Memory, parameter_count
-from mlx_rtx.forecast.planner import LARGEST_BATCH, Planner
+from mlx_rtx.forecast.planner import LARGEST_BATCH, MACHINES, USABLE, Machine, Planner
 from mlx_rtx.support import backend
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.parsing import parse_subcommand, run_command

@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from mlx_rtx import plan
-from mlx_rtx.forecast.machines import MACHINES
-from mlx_rtx.forecast.planner import Planner
+from mlx_rtx.forecast.planner import MACHINES, Planner
 from mlx_rtx.forecast.step_benchmark import Timing, Trial
 from mlx_rtx.support.errors import UserError
 from mlx_rtx.training.settings import COPY, IMAGE, TEXT, TrainConfig

@@ -1,7 +1,7 @@
 """The paper's scaling law, computed and measured: ``python -m mlx_rtx.scaling``."""
 
 from mlx_rtx.scaling.regression import LossFit, fit_losses
-from mlx_rtx.scaling.sequences import unique_sequences
 from mlx_rtx.scaling.theory import Fit, excess_bounds, gamma, unique_bounds
+from mlx_rtx.scaling.unique import unique_sequences
 
 __all__ = ["Fit", "LossFit", "excess_bounds", "fit_losses", "gamma", "unique_bounds", "unique_sequences"]

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_rtx.scaling import corpora, grid, pictures
-from mlx_rtx.scaling.counting import LENGTHS, Growth, growth
 from mlx_rtx.scaling.published import PAPER, PUBLISHED
 from mlx_rtx.scaling.regression import Interval, LossFit, fit_losses
-from mlx_rtx.scaling.sequences import rising_sizes
 from mlx_rtx.scaling.theory import gamma
+from mlx_rtx.scaling.unique import LENGTHS, Growth, growth, rising_sizes
 from mlx_rtx.support import backend
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.parsing import parse_subcommand, run_command

@@ -16,10 +16,10 @@ from mlx_rtx.forecast.memory import parameter_count
 from mlx_rtx.model.registry import MODELS
 from mlx_rtx.support.errors import UserError
 from mlx_rtx.tasks import TextData, TextTask
+from mlx_rtx.training.curriculum import Progress
 from mlx_rtx.training.evaluation import Scores, evaluate
 from mlx_rtx.training.gradient import loss_and_grad
 from mlx_rtx.training.optimizer import apply_gradients, make_optimizer
-from mlx_rtx.training.progress import Progress
 from mlx_rtx.training.settings import TEXT, TrainConfig
 
 import mlx.core as mx

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlx_rtx.plots.figures import COLOURS, DASHES, new_axes
-from mlx_rtx.scaling.counting import Growth
 from mlx_rtx.scaling.grid import Loss
 from mlx_rtx.scaling.regression import LossFit
+from mlx_rtx.scaling.unique import Growth
 
 import numpy as np
 

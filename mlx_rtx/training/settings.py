@@ -6,9 +6,8 @@ from typing import Literal
 from mlx_rtx.model.config import Architecture, ModelConfig
 from mlx_rtx.support.errors import UserError, require, require_choices, require_positive
 from mlx_rtx.tasks import CopyTask, Data, ImageTask, SelectiveCopyTask, Shape, Task, TextTask
-from mlx_rtx.training.curriculum import CurriculumConfig
+from mlx_rtx.training.curriculum import CurriculumConfig, ProgressConfig
 from mlx_rtx.training.optimizer import OptimizerConfig
-from mlx_rtx.training.progress import ProgressConfig
 
 
 @dataclass(frozen=True, kw_only=True)

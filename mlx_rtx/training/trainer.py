@@ -15,13 +15,12 @@ from mlx_rtx.generation.sampling import make_sampler
 from mlx_rtx.model.registry import MODELS
 from mlx_rtx.tasks import CopyTask, Data, TextData, TextTask
 from mlx_rtx.training.checkpoint import RunFolder
-from mlx_rtx.training.curriculum import Curriculum, CurriculumConfig
+from mlx_rtx.training.curriculum import Curriculum, CurriculumConfig, Progress, Verdict
 from mlx_rtx.training.diagnostics import FailureSigns
 from mlx_rtx.training.evaluation import Scores, evaluate
 from mlx_rtx.training.gradient import carried_loss_and_grad
 from mlx_rtx.training.log import RunLog, line
 from mlx_rtx.training.optimizer import apply_gradients, make_optimizer
-from mlx_rtx.training.progress import Progress, Verdict
 from mlx_rtx.training.settings import TrainConfig
 
 import mlx.core as mx

@@ -6,9 +6,8 @@ import sys
 
 from mlx_rtx import UserError
 from mlx_rtx.scaling import corpora
-from mlx_rtx.scaling.counting import growth
 from mlx_rtx.scaling.regression import across, exponent
-from mlx_rtx.scaling.sequences import rising_sizes, unique_sequences
+from mlx_rtx.scaling.unique import growth, rising_sizes, unique_sequences
 
 import numpy as np
 import pytest

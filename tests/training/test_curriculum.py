@@ -4,8 +4,7 @@ import json
 import math
 
 from mlx_rtx import UserError
-from mlx_rtx.training.curriculum import Curriculum, CurriculumConfig
-from mlx_rtx.training.progress import Progress, ProgressConfig, Verdict
+from mlx_rtx.training.curriculum import Curriculum, CurriculumConfig, Progress, ProgressConfig, Verdict
 
 import pytest
 

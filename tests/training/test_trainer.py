@@ -12,10 +12,9 @@ from mlx_rtx import RegularTransformer, UserError, load
 from mlx_rtx.model.config import Architecture
 from mlx_rtx.tasks import CopyTask, SelectiveCopyTask, TextTask
 from mlx_rtx.training.checkpoint import RunFolder
-from mlx_rtx.training.curriculum import CurriculumConfig
+from mlx_rtx.training.curriculum import CurriculumConfig, ProgressConfig
 from mlx_rtx.training.evaluation import evaluate
 from mlx_rtx.training.optimizer import OptimizerConfig
-from mlx_rtx.training.progress import ProgressConfig
 from mlx_rtx.training.settings import TrainConfig, TrainingConfig, to_stored
 from mlx_rtx.training.trainer import Trainer
 
