@@ -19,6 +19,7 @@ from typing import Any
 from mlx_rtx import ModelConfig
 from mlx_rtx.forecast.memory import forward_memory
 from mlx_rtx.model.base import Transformer
+from mlx_rtx.model.config import ModelKind
 from mlx_rtx.model.registry import MODELS
 from mlx_rtx.plots.figures import COLOURS, DASHES, doubling, new_axes
 from mlx_rtx.support import backend
@@ -26,7 +27,7 @@ from mlx_rtx.support.errors import require
 from mlx_rtx.support.parsing import parse, run_command
 from mlx_rtx.support.reports import write_picture, write_report
 from mlx_rtx.support.trees import arrays
-from mlx_rtx.training.settings import TEXT
+from mlx_rtx.training.recipes import TEXT
 
 import mlx.core as mx
 
@@ -121,7 +122,7 @@ def measure(generation: Generation) -> Iterator[Row | str]:
                     took[method, batch] = context, time.perf_counter() - clock
 
 
-def make(kind: str, config: ModelConfig) -> Transformer:
+def make(kind: ModelKind, config: ModelConfig) -> Transformer:
     """A model with fresh weights."""
     model = MODELS[kind](config)
     model.eval()

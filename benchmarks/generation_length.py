@@ -23,7 +23,7 @@ from mlx_rtx.model.registry import MODELS
 from mlx_rtx.support.errors import require, require_positive
 from mlx_rtx.support.parsing import parse, run_command
 from mlx_rtx.support.reports import write_report
-from mlx_rtx.training.settings import TEXT
+from mlx_rtx.training.recipes import TEXT
 
 import mlx.core as mx
 

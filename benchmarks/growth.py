@@ -30,7 +30,7 @@ TAIL = 8  # exponents are taken from the largest length down to an eighth of it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Growth(Budget):
+class GrowthCommand(Budget):
     """Time and memory over length and width."""
 
     lengths: tuple[int, ...] = LENGTHS
@@ -50,7 +50,7 @@ class Growth(Budget):
 
 def main(arguments: list[str]) -> None:
     """Measure, and say how it grows."""
-    growth = parse(Growth, arguments, "python benchmarks/growth.py")
+    growth = parse(GrowthCommand, arguments, "python benchmarks/growth.py")
     print(f"device: {backend.device()}")
     points, left_out = measure(growth)
     print("", table(points, left_out), "", sep="\n")
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
     print(json.dumps(exponents))
 
 
-def measure(growth: Growth) -> tuple[list[Point], list[str]]:
+def measure(growth: GrowthCommand) -> tuple[list[Point], list[str]]:
     """All points, and a line for each that was left out."""
     end = time.perf_counter() + growth.seconds
     own = own_size(SUBJECT, growth.batch)

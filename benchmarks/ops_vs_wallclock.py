@@ -18,6 +18,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+from mlx_rtx.model.config import ModelKind
 from mlx_rtx.support import backend
 from mlx_rtx.support.errors import require, require_choices
 from mlx_rtx.support.parsing import parse, run_command
@@ -40,7 +41,7 @@ class Sweep(Budget):
 
     shapes: tuple[Literal["image", "text", "copy"], ...] = ("image", "text", "copy")
     """Shapes of the paper to run."""
-    models: tuple[Literal["recurrent", "regular"], ...] = ("recurrent", "regular")
+    models: tuple[ModelKind, ...] = ("recurrent", "regular")
     """Models to run; of regular ones those with the layers that the paper compares."""
     modes: tuple[Literal["forward", "training"], ...] = ("forward", "training")
     """Forward pass, training step."""

@@ -17,17 +17,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from mlx_rtx.model.config import ModelKind
 from mlx_rtx.support import backend
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.parsing import parse, run_command
 from mlx_rtx.support.reports import write_report
-from mlx_rtx.training.settings import COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
+from mlx_rtx.training.recipes import COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
 
 import mlx.core as mx
 
 from lib import contender, sweep
 from lib.machine_results import results_folder
-from lib.request import Contender, Request, Timing
+from lib.request import Contender, ContenderTiming, Request
 
 RECIPES = {"image": IMAGE_PAPER.training, "text": TEXT_PAPER.training, "copy": COPY_PAPER.training}
 CONTENDERS: dict[Contender, str] = {
@@ -47,7 +48,7 @@ class Peers:
     """Shapes of the paper to run."""
     modes: tuple[Literal["training", "forward"], ...] = ("training", "forward")
     """Whole training steps, forward passes, or both."""
-    models: tuple[Literal["recurrent", "regular"], ...] = ("recurrent",)
+    models: tuple[ModelKind, ...] = ("recurrent",)
     """The paper's model, or the regular transformers that its tables compare."""
     batch: int | None = None
     """Sequences to a step; the paper's (image 120, text 64, copy 64) if not given."""
@@ -77,15 +78,15 @@ class Race:
 
     group: sweep.Group
     batch: int
-    rounds: dict[Contender, list[Timing | str]]
+    rounds: dict[Contender, list[ContenderTiming | str]]
 
     def __str__(self) -> str:
         return f"{self.group}, batch {self.batch}"
 
     @property
-    def best(self) -> dict[Contender, Timing]:
+    def best(self) -> dict[Contender, ContenderTiming]:
         """The faster round of each contender that ran."""
-        timings = {name: [t for t in rounds if isinstance(t, Timing)] for name, rounds in self.rounds.items()}
+        timings = {name: [t for t in rounds if isinstance(t, ContenderTiming)] for name, rounds in self.rounds.items()}
         return {name: min(found, key=lambda t: t.seconds) for name, found in timings.items() if found}
 
 
@@ -97,7 +98,7 @@ def request_for(name: Contender, group: sweep.Group, batch: int, peers: Peers) -
         contender=name,
         model=group.model,
         mode=group.mode,
-        config=asdict(bench.trial.config),
+        config=asdict(bench.benchmark.config),
         batch=batch,
         length=length,
         targets=targets,
@@ -118,7 +119,7 @@ def race(group: sweep.Group, batch: int, peers: Peers) -> Race:
                 continue  # it would fail again
             rounds.append(contender.call(request_for(name, group, batch, peers)))
             came = rounds[-1]
-            said = f"{1e3 * came.seconds:,.1f} ms" if isinstance(came, Timing) else f"left out ({came})"
+            said = f"{1e3 * came.seconds:,.1f} ms" if isinstance(came, ContenderTiming) else f"left out ({came})"
             print(f"  round {i + 1}, {name}: {said}", flush=True)
     return run
 
@@ -131,7 +132,7 @@ def table(run: Race) -> str:
     seconds, peak_gb = (ours.seconds, ours.peak_gb) if ours else (None, None)
     for name, timing in run.best.items():
         gb, first = timing.peak_gb, run.rounds[name][0]
-        assert isinstance(first, Timing)
+        assert isinstance(first, ContenderTiming)
         cells = (
             f"{1e3 * timing.seconds:,.1f}",
             _ratio(timing.seconds, seconds),

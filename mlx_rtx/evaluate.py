@@ -7,12 +7,12 @@ from pathlib import Path
 
 from mlx_rtx.support.errors import UserError, require, require_positive
 from mlx_rtx.support.parsing import parse, run_command
-from mlx_rtx.tasks import CopyTask, Data, StoredTask
+from mlx_rtx.tasks import Data, StoredTask
 from mlx_rtx.training.checkpoint import RunFolder, load
-from mlx_rtx.training.curriculum import CurriculumConfig
 from mlx_rtx.training.evaluation import Scores, evaluate, interval
 from mlx_rtx.training.log import line
-from mlx_rtx.training.settings import TrainConfig, from_stored
+from mlx_rtx.training.settings import RunConfig
+from mlx_rtx.training.stored_settings import from_stored
 
 import mlx.core as mx
 import tyro
@@ -56,8 +56,8 @@ def main(arguments: list[str]) -> None:
         "--split stream: a regular transformer would need memory for the square of its length; use --split validation",
     )
     samples = command.samples
-    if samples is None and isinstance(settings.progress, CurriculumConfig):
-        samples = settings.progress.test_samples
+    if samples is None:
+        samples = settings.progress.final_samples
     model, _ = load(command.run)
     started = time.perf_counter()
     scores = evaluate(model, data.held_out(split, samples, command.batch, mx.random.key(command.seed)))
@@ -65,20 +65,20 @@ def main(arguments: list[str]) -> None:
     print(f"task={name} split={split} {line(data.describe())}")
     if data.fingerprint != stored["data"]["sha256"]:
         print("note: this is other data than the run was trained on")
-    print(scores.text(data.figures))
+    print(scores.text(data.metrics))
     if scores.sequences > 1:
         print(f"95 % intervals: {intervals(scores, data)}")
     rate = scores.sequences / seconds
     print(line({"seconds": seconds, "sequences_per_s": rate, "peak_gb": mx.get_peak_memory() / 1e9}))
 
 
-def load_data(command: EvaluateCommand, settings: TrainConfig) -> Data:
+def load_data(command: EvaluateCommand, settings: RunConfig) -> Data:
     """The data to score on: the run's, with what the command changes of it."""
     task = settings.task
     if command.noise is not None:
-        if not isinstance(task, CopyTask):
+        if not hasattr(task, "noise"):
             raise UserError(f"--noise {command.noise}: only the copy tasks have noise; drop the flag")
-        task = task.at(command.noise)
+        task = replace(task, noise=command.noise)  # type: ignore[call-arg]
     if command.data is not None:
         if not isinstance(task, StoredTask):
             raise UserError(f"--data {command.data}: this task makes its own data; drop the flag")
@@ -89,7 +89,7 @@ def load_data(command: EvaluateCommand, settings: TrainConfig) -> Data:
 def intervals(scores: Scores, data: Data) -> str:
     """95 % intervals of what was scored, in words."""
     parts = [f"loss ± {1.96 * scores.loss_se:.2g}"] if math.isfinite(scores.loss) else []
-    if "sequence_accuracy" in data.figures or scores.targets == scores.sequences:
+    if "sequence_accuracy" in data.metrics or scores.targets == scores.sequences:
         low, high = interval(scores.sequence_accuracy, scores.sequences)
         right = round(scores.sequence_accuracy * scores.sequences)
         parts.append(f"{right:,} of {scores.sequences:,} right, {low:.2%} … {high:.2%}")

@@ -10,13 +10,15 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_rtx.forecast.memory import WITHIN, Memory, parameter_count
-from mlx_rtx.forecast.planner import LARGEST_BATCH, MACHINES, USABLE, Machine, Planner
+from mlx_rtx.forecast.memory import WITHIN, Memory
+from mlx_rtx.forecast.planner import LARGEST_BATCH, MACHINES, USABLE, Machine, Planner, lower_bound_seconds
+from mlx_rtx.model.registry import parameter_count
 from mlx_rtx.support import backend
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.parsing import parse_subcommand, run_command
 from mlx_rtx.training.curriculum import CurriculumConfig
-from mlx_rtx.training.settings import TrainConfig, by_task
+from mlx_rtx.training.recipes import recipes_by_task
+from mlx_rtx.training.settings import RunConfig
 
 PROGRAM = "python -m mlx_rtx.plan"
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -26,7 +28,7 @@ UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 class PlanCommand:
     """Settings of the command itself; all others are those of a training run."""
 
-    settings: TrainConfig
+    settings: RunConfig
     memory: str | None = None
     """Memory of the machine, such as 16GB, of which a run is planned into two thirds; this machine's if not given."""
     machine: Literal["this", "m4"] = "this"
@@ -50,7 +52,8 @@ def main(arguments: list[str]) -> None:
         recipe = first.parse_known_args(arguments)[0].recipe
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from None
-    choices = {task: (text, PlanCommand(settings=settings)) for task, (text, settings) in by_task(recipe).items()}
+    recipes = recipes_by_task(recipe)
+    choices = {task: (own.task.summary, PlanCommand(settings=own)) for task, own in recipes.items()}
     command = parse_subcommand(choices, arguments, PROGRAM, __doc__ or "")
     machine = MACHINES.get(command.machine)
     planner = Planner(command.settings, machine)
@@ -127,7 +130,8 @@ def say_memory(planner: Planner, batch: int, segment: int | None) -> None:
 def say_time(planner: Planner, batch: int, segment: int | None, machine: Machine | None) -> float:
     """Print the seconds of a step and of the run; return the former."""
     if machine:
-        work, seconds = planner.floor(batch, segment, machine)
+        work = planner.work(batch, segment)
+        seconds = lower_bound_seconds(work, machine)
         print(
             f"  a step takes {seconds:.3g} s at least: {work.multiply_adds / 1e9:,.1f} G multiply-adds, "
             f"{work.bytes / 1e9:,.1f} GB moved; its {work.launches:,} launches come on top"

@@ -8,11 +8,12 @@ from typing import Any, Literal
 from mlx_rtx.support import backend
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.parsing import parse_subcommand, read_config_file, run_command
-from mlx_rtx.support.trees import flat
-from mlx_rtx.tasks import TextTask
+from mlx_rtx.support.trees import count
 from mlx_rtx.training.checkpoint import RunFolder
 from mlx_rtx.training.log import line
-from mlx_rtx.training.settings import TrainConfig, by_task, from_stored, to_stored
+from mlx_rtx.training.recipes import recipes_by_task
+from mlx_rtx.training.settings import RunConfig
+from mlx_rtx.training.stored_settings import from_stored, to_stored
 from mlx_rtx.training.trainer import Trainer
 
 PROGRAM = "python -m mlx_rtx.train"
@@ -20,14 +21,14 @@ CHANGEABLE = ("samples", "report_every", "test_samples", "data")  # when a run g
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand:
-    """Settings of the command itself."""
+class Arguments:
+    """What is given on the command line."""
 
-    settings: TrainConfig
+    settings: RunConfig
     out: Path
     """Run folder to write."""
     resume: bool = False
-    """Go on with the run in --out, to the bit, by its own settings."""
+    """Go on with the run in --out, bit-exactly, by its own settings."""
     recipe: Literal["default", "paper"] = "default"
     """Where the other flags' defaults come from: what trains best, or the paper's own recipe."""
     config: Path | None = None
@@ -66,7 +67,7 @@ def main(arguments: list[str]) -> None:
         print(f"samples used up; the best weights are in {folder.model}; go on with: {again} --samples N")
 
 
-def read_command(arguments: list[str]) -> tuple[TrainCommand, str]:
+def read_command(arguments: list[str]) -> tuple[Arguments, str]:
     """The command's settings and the task's name.
 
     Defaults come from the recipe, or with --resume from the run folder; a config file goes over
@@ -84,8 +85,8 @@ def read_command(arguments: list[str]) -> tuple[TrainCommand, str]:
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from None
     choices = {
-        task: (description, TrainCommand(settings=settings, out=Path("runs", task)))
-        for task, (description, settings) in by_task(early.recipe).items()
+        task: (settings.task.summary, Arguments(settings=settings, out=Path("runs", task)))
+        for task, settings in recipes_by_task(early.recipe).items()
     }
     task = arguments[0] if arguments else ""
     if task in choices and early.resume:
@@ -104,7 +105,7 @@ def read_command(arguments: list[str]) -> tuple[TrainCommand, str]:
     return given, task
 
 
-def _refuse_changes(stored: TrainConfig, given: TrainConfig, out: Path) -> None:
+def _refuse_changes(stored: RunConfig, given: RunConfig, out: Path) -> None:
     """A run that goes on keeps the settings that decide its weights."""
     before = _by_flag(stored)
     for name, value in _by_flag(given).items():
@@ -115,7 +116,7 @@ def _refuse_changes(stored: TrainConfig, given: TrainConfig, out: Path) -> None:
         )
 
 
-def _by_flag(settings: TrainConfig) -> dict[str, Any]:
+def _by_flag(settings: RunConfig) -> dict[str, Any]:
     """All settings by the name of their flag."""
     flags: dict[str, Any] = {}
     for concern, value in asdict(settings).items():
@@ -123,10 +124,10 @@ def _by_flag(settings: TrainConfig) -> dict[str, Any]:
     return flags
 
 
-def introduce(task: str, command: TrainCommand, trainer: Trainer) -> None:
+def introduce(task: str, command: Arguments, trainer: Trainer) -> None:
     """Say what is about to run, on what, and until when."""
     settings = command.settings
-    parameters = sum(array.size for array in flat(trainer.model.parameters()).values())
+    parameters = count(trainer.model.parameters())
     shape = settings.architecture
     say = trainer.log.say
     recipe = "" if command.resume else f" recipe={command.recipe}"
@@ -137,14 +138,14 @@ def introduce(task: str, command: TrainCommand, trainer: Trainer) -> None:
         f"heads={shape.heads}{recurrent} positions={shape.positions}"
     )
     say(f"device: {backend.device()}")
-    if advice := backend.advice():
-        say(f"advice: {advice}")
+    if slow := backend.advice():
+        say(f"advice: {slow}")
     if settings.model == "regular" and shape.positions == "block":
         say("advice: a regular transformer cannot tell its blocks apart by --positions block; --positions absolute can")
-    if isinstance(settings.task, TextTask) and settings.task.stateful and shape.alpha > 0:
-        say(f"advice: with --stateful an alpha of {shape.alpha} may run off to 1 and stay there; --alpha 0 trains")
+    for advice in settings.task.advise(settings.model, shape):
+        say(f"advice: {advice}")
     say(f"run folder: {command.out}" + (f", resumed at step {trainer.step}" if trainer.step else ""))
-    say(f"until: {trainer.progress.goal}{settings.training.samples:,} samples; Ctrl-C saves and stops")
+    say(f"until: {trainer.progress.stop_condition}{settings.training.samples:,} samples; Ctrl-C saves and stops")
 
 
 if __name__ == "__main__":

@@ -3,17 +3,18 @@
 from dataclasses import replace
 
 from mlx_rtx import plan
-from mlx_rtx.forecast.planner import MACHINES, Planner
-from mlx_rtx.forecast.step_benchmark import Timing, Trial
+from mlx_rtx.forecast.planner import MACHINES, Planner, lower_bound_seconds
+from mlx_rtx.forecast.step_benchmark import StepBenchmark, StepTiming
 from mlx_rtx.support.errors import UserError
-from mlx_rtx.training.settings import COPY, IMAGE, TEXT, TrainConfig
+from mlx_rtx.training.recipes import COPY, IMAGE, TEXT
+from mlx_rtx.training.settings import RunConfig
 
 import pytest
 
 from tiny import complaint
 
 
-def settings(recipe: TrainConfig = COPY, **training) -> TrainConfig:
+def settings(recipe: RunConfig = COPY, **training) -> RunConfig:
     return replace(recipe, training=replace(recipe.training, **training))
 
 
@@ -53,9 +54,9 @@ def test_the_time_of_a_long_step_follows_from_two_short_ones(monkeypatch):
 
     def measure(trial, batch, length, targets, repeats):
         timed.append((batch, length, targets))
-        return Timing(0.25 + 0.001 * length, 0, 0, 0, 0)
+        return StepTiming(0.25 + 0.001 * length, 0, 0, 0, 0)
 
-    monkeypatch.setattr(Trial, "measure", measure)
+    monkeypatch.setattr(StepBenchmark, "measure", measure)
     seconds, lengths = Planner(settings(segment=4)).seconds(32, 4)
     assert lengths == (256, 512)
     assert timed == [(32, 256, 16), (32, 512, 16)]
@@ -69,9 +70,12 @@ def test_a_machine_not_at_hand_is_predicted_from_its_ceilings():
     machine = MACHINES["m4"]
     planner = Planner(settings(IMAGE), machine)
     assert planner.memory(120, 16).queued > 0
-    work, seconds = planner.floor(120, 16, machine)
-    assert work.multiply_adds == planner.trial(16).executed(120, 1024, 1)
-    assert seconds == work.multiply_adds / machine.multiply_adds_per_s + work.bytes / machine.bytes_per_s
+    work = planner.work(120, 16)
+    assert work.multiply_adds == planner.benchmark(16).executed(120, 1024, 1)
+    assert (
+        lower_bound_seconds(work, machine)
+        == work.multiply_adds / machine.multiply_adds_per_s + work.bytes / machine.bytes_per_s
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +113,7 @@ def test_a_plan_from_end_to_end(capsys):
 
 
 def test_a_plan_for_a_machine_not_at_hand_runs_nothing(capsys, monkeypatch):
-    monkeypatch.setattr(Trial, "measure", None)
+    monkeypatch.setattr(StepBenchmark, "measure", None)
     plan.main([*TINY, "--machine", "m4"])
     said = capsys.readouterr().out
     assert "not at hand; a prediction from published measurements" in said
@@ -130,13 +134,13 @@ def test_a_plan_that_does_not_fit_says_what_does(capsys):
 def test_verification_fails_where_memory_is_off(capsys, monkeypatch):
     planner = Planner(settings())
     predicted = planner.memory(32, 8).peak
-    monkeypatch.setattr(Planner, "verify", lambda *_: Timing(1.1, 1, 1, 1, round(1.1 * predicted)))
+    monkeypatch.setattr(Planner, "verify", lambda *_: StepTiming(1.1, 1, 1, 1, round(1.1 * predicted)))
     plan.verify(planner, 32, 8, 1.0)
     said = capsys.readouterr().out
     assert "verified: peak" in said
     assert "+10.0% off" in said
     assert "a step 1.1 s, +10.0%" in said
-    monkeypatch.setattr(Planner, "verify", lambda *_: Timing(1.0, 1, 1, 1, round(0.8 * predicted)))
+    monkeypatch.setattr(Planner, "verify", lambda *_: StepTiming(1.0, 1, 1, 1, round(0.8 * predicted)))
     with pytest.raises(SystemExit) as stop:
         plan.verify(planner, 32, 8, 1.0)
     assert stop.value.code == 1

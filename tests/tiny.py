@@ -18,10 +18,10 @@ def make_config(**changes) -> ModelConfig:
     return ModelConfig(**{"vocab_size": 7, "max_len": 40, "dim": 8, "heads": 2, "block": K, **changes})
 
 
-def make_model(kind=RecurrentTransformer, seed=0, **changes):
+def make_model(kind=RecurrentTransformer, seed=0, implementation="auto", **changes):
     """A model whose weights are large enough for every part of it to matter."""
     mx.random.seed(seed)
-    model = kind(make_config(**changes))
+    model = kind(make_config(**changes), implementation)
     alphas = [mx.array(alpha) for alpha in model.alphas]
     model.update(tree_map(lambda w: w + 0.3 * mx.random.normal(w.shape), model.parameters()))
     for layer, alpha in zip(model.layers, alphas, strict=False):

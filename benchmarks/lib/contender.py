@@ -10,24 +10,24 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from lib.request import Request, Timing
+from lib.request import ContenderTiming, Request
 
 BENCHMARKS = Path(__file__).parent.parent  # where `lib` is found
 WORKER = [sys.executable, "-m", "lib.contender"]
 LONGEST = 200  # letters of a reason
 
 
-def call(request: Request) -> Timing | str:
+def call(request: Request) -> ContenderTiming | str:
     """`run` in a process of its own; a line that says why where nothing came back."""
     process = subprocess.run([*WORKER, json.dumps(asdict(request))], cwd=BENCHMARKS, capture_output=True, text=True)
     if process.returncode:
         *_, last = "no word of it", *process.stderr.splitlines()
         return _one_line(f"its process ended with {process.returncode}: {last}")
     came = json.loads(process.stdout.splitlines()[-1])
-    return came if isinstance(came, str) else Timing(**came)
+    return came if isinstance(came, str) else ContenderTiming(**came)
 
 
-def run(request: Request) -> Timing | str:
+def run(request: Request) -> ContenderTiming | str:
     """Time the contender; a line that says why where it cannot run."""
     try:
         if request.contender == "mlx":
@@ -39,17 +39,19 @@ def run(request: Request) -> Timing | str:
         return _one_line(f"{type(error).__name__}: {error}")
 
 
-def measure_mlx(request: Request) -> Timing:
+def measure_mlx(request: Request) -> ContenderTiming:
     """Time this project's own model. Its package is imported before MLX, for which it loads a fast BLAS."""
     from mlx_rtx import ModelConfig
-    from mlx_rtx.forecast.step_benchmark import Trial
+    from mlx_rtx.forecast.step_benchmark import StepBenchmark
     from mlx_rtx.support.backend import environment
-    from mlx_rtx.training.settings import TEXT_PAPER
+    from mlx_rtx.training.recipes import TEXT_PAPER
 
-    trial = Trial(ModelConfig(**request.config), request.model, request.mode, request.segment, TEXT_PAPER.optimizer)
-    timing = trial.measure(request.batch, request.length, request.targets, repeats=request.repeats, shortest=0.0)
+    benchmark = StepBenchmark(
+        ModelConfig(**request.config), request.model, request.mode, request.segment, TEXT_PAPER.optimizer
+    )
+    timing = benchmark.measure(request.batch, request.length, request.targets, repeats=request.repeats, shortest=0.0)
     made_with = environment()
-    return Timing(
+    return ContenderTiming(
         seconds=timing.seconds,
         fastest=timing.fastest,
         slowest=timing.slowest,

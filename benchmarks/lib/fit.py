@@ -18,7 +18,7 @@ def proportional(times: np.ndarray, counts: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class Fit:
+class TimeFit:
     """time = seconds[0] · launches + seconds[1] · multiply-adds + seconds[2] · bytes, none below 0."""
 
     seconds: tuple[float, float, float]
@@ -40,7 +40,7 @@ class Fit:
         return float(max((fixed[0] - fixed[1:].sum()) / gain, 1.0)) if gain > 0 else float("inf")
 
 
-def fit_time(times: np.ndarray, counts: np.ndarray) -> Fit:
+def fit_time(times: np.ndarray, counts: np.ndarray) -> TimeFit:
     """Least squares of relative errors, over the terms that come out positive.
 
     Args:
@@ -57,5 +57,5 @@ def fit_time(times: np.ndarray, counts: np.ndarray) -> Fit:
             seconds = np.zeros(3)
             seconds[list(terms)] = found
             best, error = (float(seconds[0]), float(seconds[1]), float(seconds[2])), wrong
-    fit = Fit(best, 0.0)
-    return Fit(best, r_squared(times, fit.predict(counts)))
+    fit = TimeFit(best, 0.0)
+    return TimeFit(best, r_squared(times, fit.predict(counts)))

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from mlx_rtx.model.config import ModelKind
+
 Contender = Literal["mlx", "torch eager", "torch compile", "torch graphs"]
 
 
@@ -11,7 +13,7 @@ class Request:
     """A contender, a model at a size, and how to time it."""
 
     contender: Contender
-    model: Literal["recurrent", "regular"]
+    model: ModelKind
     mode: Literal["forward", "training"]
     config: dict
     """Fields of a `mlx_rtx.ModelConfig`."""
@@ -27,7 +29,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Timing:
+class ContenderTiming:
     """What a contender took."""
 
     seconds: float  # median

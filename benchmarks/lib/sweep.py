@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mlx_rtx import ModelConfig
-from mlx_rtx.forecast.operations import Kind, paper_ops, true_ops
-from mlx_rtx.forecast.step_benchmark import Mode, Trial
-from mlx_rtx.model.config import Architecture
+from mlx_rtx.forecast.operations import paper_ops, true_ops
+from mlx_rtx.forecast.step_benchmark import Mode, StepBenchmark
+from mlx_rtx.model.config import Architecture, ModelKind
 from mlx_rtx.tasks import Shape
-from mlx_rtx.training.settings import COPY, COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
+from mlx_rtx.training.recipes import COPY, COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
 
 REPEATS, SHORTEST = 3, 0.4  # timings of a point, and seconds they take together, at least
 BENCHMARKS = Path(__file__).parent.parent  # where `lib` is found
@@ -45,7 +45,7 @@ class Group:
     """One model of a subject in one mode: the points of a process."""
 
     subject: str
-    model: Kind
+    model: ModelKind
     layers: int
     mode: Mode
 
@@ -92,11 +92,11 @@ class Point:
 
 def groups(
     subjects: Sequence[str],
-    models: Sequence[Kind] = ("recurrent", "regular"),
+    models: Sequence[ModelKind] = ("recurrent", "regular"),
     modes: Sequence[Mode] = ("forward", "training"),
 ) -> list[Group]:
     """All models of the subjects, in each mode."""
-    found: list[tuple[str, Kind, int]] = [(subject, "recurrent", 1) for subject in subjects]
+    found: list[tuple[str, ModelKind, int]] = [(subject, "recurrent", 1) for subject in subjects]
     found += [(subject, "regular", layers) for subject in subjects for layers in SUBJECTS[subject].regular]
     return [Group(s, model, layers, mode) for s, model, layers in found if model in models for mode in modes]
 
@@ -120,24 +120,24 @@ class Bench:
         config = ModelConfig(
             **asdict(architecture), vocab_size=shape.vocab_size, max_len=size.length, out_size=shape.out_size
         )
-        self.trial = Trial(config, group.model, group.mode, SEGMENT, TEXT_PAPER.optimizer)
+        self.benchmark = StepBenchmark(config, group.model, group.mode, SEGMENT, TEXT_PAPER.optimizer)
 
     @property
     def executed(self) -> int:
         """Multiply-adds of a step."""
-        return self.trial.executed(*self.at)
+        return self.benchmark.executed(*self.at)
 
     @property
     def memory_gb(self) -> tuple[float, float]:
         """Predicted peak, at least and at most."""
-        memory = self.trial.memory(*self.at)
+        memory = self.benchmark.memory(*self.at)
         return memory.least / 1e9, memory.peak / 1e9
 
     def measure(self) -> Point:
         """Time it."""
-        config, model, (batch, length, _) = self.trial.config, self.group.model, self.at
-        timing = self.trial.measure(*self.at, repeats=REPEATS, shortest=SHORTEST)
-        work = self.trial.work(*self.at)
+        config, model, (batch, length, _) = self.benchmark.config, self.group.model, self.at
+        timing = self.benchmark.measure(*self.at, repeats=REPEATS, shortest=SHORTEST)
+        work = self.benchmark.work(*self.at)
         passes = 3 if self.group.mode == "training" else 1  # the formulas count a forward pass; backward is two
         return Point(
             group=self.group,

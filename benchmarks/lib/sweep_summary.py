@@ -10,7 +10,7 @@ from mlx_rtx.plots.figures import COLOURS, DASHES, doubling, new_axes
 import numpy as np
 
 from lib.ceilings import Ceilings
-from lib.fit import Fit, fit_time, proportional
+from lib.fit import TimeFit, fit_time, proportional
 from lib.sweep import Group, Point, own_size
 
 COUNTS = {"paper": "paper's r(4dlk+2ld²)", "true": "true multiply-adds", "executed": "executed multiply-adds"}
@@ -26,7 +26,7 @@ class Answer:
     """Of each count, times being proportional to it, over all points."""
     within: dict[str, dict[str, float]]
     """The same over the points of one model and mode alone, where there are four or more."""
-    fit: Fit
+    fit: TimeFit
     """Of launches, multiply-adds and bytes together."""
     arithmetic_batch: dict[str, float | None]
     """Per model and mode: the batch from which arithmetic and bytes take longer than launches; None for none."""

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib.request import Request, Timing
+from lib.request import ContenderTiming, Request
 from lib.torch_model import MODELS, TransformerLayer
 
 WARM_UP = 2  # calls between the first and those that are timed
 Step = Callable[[], Tensor]
 
 
-def measure(request: Request) -> Timing:
+def measure(request: Request) -> ContenderTiming:
     """Time the step that ``request`` asks for, each call ended by a synchronisation."""
     torch.set_float32_matmul_precision("high" if request.tf32 else "highest")
     device = find_device(request.gpu)
@@ -52,7 +52,7 @@ def measure(request: Request) -> Timing:
         times.append(time.perf_counter() - clock)
     times = times[WARM_UP:]
     peak_gb, memory = memory_of(device)
-    return Timing(
+    return ContenderTiming(
         seconds=statistics.median(times),
         fastest=min(times),
         slowest=max(times),

@@ -1,1 +1,5 @@
 """What a step costs before it is run: operations, launches, memory and time."""
+
+from mlx_rtx.forecast.operations import executed_ops, paper_ops, true_ops
+
+__all__ = ["executed_ops", "paper_ops", "true_ops"]

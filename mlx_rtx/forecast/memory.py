@@ -12,25 +12,23 @@ so depends on how far the host gets ahead, which a faster host or a busier GPU m
 a range.
 """
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from mlx_rtx.forecast.graph import Work
-from mlx_rtx.forecast.operations import Calls, Kind, layer_calls, pieces
+from mlx_rtx.forecast.operations import Calls, layer_calls, segment_sizes
 from mlx_rtx.kernels.scan import is_narrow
-from mlx_rtx.model.config import ModelConfig
-from mlx_rtx.model.embedding import wanted
-from mlx_rtx.model.registry import MODELS
-from mlx_rtx.support.trees import flat
-from mlx_rtx.training.evaluation import PIECE
+from mlx_rtx.model.config import ModelConfig, ModelKind
+from mlx_rtx.model.registry import parameter_count
+from mlx_rtx.model.segment import resolve_last
+from mlx_rtx.training.evaluation import SEGMENT as EVALUATION_SEGMENT
 
 FLOAT = 4  # bytes
 WITHIN = 0.15  # how far a prediction may be off
 PRODUCTS = {"float32": 1.0, "bfloat16": 0.5}  # size of a product's number in floats
 # All of these are fitted to measured peaks, on a CPU (Linux) and an NVIDIA H200.
-# Copies of the weights: with one piece; with several, whose gradients are summed up; for each block's own gradient.
-ONE_PIECE, SUMMING, OF_A_BLOCK = 4.0, 5.0, 0.3
+# Copies of the weights: with one segment; with several, whose gradients are summed up; for each block's own gradient.
+ONE_SEGMENT, SUMMING, OF_A_BLOCK = 4.0, 5.0, 0.3
 # While the optimizer writes new beside old: copies of the weights.
 UPDATING = 12.5
 # Times the floats that are counted as saved, as scores at work; as embedded, in a forward pass and in training.
@@ -75,7 +73,7 @@ class Memory:
         return ratio_to_range(measured, self.least, self.peak)
 
     def on_gpu(
-        self, work: Work, training: bool, segment: int | None, model: Kind = "recurrent", dtype: str = "float32"
+        self, work: Work, training: bool, segment: int | None, model: ModelKind = "recurrent", dtype: str = "float32"
     ) -> "Memory":
         """The same where the host queues ``work``, a step in segments of so many blocks, ahead of the device."""
         each = work.bytes / work.launches
@@ -93,19 +91,13 @@ def ratio_to_range(measured: float, least: float, most: float) -> float:
     return measured / min(max(measured, least), most)
 
 
-@functools.cache
-def parameter_count(config: ModelConfig, model: Kind = "recurrent") -> int:
-    """Parameters P of a model."""
-    return sum(array.size for array in flat(MODELS[model](config).parameters()).values())
-
-
 def training_memory(
     config: ModelConfig,
     length: int,
     batch: int,
     targets: int,
     segment: int | None = 8,
-    model: Kind = "recurrent",
+    model: ModelKind = "recurrent",
 ) -> Memory:
     """Memory of `loss_and_grad` and the optimizer's step.
 
@@ -122,17 +114,17 @@ def training_memory(
         >>> training_memory(config, 4128, 64, 16, segment=8).peak < 0.5e9
         True
     """
-    n, D, drops = wanted(length, targets), config.dim, config.dropout > 0
+    n, D, drops = resolve_last(length, targets), config.dim, config.dropout > 0
     weights = FLOAT * parameter_count(config, model)
-    copies, best, carry = ONE_PIECE, 0.0, 0
+    copies, best, carry = ONE_SEGMENT, 0.0, 0
     for tokens, read, calls in _run(config, length, n, segment, model):
         saved = sum(call.times * _saved(config, call) for call in calls) + tokens * D * (2 + drops)
         readout = _readout(config, min(read, n))
         at_work = max(linear + scores for linear, scores in _at_work(config, calls))
         best = max(best, SAVED * (saved + readout) + at_work, EMBEDDED_TRAINING * tokens * D)
     if model == "recurrent":
-        run = pieces(config, length, n, segment)
-        copies = SUMMING + OF_A_BLOCK * max(piece.blocks for piece in run)
+        run = segment_sizes(config, length, n, segment)
+        copies = SUMMING + OF_A_BLOCK * max(size.blocks for size in run)
         boundaries = len(run) - 1
         carry = boundaries * 2 * config.block * D * config.layers
     return Memory(
@@ -149,11 +141,14 @@ def kernel_memory(config: ModelConfig, length: int, batch: int, targets: int, se
     They keep the outputs of all windows of a sequence, and a whole segment's arrays until it is done, while the next
     is under way. Fitted to some twenty peaks of NVIDIA H200s. Arguments as for `training_memory`.
     """
-    plain, run = training_memory(config, length, batch, targets, segment), pieces(config, length, targets, segment)
+    plain, run = (
+        training_memory(config, length, batch, targets, segment),
+        segment_sizes(config, length, targets, segment),
+    )
     K, n = config.block, config.block if config.history == "hidden" else 2 * config.block
     window = config.dim * (20 * K + (19 + 6 * (config.dropout > 0)) * n) * config.layers
-    blocks, several = max(piece.blocks for piece in run), len(run) > 1
-    outputs = several * sum(piece.blocks for piece in run) * n * config.dim * config.layers
+    blocks, several = max(size.blocks for size in run), len(run) > 1
+    outputs = several * sum(size.blocks for size in run) * n * config.dim * config.layers
     held = round(FLOAT * batch * blocks * window)
     least, most = HELD_ONE if not several else HELD_SEVERAL if is_narrow(config.dim) else HELD_WIDE
     return replace(
@@ -166,16 +161,16 @@ def kernel_memory(config: ModelConfig, length: int, batch: int, targets: int, se
 
 
 def forward_memory(
-    config: ModelConfig, length: int, batch: int, last: int | None = None, model: Kind = "recurrent"
+    config: ModelConfig, length: int, batch: int, last: int | None = None, model: ModelKind = "recurrent"
 ) -> Memory:
-    """Memory of a forward pass in pieces of 64 blocks (`mlx_rtx.training.evaluation.piecewise`), without its outputs.
+    """Memory of a forward pass by segments (`mlx_rtx.training.evaluation.iter_logits`), without its outputs.
 
     Arguments as for `training_memory`; ``last`` positions are read, all if None.
     """
-    n = wanted(length, last)
+    n = resolve_last(length, last)
     best = max(
         EMBEDDED * tokens * config.dim + _readout(config, min(read, n)) + max(linear, scores + linear / 2)
-        for tokens, read, calls in _run(config, length, n, PIECE, model)
+        for tokens, read, calls in _run(config, length, n, EVALUATION_SEGMENT, model)
         for linear, scores in _at_work(config, calls)
     )
     return Memory(
@@ -187,17 +182,17 @@ def forward_memory(
 
 
 def _run(
-    config: ModelConfig, length: int, n: int, segment: int | None, model: Kind
+    config: ModelConfig, length: int, n: int, segment: int | None, model: ModelKind
 ) -> Iterator[tuple[int, int, list[Calls]]]:
-    """Tokens, positions read and applications of τ in each piece of a run."""
+    """Tokens, positions read and applications of τ in each segment of a run."""
     if model == "regular":
         below = Calls(config.layers - 1, length, length)
         yield length, n, [below, Calls(1, n, length)]
         return
-    for piece in pieces(config, length, n, segment):
+    for size in segment_sizes(config, length, n, segment):
         tops = [layer == config.layers - 1 for layer in range(config.layers)]
-        calls = [call for top in tops for call in layer_calls(config, piece, top)]
-        yield piece.blocks * config.block, piece.read * config.block, calls
+        calls = [call for top in tops for call in layer_calls(config, size, top)]
+        yield size.blocks * config.block, size.blocks_wanted * config.block, calls
 
 
 def _readout(config: ModelConfig, n: int) -> int:

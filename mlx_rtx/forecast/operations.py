@@ -11,12 +11,10 @@ The paper leaves out the MLP and most projections. The true count takes every wi
 no head. What this package executes is less: see `executed_ops`, and `training_ops` for a training step.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from mlx_rtx.model.config import Architecture, ModelConfig
-from mlx_rtx.model.embedding import wanted
-
-Kind = Literal["recurrent", "regular"]
+from mlx_rtx.model.config import Architecture, ModelConfig, ModelKind
+from mlx_rtx.model.segment import resolve_last
 
 
 class Calls(NamedTuple):
@@ -27,17 +25,17 @@ class Calls(NamedTuple):
     window: int
 
 
-class Piece(NamedTuple):
-    """A piece of a sequence that `Transformer.run` takes at once."""
+class SegmentSize(NamedTuple):
+    """What counts of a segment that `Transformer.run` takes at once."""
 
     blocks: int
-    read: int
+    blocks_wanted: int
     """Blocks whose outputs the top layer computes."""
-    begins: bool
+    starts: bool
     """It is the sequence's first."""
 
 
-def paper_ops(config: Architecture, length: int, model: Kind = "recurrent") -> int:
+def paper_ops(config: Architecture, length: int, model: ModelKind = "recurrent") -> int:
     """The paper's count for one sequence.
 
     Args:
@@ -55,7 +53,7 @@ def paper_ops(config: Architecture, length: int, model: Kind = "recurrent") -> i
     return r * (4 * D * length * K + 2 * length * D**2)
 
 
-def true_ops(config: Architecture, length: int, model: Kind = "recurrent") -> int:
+def true_ops(config: Architecture, length: int, model: ModelKind = "recurrent") -> int:
     """Multiply-adds of the layers when nothing is spared; arguments as for `paper_ops`.
 
     Example:
@@ -71,7 +69,7 @@ def true_ops(config: Architecture, length: int, model: Kind = "recurrent") -> in
 def executed_ops(
     config: ModelConfig,
     length: int,
-    model: Kind = "recurrent",
+    model: ModelKind = "recurrent",
     last: int | None = None,
     segment: int | None = None,
 ) -> int:
@@ -86,22 +84,22 @@ def executed_ops(
         length: tokens L of the sequence.
         model: which of the two.
         last: positions that are read; all if None.
-        segment: blocks to a piece, when it runs in pieces.
+        segment: blocks to a segment, when it runs in segments.
 
     Example:
         >>> config = ModelConfig(vocab_size=16, max_len=4128, dim=96, heads=6, block=32)
         >>> f"{executed_ops(config, 4128, last=16) / true_ops(config, 4128):.2f}"
         '0.58'
     """
-    n = wanted(length, last)
+    n = resolve_last(length, last)
     head = n * config.dim * config.outputs
     if model == "regular":
         return _regular(config, length, n) + head
-    return _recurrent(config, pieces(config, length, n, segment)) + head
+    return _recurrent(config, segment_sizes(config, length, n, segment)) + head
 
 
 def training_ops(
-    config: ModelConfig, length: int, targets: int, model: Kind = "recurrent", segment: int | None = None
+    config: ModelConfig, length: int, targets: int, model: ModelKind = "recurrent", segment: int | None = None
 ) -> int:
     """Multiply-adds in the matrix products of `loss_and_grad` for one sequence.
 
@@ -119,34 +117,34 @@ def training_ops(
         >>> f"{training_ops(config, 4128, 16, segment=8) / executed_ops(config, 4128, last=16):.2f}"
         '3.95'
     """
-    n = wanted(length, targets)
+    n = resolve_last(length, targets)
     head = n * config.dim * config.outputs
     if model == "regular":
         return 3 * (_regular(config, length, n) + head)
-    run = pieces(config, length, n, segment)
-    first = _recurrent(config, [piece._replace(read=0) for piece in run[:-1]])
+    run = segment_sizes(config, length, n, segment)
+    first = _recurrent(config, [size._replace(blocks_wanted=0) for size in run[:-1]])
     # where no output is read, the gradient needs no value of the carry: its last product is not recomputed
-    spared = [piece for piece in run[:-1] if piece.read == 0]
-    whole = sum(config.history == "output" and piece.blocks > piece.begins for piece in spared)  # windows, not halves
+    spared = [size for size in run[:-1] if size.blocks_wanted == 0]
+    whole = sum(config.history == "output" and size.blocks > size.starts for size in spared)  # windows, not halves
     unneeded = 4 * config.block * config.dim**2 * (len(spared) + whole)
     return first + 3 * (_recurrent(config, run) + head) - unneeded
 
 
-def pieces(config: Architecture, length: int, n: int, segment: int | None = None) -> list[Piece]:
-    """The pieces of ``segment`` blocks in which a sequence runs whose last ``n`` positions are read."""
+def segment_sizes(config: Architecture, length: int, n: int, segment: int | None = None) -> list[SegmentSize]:
+    """The segments of so many blocks in which a sequence runs whose last ``n`` positions are read."""
     T, unread = -(-length // config.block), (length - n) // config.block
-    size = segment or T
-    return [Piece(min(size, T - i), max(0, min(i + size, T) - max(i, unread)), i == 0) for i in range(0, T, size)]
+    most = segment or T
+    return [SegmentSize(min(most, T - i), max(0, min(i + most, T) - max(i, unread)), i == 0) for i in range(0, T, most)]
 
 
-def layer_calls(config: Architecture, piece: Piece, top: bool = True) -> list[Calls]:
-    """What one layer of a recurrent transformer does in a piece; below the top one every output is read."""
-    K, windows = config.block, piece.blocks - piece.begins  # the first block of a sequence has none before it
-    read = piece.read if top else piece.blocks
-    first = Calls(int(piece.begins), K, K)
+def layer_calls(config: Architecture, size: SegmentSize, top: bool = True) -> list[Calls]:
+    """What one layer of a recurrent transformer does in a segment; below the top one every output is wanted."""
+    K, windows = config.block, size.blocks - size.starts  # the first block of a sequence has none before it
+    wanted = size.blocks_wanted if top else size.blocks
+    first = Calls(int(size.starts), K, K)
     if config.history == "hidden":
-        return [first, Calls(windows, K, 2 * K), Calls(read, K, K)]
-    return [first, Calls(windows, 2 * K, 2 * K), Calls(int(read > 0), K, K)]
+        return [first, Calls(windows, K, 2 * K), Calls(wanted, K, K)]
+    return [first, Calls(windows, 2 * K, 2 * K), Calls(int(wanted > 0), K, K)]
 
 
 def _regular(config: Architecture, length: int, n: int) -> int:
@@ -154,10 +152,10 @@ def _regular(config: Architecture, length: int, n: int) -> int:
     return (config.layers - 1) * _tau(config.dim, length, length) + _tau(config.dim, n, length)
 
 
-def _recurrent(config: Architecture, run: list[Piece]) -> int:
-    """Layers of a recurrent transformer over pieces of a sequence."""
+def _recurrent(config: Architecture, run: list[SegmentSize]) -> int:
+    """Layers of a recurrent transformer over segments of a sequence."""
     tops = [layer == config.layers - 1 for layer in range(config.layers)]
-    calls = [call for top in tops for piece in run for call in layer_calls(config, piece, top)]
+    calls = [call for top in tops for size in run for call in layer_calls(config, size, top)]
     return sum(call.times * _tau(config.dim, call.rows, call.window) for call in calls)
 
 

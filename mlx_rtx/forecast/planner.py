@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from mlx_rtx.forecast.graph import Work
 from mlx_rtx.forecast.memory import Memory
-from mlx_rtx.forecast.step_benchmark import Timing, Trial
-from mlx_rtx.training.settings import TrainConfig
+from mlx_rtx.forecast.step_benchmark import StepBenchmark, StepTiming
+from mlx_rtx.training.settings import RunConfig
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ class Planner:
         machine: one that is not at hand; this one if None.
     """
 
-    settings: TrainConfig
+    settings: RunConfig
     machine: Machine | None = None
 
-    def trial(self, segment: int | None) -> Trial:
+    def benchmark(self, segment: int | None) -> StepBenchmark:
         """Training steps with another segment."""
         config = self.settings.model_config(self.settings.task.shape)
-        return Trial(config, self.settings.model, "training", segment, self.settings.optimizer)
+        return StepBenchmark(config, self.settings.model, "training", segment, self.settings.optimizer)
 
     def memory(self, batch: int, segment: int | None) -> Memory:
         """Predicted memory of a step."""
         shape = self.settings.task.shape
-        return self.trial(segment).memory(batch, shape.length, shape.targets, gpu=self.machine is not None or None)
+        return self.benchmark(segment).memory(batch, shape.length, shape.targets, gpu=self.machine is not None or None)
 
     def choices(self, memory: float) -> list[Choice]:
         """What fits into ``memory`` bytes, a row a segment length; a regular transformer has one, the whole."""
@@ -88,29 +88,25 @@ class Planner:
 
         A long recurrent step is not run: time grows linearly with length, so two short ones tell.
         """
-        trial, shape = self.trial(segment), self.settings.task.shape
+        benchmark, shape = self.benchmark(segment), self.settings.task.shape
         unit = (segment or shape.length) * self.settings.architecture.block
         if self.settings.model == "regular" or shape.length <= (SHORT[1] + 1) * unit:
-            return trial.measure(batch, shape.length, shape.targets, repeats=3).seconds, (shape.length,)
+            return benchmark.measure(batch, shape.length, shape.targets, repeats=3).seconds, (shape.length,)
         short = tuple(count * unit for count in SHORT)
         reads = [length if shape.targets == shape.length else min(shape.targets, length) for length in short]
-        one, two = (trial.measure(batch, *sizes, repeats=3).seconds for sizes in zip(short, reads, strict=True))
+        one, two = (benchmark.measure(batch, *sizes, repeats=3).seconds for sizes in zip(short, reads, strict=True))
         return one + (two - one) * (shape.length - short[0]) / (short[1] - short[0]), short
 
-    def verify(self, batch: int, segment: int | None) -> Timing:
+    def verify(self, batch: int, segment: int | None) -> StepTiming:
         """Run whole steps."""
         shape = self.settings.task.shape
-        return self.trial(segment).measure(batch, shape.length, shape.targets, repeats=2)
+        return self.benchmark(segment).measure(batch, shape.length, shape.targets, repeats=2)
 
-    def floor(self, batch: int, segment: int | None, machine: Machine) -> tuple[Work, float]:
-        """What a step does, and the seconds that ``machine`` needs for it at least: arithmetic and traffic.
-
-        Launching comes on top; what it costs there is not known.
-        """
-        trial, shape = self.trial(segment), self.settings.task.shape
+    def work(self, batch: int, segment: int | None) -> Work:
+        """What a step does, what fused kernels multiply included."""
+        benchmark, shape = self.benchmark(segment), self.settings.task.shape
         sizes = batch, shape.length, shape.targets
-        work = trial.work(*sizes)._replace(multiply_adds=trial.executed(*sizes))  # also those inside fused kernels
-        return work, work.multiply_adds / machine.multiply_adds_per_s + work.bytes / machine.bytes_per_s
+        return benchmark.work(*sizes)._replace(multiply_adds=benchmark.executed(*sizes))
 
     def proposal(self, memory: float) -> tuple[int, int | None] | None:
         """Batch and segment: the run's own where they fit, else a smaller segment, else a smaller batch."""
@@ -121,3 +117,11 @@ class Planner:
         fitting = [(batch, row.segment) for row in rows if row.memory.peak <= memory]
         smaller = [(row.batch, row.segment) for row in rows if row.batch]
         return max(fitting or smaller, default=None)
+
+
+def lower_bound_seconds(work: Work, machine: Machine) -> float:
+    """Seconds that a machine needs at least: arithmetic and traffic.
+
+    Launching comes on top; what it costs there is not known.
+    """
+    return work.multiply_adds / machine.multiply_adds_per_s + work.bytes / machine.bytes_per_s

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mlx_rtx import kernels
-from mlx_rtx.forecast.graph import Work, walk
+from mlx_rtx.forecast.graph import CountedExecution, Work, count_work
 from mlx_rtx.forecast.memory import Memory, forward_memory, kernel_memory, training_memory
-from mlx_rtx.forecast.operations import Kind, executed_ops, training_ops
-from mlx_rtx.model.config import ModelConfig
+from mlx_rtx.forecast.operations import executed_ops, training_ops
+from mlx_rtx.model.base import Implementation, Transformer
+from mlx_rtx.model.config import ModelConfig, ModelKind
 from mlx_rtx.model.registry import MODELS
-from mlx_rtx.training.evaluation import PIECE, piecewise
-from mlx_rtx.training.gradient import loss_and_grad
-from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
+from mlx_rtx.training.evaluation import SEGMENT, iter_logits
+from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients
+from mlx_rtx.training.step import TrainingStep
 
 import mlx.core as mx
 
@@ -23,7 +24,7 @@ Mode = Literal["forward", "training"]
 
 
 @dataclass(frozen=True)
-class Timing:
+class StepTiming:
     """A step's time in seconds, and the most memory that its arrays took."""
 
     seconds: float
@@ -36,25 +37,26 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A model at work: forward passes in pieces, as `evaluate` makes them, or training steps.
+class StepBenchmark:
+    """A model at work: forward passes by segments, as `evaluate` makes them, or training steps.
 
     Example:
-        >>> trial = Trial(ModelConfig(vocab_size=16, max_len=64, dim=8, heads=2, block=4))
-        >>> timing = trial.measure(batch=2, length=64, targets=16)
+        >>> benchmark = StepBenchmark(ModelConfig(vocab_size=16, max_len=64, dim=8, heads=2, block=4))
+        >>> timing = benchmark.measure(batch=2, length=64, targets=16)
     """
 
     config: ModelConfig
-    model: Kind = "recurrent"
+    model: ModelKind = "recurrent"
     mode: Mode = "training"
     segment: int | None = 8
     """Blocks to a segment of the gradient; the whole sequence if None."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
-    def measure(self, batch: int, length: int, targets: int, repeats: int = 5, shortest: float = 0.3) -> Timing:
+    def measure(self, batch: int, length: int, targets: int, repeats: int = 5, shortest: float = 0.3) -> StepTiming:
         """Time steps on ``batch`` sequences of ``length`` tokens whose last ``targets`` positions are read.
 
         Args:
+            batch, length, targets: sizes.
             repeats: timings after the first call, at least.
             shortest: seconds that they take together, at least.
         """
@@ -72,7 +74,7 @@ class Trial:
         first, times = once(), [once()]
         while len(times) < repeats or sum(times) < shortest:
             times.append(once())
-        return Timing(statistics.median(times), min(times), max(times), first, mx.get_peak_memory())
+        return StepTiming(statistics.median(times), min(times), max(times), first, mx.get_peak_memory())
 
     def memory(self, batch: int, length: int, targets: int, gpu: bool | None = None) -> Memory:
         """The memory predicted for a step, on a GPU or on the CPU; if not given, on the device in use."""
@@ -94,7 +96,7 @@ class Trial:
         """Multiply-adds in the matrix products of a step."""
         if self.mode == "training":
             return batch * training_ops(self.config, length, targets, self.model, self.segment)
-        return batch * executed_ops(self.config, length, self.model, targets, segment=PIECE)
+        return batch * executed_ops(self.config, length, self.model, targets, segment=SEGMENT)
 
     def work(self, batch: int, length: int, targets: int) -> Work:
         """What a step launches, multiplies and moves by plain operations; fused kernels launch and move less.
@@ -106,43 +108,67 @@ class Trial:
         short, whole = length - spare * unit, targets == length
 
         def at(batch: int) -> Work:
-            one = self._walk(batch, short, short if whole else targets)
+            one = self.count(batch, short, short if whole else targets)
             if not spare:
                 return one
-            return _line(one, self._walk(batch, short + unit, short + unit if whole else targets), spare)
+            return _line(one, self.count(batch, short + unit, short + unit if whole else targets), spare)
 
         return at(batch) if batch <= 2 else _line(at(2), at(3), batch - 2)
 
     def _spare(self, length: int, targets: int) -> tuple[int, int]:
         """Tokens of a segment, and how many segments of ``length`` repeat the one before."""
-        blocks = PIECE if self.mode == "forward" else self.segment
+        blocks = SEGMENT if self.mode == "forward" else self.segment
         if self.model == "regular" or blocks is None or length > targets > blocks * self.config.block:
             return length, 0
         unit = blocks * self.config.block
         return unit, max(length // unit - 3, 0)
 
-    @functools.cache  # noqa: B019 (trials are few)
-    def _walk(self, batch: int, length: int, targets: int) -> Work:
-        return walk(self._step(), *self._data(batch, length, targets))
+    @functools.cache  # noqa: B019 (benchmarks are few)
+    def count(self, batch: int, length: int, targets: int) -> Work:
+        """`work` of a step that is walked as a whole, segment by segment."""
+        tokens, classes = self._data(batch, length, targets)
+        execution, model = CountedExecution(), self._model("exportable")
+        if self.mode == "forward":
+            for _ in iter_logits(model, lambda start, end: tokens[:, start:end], length, targets, execution):
+                pass
+            return execution.work
+        step = TrainingStep(model, self.optimizer, self.segment, execution=execution)
+        parameters, state = model.trainable_parameters(), step.optimizer.state
+        step(tokens, classes, self.optimizer.lr, mx.random.key(0))  # which counts all but the optimizer
+
+        def update(parameters: dict, state: dict, gradients: dict) -> tuple:
+            model.update(parameters)
+            step.optimizer.state = state
+            taken = apply_gradients(model, step.optimizer, gradients, self.optimizer.clip)
+            return taken, model.trainable_parameters(), step.optimizer.state
+
+        return execution.work.plus(count_work(update, parameters, state, parameters))
 
     def _data(self, batch: int, length: int, targets: int) -> tuple[mx.array, mx.array]:
         tokens = mx.random.randint(0, self.config.vocab_size, (batch, length), key=mx.random.key(batch))
         return tokens, tokens[:, :targets] % self.config.outputs
 
-    def _step(self) -> Callable[[mx.array, mx.array], None]:
-        """A function of (tokens, targets): forward pass or training step of a model with fresh weights."""
-        model = MODELS[self.model](self.config)
+    def _model(self, implementation: Implementation) -> Transformer:
+        """A model with fresh weights."""
+        model = MODELS[self.model](self.config, implementation)
         model.train(self.mode == "training")
-        optimizer = make_optimizer(self.optimizer, model)
-        mx.eval(model.parameters(), optimizer.state)
+        mx.eval(model.parameters())
+        return model
+
+    def _step(self) -> Callable[[mx.array, mx.array], None]:
+        """A function of (tokens, targets): forward pass or training step, waited for."""
+        model = self._model("auto")
+        step = TrainingStep(model, self.optimizer, self.segment)
+        mx.eval(step.optimizer.state)
 
         def train(tokens: mx.array, targets: mx.array) -> None:
-            loss, gradients = loss_and_grad(model, tokens, targets, self.segment, key=mx.random.key(0))
-            apply_gradients(model, optimizer, gradients, self.optimizer.clip)
-            mx.eval(model.parameters(), optimizer.state, loss)
+            step(tokens, targets, self.optimizer.lr, mx.random.key(0))
+            mx.eval(model.parameters(), step.optimizer.state)
 
         def forward(tokens: mx.array, targets: mx.array) -> None:
-            for logits in piecewise(model, lambda start, end: tokens[:, start:end], tokens.shape[1], targets.shape[1]):
+            for logits in iter_logits(
+                model, lambda start, end: tokens[:, start:end], tokens.shape[1], targets.shape[1]
+            ):
                 mx.eval(logits)
 
         return train if self.mode == "training" else forward

@@ -6,8 +6,8 @@ from mlx_rtx.generation.decoding import Stream, start
 from mlx_rtx.model.base import Transformer
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.files import sha256
+from mlx_rtx.support.safetensors import read_arrays, write_arrays
 from mlx_rtx.support.trees import flat
-from mlx_rtx.training.checkpoint import read_arrays, write_arrays
 
 import numpy as np
 from mlx.utils import tree_map_with_path

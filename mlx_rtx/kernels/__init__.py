@@ -6,8 +6,6 @@ environment variable ``MLX_RTX_KERNELS=1`` asks for them. ``MLX_RTX_KERNELS=0`` 
 
 import os
 
-from mlx_rtx.model.layer import TransformerLayer
-
 import mlx.core as mx
 
 
@@ -16,8 +14,3 @@ def available() -> bool:
     asked = os.environ.get("MLX_RTX_KERNELS", "")
     on_gpu = mx.default_device() == mx.gpu
     return on_gpu and (mx.cuda.is_available() if asked == "" else asked != "0")
-
-
-def fit(layer: TransformerLayer) -> bool:
-    """Whether kernels are to be used for this layer."""
-    return layer.dtype == mx.float32 and available()

@@ -21,6 +21,6 @@ INLINE float normal_cdf(float x) { return 0.5f + 0.5f * error_function(0.7071067
 
 INLINE float activation(float z) { return GELU ? z * normal_cdf(z) : z > 0 ? z : 0; }
 
-INLINE float activation_slope(float z) {
+INLINE float activation_derivative(float z) {
   return GELU ? normal_cdf(z) + z * 0.39894228f * exp(-0.5f * z * z) : z > 0 ? 1 : 0;
 }

@@ -1,3 +1,8 @@
+// Gradient of Eq. 6 over all windows of one sequence b, last one first. Shapes: alpha (1), h m (B, K, D), win
+// (S·B·2K, D), qkv (S·B·2K, 3D), att u (S·B·ROWS, D), z (S·B·ROWS, 4D), out dout (S, B, ROWS, D), dropout (S, 2, B,
+// ROWS, D), weights transposed: wqkv_t (3D, D), wo_t (D, D), w1_t (4D, D), w2_t (D, 4D); dx (S, B, K, D), dh dm (B,
+// K, D), dalpha (B), dtotal du (S, B, ROWS, D), dz (S, B, ROWS, 4D), dqkv (S, B, 2K, 3D); of the window in hand datt
+// (B, ROWS, D), dwin (B, 2K, D), statistics (B, HEADS, ROWS, 2).
 SHARED_ARRAY float4 storage[TILE / 4];
 SHARED float* tile = (SHARED float*)storage;
 const int S = dout_shape[0], B = dout_shape[1], lane = rank % LANES, team = rank / LANES;
@@ -19,8 +24,8 @@ for (int i = S - 1; i >= 0; --i) {
   GLOBAL float* dz_i = dz + step * ROWS * 4 * D;
   GLOBAL float* du_i = du + step * ROWS * D;
   GLOBAL float* dqkv_i = dqkv + step * WINDOW * 3 * D;
-  const GLOBAL float* keep_0 = keep + (DROPOUT ? (size_t(i) * 2 * B + b) * ROWS * D : 0);
-  const GLOBAL float* keep_1 = keep_0 + (DROPOUT ? size_t(B) * ROWS * D : 0);
+  const GLOBAL float* attention_scales = dropout + (DROPOUT ? (size_t(i) * 2 * B + b) * ROWS * D : 0);
+  const GLOBAL float* mlp_scales = attention_scales + (DROPOUT ? size_t(B) * ROWS * D : 0);
 
   for (int above = 0; above < ROWS; above += TEAMS) {  // what comes back through the carry
     const int row = min(above + team, ROWS - 1);
@@ -40,7 +45,7 @@ for (int i = S - 1; i >= 0; --i) {
     if (above + team < ROWS) store_row(dtotal_i + row * D, total, lane);
   }
   BARRIER();
-  product<ROWS, D, 4 * D>(Kept{dtotal_i, keep_1}, w2_t, Sloped{z_i, dz_i}, tile, rank);
+  product<ROWS, D, 4 * D>(Dropped{dtotal_i, mlp_scales}, w2_t, ActivationVjp{z_i, dz_i}, tile, rank);
   product<ROWS, 4 * D, D>(Plain<4 * D>{dz_i}, w1_t, Store<D>{du_i}, tile, rank);
   for (int above = 0; above < ROWS; above += TEAMS) {
     const int row = min(above + team, ROWS - 1);
@@ -54,7 +59,7 @@ for (int i = S - 1; i >= 0; --i) {
     if (above + team < ROWS) store_row(du_i + row * D, dy, lane);
   }
   BARRIER();
-  product<ROWS, D, D>(Kept{du_i, keep_0}, wo_t, Store<D>{datt_b}, tile, rank);
+  product<ROWS, D, D>(Dropped{du_i, attention_scales}, wo_t, Store<D>{datt_b}, tile, rank);
   attend_vjp_queries(qkv_i, att_i, datt_b, dqkv_i, statistics_b, rank);
   attend_vjp_keys(qkv_i, datt_b, statistics_b, dqkv_i, rank);
   product<WINDOW, 3 * D, D>(Plain<3 * D>{dqkv_i}, wqkv_t, Store<D>{dwin_b}, tile, rank);

@@ -1,3 +1,6 @@
+// Eq. 6 over all windows of one sequence b. Shapes: alpha (1), h m (B, K, D), x (S, B, K, D), wqkv (D, 3D), wo (D, D),
+// w1 (D, 4D), w2 (4D, D), dropout (S, 2, B, ROWS, D); out (S, B, ROWS, D), and of the window in hand, for each b:
+// win (2K, D), qkv (2K, 3D), att u (ROWS, D), z (ROWS, 4D).
 SHARED_ARRAY float4 storage[TILE / 4];
 SHARED float* tile = (SHARED float*)storage;
 const int S = x_shape[0], B = x_shape[1], lane = rank % LANES, team = rank / LANES;
@@ -10,8 +13,8 @@ GLOBAL float* z_b = z + b * ROWS * 4 * D;
 for (int i = 0; i < S; ++i) {
   const size_t step = size_t(i) * B + b;
   GLOBAL float* out_i = out + step * ROWS * D;
-  const GLOBAL float* keep_0 = keep + (DROPOUT ? (size_t(i) * 2 * B + b) * ROWS * D : 0);
-  const GLOBAL float* keep_1 = keep_0 + (DROPOUT ? size_t(B) * ROWS * D : 0);
+  const GLOBAL float* attention_scales = dropout + (DROPOUT ? (size_t(i) * 2 * B + b) * ROWS * D : 0);
+  const GLOBAL float* mlp_scales = attention_scales + (DROPOUT ? size_t(B) * ROWS * D : 0);
   for (int above = 0; above < K; above += TEAMS) {
     const int row = min(above + team, K - 1);
     float history[SHARE], state[SHARE], input[SHARE];
@@ -30,7 +33,7 @@ for (int i = 0; i < S; ++i) {
   BARRIER();
   product<WINDOW, D, 3 * D>(Normalised{win_b, 0, 0}, wqkv, Store<3 * D>{qkv_b}, tile, rank);
   attend(qkv_b, att_b, rank);
-  product<ROWS, D, D>(Plain<D>{att_b}, wo, Residual{win_b + SKIPPED * D, keep_0, u_b}, tile, rank);
+  product<ROWS, D, D>(Plain<D>{att_b}, wo, Residual{win_b + SKIPPED * D, attention_scales, u_b}, tile, rank);
   product<ROWS, D, 4 * D>(Normalised{u_b, 0, 0}, w1, Store<4 * D>{z_b}, tile, rank);
-  product<ROWS, 4 * D, D>(Activated{z_b}, w2, Residual{u_b, keep_1, out_i}, tile, rank);
+  product<ROWS, 4 * D, D>(Activated{z_b}, w2, Residual{u_b, mlp_scales, out_i}, tile, rank);
 }

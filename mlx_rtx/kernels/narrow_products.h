@@ -158,15 +158,15 @@ struct Activated {
   }
 };
 
-struct Kept {
+struct Dropped {
   const GLOBAL float* a;
-  const GLOBAL float* keep;
+  const GLOBAL float* dropout;
   INLINE void start(int, int) {}
   INLINE void read(int row, int column, LOCAL float* x) const {
     load<V>(x, a + row * D + column);
     if (DROPOUT) {
       float factor[V];
-      load<V>(factor, keep + row * D + column);
+      load<V>(factor, dropout + row * D + column);
       UNROLL for (int j = 0; j < V; ++j) x[j] *= factor[j];
     }
   }
@@ -197,26 +197,26 @@ struct Store {
 
 struct Residual {
   const GLOBAL float* base;
-  const GLOBAL float* keep;
+  const GLOBAL float* dropout;
   GLOBAL float* to;
   INLINE void write(int row, int column, LOCAL float* x) const {
     const int at = row * D + column;
     float base_x[V], factor[V];
     load<V>(base_x, base + at);
-    if (DROPOUT) load<V>(factor, keep + at);
+    if (DROPOUT) load<V>(factor, dropout + at);
     UNROLL for (int j = 0; j < V; ++j) x[j] = base_x[j] + (DROPOUT ? factor[j] * x[j] : x[j]);
     store<V>(to + at, x);
   }
 };
 
-struct Sloped {
+struct ActivationVjp {
   const GLOBAL float* z;
   GLOBAL float* to;
   INLINE void write(int row, int column, LOCAL float* x) const {
     const int at = row * 4 * D + column;
     float slope[V];
     load<V>(slope, z + at);
-    UNROLL for (int j = 0; j < V; ++j) x[j] *= activation_slope(slope[j]);
+    UNROLL for (int j = 0; j < V; ++j) x[j] *= activation_derivative(slope[j]);
     store<V>(to + at, x);
   }
 };

@@ -1,16 +1,33 @@
-"""What a kernel is compiled for, beside its sizes."""
+"""What a kernel is compiled for, beside its sizes, and the arrays that all kernels pass."""
 
 from typing import NamedTuple
 
+import mlx.core as mx
+
 
 class Options(NamedTuple):
-    """A recurrence's heads H and choices, as in `mlx_rtx.model.config.Architecture`."""
+    """A recurrence's heads H and choices, as in `mlx_rtx.model.config.Architecture`, and the epsilon of its norms."""
 
     heads: int
     history: str
     activation: str
     state_norm: bool
+    epsilon: float
 
     def rows(self, K: int) -> int:
         """Rows n of a window that have outputs."""
         return K if self.history == "hidden" else 2 * K
+
+
+# weights of τ with gains and scale folded in: qkv (D, 3D), attention_out (D, D), mlp_in (D, 4D), mlp_out (4D, D)
+Products = tuple[mx.array, mx.array, mx.array, mx.array]
+
+
+class ScanGradient(NamedTuple):
+    """Gradient of a scan's inputs, in their order."""
+
+    alpha: mx.array  # scalar
+    m: mx.array  # (B, K, D)
+    h: mx.array  # (B, K, D)
+    x: mx.array  # (S, B, K, D)
+    weights: list[mx.array]  # as `Products`

@@ -1,48 +1,30 @@
-"""Eq. 6 over a piece's windows by fused kernels, with a gradient of its own.
+"""Eq. 6 over a segment's windows by fused kernels, with a gradient of its own.
 
 Letters: B batch, S windows, K block width, D width, n rows of a window that have outputs (2K with
 ``history="output"``, K with ``"hidden"``).
 
-Of a piece that is run twice only the outputs of the windows are kept. As they say what carry each window took, the
+Of a segment that is run twice only the outputs of the windows are saved. As they say what carry each window took, the
 backward pass has no chain to run again: it computes what lies within all windows at once, and then goes from window
 to window.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import cast
 
 from mlx_rtx.kernels import narrow, wide
-from mlx_rtx.kernels.options import Options
-from mlx_rtx.model.layer import EPS, Weights
+from mlx_rtx.kernels.options import Options, Products
+from mlx_rtx.kernels.wide import SavedActivations
+from mlx_rtx.support.trees import each
 
 import mlx.core as mx
 
 NARROW = 128  # up to this D one threadgroup has a whole window in hand
 
-_recorded: list[list] = []  # outputs of scans, scan by scan, for each one that wants them
-_known: list[Iterator] = []
 
-
-@contextlib.contextmanager
-def recording() -> Iterator[list]:
-    """Note the outputs of all scans, in a list that grows meanwhile."""
-    _recorded.append([])
-    try:
-        yield _recorded[-1]
-    finally:
-        _recorded.pop()
-
-
-@contextlib.contextmanager
-def knowing(outputs: list) -> Iterator[None]:
-    """Take the outputs of the next scans from what an earlier run noted, as far as it goes; a gradient will follow."""
-    _known.append(iter(outputs))
-    try:
-        yield
-    finally:
-        _known.pop()
+def is_narrow(width: int) -> bool:
+    """Whether a model of that width D takes the narrow form."""
+    return width <= NARROW
 
 
 def scan(
@@ -51,80 +33,97 @@ def scan(
     m: mx.array,
     h: mx.array,
     x: mx.array,
-    weights: Weights,
-    keep: mx.array | None = None,
-) -> list[mx.array]:
+    weights: Products,
+    dropout: mx.array | None = None,
+    saved: Sequence[mx.array] = (),
+    differentiated: bool = False,
+) -> tuple[list[mx.array], tuple[mx.array, ...]]:
     """τ of S windows, each of which takes what the one before leaves.
 
     Args:
+        options: what the kernels are compiled for.
+        alpha: scalar.
         m, h: the carry into the first window, each (B, K, D).
         x: the blocks that the windows take (S, B, K, D).
-        weights: folded.
-        keep: dropout factors (S, 2, B, n, D).
+        weights: folded, in float32.
+        dropout: scales (S, 2, B, n, D).
+        saved: what an earlier call with the same arguments saved: nothing is then run.
+        differentiated: a gradient of this call will be taken.
 
     Returns:
-        Outputs, (S, B, n, D) in one array or (B, n, D) in one a window.
+        (S outputs (B, n, D); what to save for a backward pass).
     """
-    products = weights.qkv, weights.attention_out, weights.mlp_in, weights.mlp_out
-    known: list[mx.array] = next(_known[-1], []) if _known else []
-    factors = [] if keep is None else [keep]
-    arrays = 1 if is_narrow(x.shape[-1]) else x.shape[0]  # of outputs
-    save = bool(_known) and not known and not is_narrow(x.shape[-1])
-    made = _function(options, keep is not None, save)(alpha, m, h, x, *products, *factors, *known)
-    outs = list(made[:arrays])
-    for noted in _recorded:
-        noted.append(outs)
-    return outs
+    scales = [] if dropout is None else [dropout]
+    if is_narrow(x.shape[-1]):  # all outputs in one array (S, B, n, D)
+        (out,) = _narrow_scan(options, dropout is not None)(alpha, m, h, x, *weights, *scales, *saved)
+        return each(out), (out,)
+    keep_activations = differentiated and not saved
+    made = _wide_scan(options, dropout is not None, keep_activations)(alpha, m, h, x, *weights, *scales, *saved)
+    outs = list(made[: x.shape[0]])
+    return outs, tuple(outs)
 
 
-def is_narrow(width: int) -> bool:
-    """Whether a model of that width D takes the narrow form."""
-    return width <= NARROW
+DifferentiableScan = Callable[
+    ..., list[mx.array]
+]  # of alpha, m, h, x, four weights, scales if any, saved outputs if any
 
 
 @cache
-def _function(options: Options, dropout: bool, save: bool) -> Callable[..., list[mx.array]]:
-    """The scan as a differentiable function of alpha, m, h, x, four weights, factors if any, and outputs if known.
-
-    To ``save`` is to give what lies within the windows beside the outputs.
-    """
-    count = 5 if dropout else 4  # weights and factors
+def _narrow_scan(options: Options, has_dropout: bool) -> DifferentiableScan:
+    """The scan of a narrow model: the outputs in one array."""
+    count = 5 if has_dropout else 4  # weights and scales
 
     def forward(alpha, m, h, x, *rest):
-        if known := rest[count:]:
-            return list(known)
-        kernels = narrow if is_narrow(x.shape[-1]) else wide
-        outs, windows = kernels.forward(options, alpha, m, h, x, rest[:4], rest[4] if dropout else None)
-        return [*outs, *(array for window in windows for array in window)] if save else outs
+        if saved := rest[count:]:
+            return list(saved)
+        return [narrow.forward(options, alpha, m, h, x, rest[:4], rest[4] if has_dropout else None)]
 
     run = mx.custom_function(forward)
 
     @run.vjp
     def run_vjp(primals, cotangents, outputs):
         alpha, m, h, x, *rest = primals
-        weights, keep, S = rest[:4], rest[4] if dropout else None, x.shape[0]
-        if is_narrow(x.shape[-1]):
-            within = wide.within(options, alpha, *_carries(options, m, h, outputs), x, weights, keep)
-            back = narrow.backward(options, alpha, m, h, x, weights, keep, outputs, cotangents, within)
+        products, dropout, (out,), (dout,) = rest[:4], rest[4] if has_dropout else None, outputs, cotangents
+        activations = wide.activations(options, alpha, *_carries(options, m, h, out), x, products, dropout)
+        gradient = narrow.backward(options, alpha, m, h, x, products, dropout, out, dout, activations)
+        return *gradient[:4], *gradient.weights, *map(mx.zeros_like, rest[4:])
+
+    return cast(DifferentiableScan, run)
+
+
+@cache
+def _wide_scan(options: Options, has_dropout: bool, keep_activations: bool) -> DifferentiableScan:
+    """The scan of a wide model: an output a window, and then, if they are kept, the activations of each."""
+    count = 5 if has_dropout else 4  # weights and scales
+
+    def forward(alpha, m, h, x, *rest):
+        if saved := rest[count:]:
+            return list(saved)
+        outs, windows = wide.forward(options, alpha, m, h, x, rest[:4], rest[4] if has_dropout else None)
+        return [*outs, *(array for window in windows for array in window)] if keep_activations else outs
+
+    run = mx.custom_function(forward)
+
+    @run.vjp
+    def run_vjp(primals, cotangents, outputs):
+        alpha, m, h, x, *rest = primals
+        products, dropout, S = rest[:4], rest[4] if has_dropout else None, x.shape[0]
+        outs, kept = outputs[:S], outputs[S:]
+        ms, hs = _carries(options, m, h, mx.stack(outs))
+        if keep_activations:
+            size = len(kept) // S
+            windows = [SavedActivations(*kept[i : i + size]) for i in range(0, len(kept), size)]
         else:
-            outs, saved = outputs[:S], outputs[S:]
-            ms, hs = _carries(options, m, h, outs)
-            if save:
-                size = len(saved) // S
-                windows = [wide.Within(*saved[i : i + size]) for i in range(0, len(saved), size)]
-            else:
-                windows = wide.within(options, alpha, ms, hs, x, weights, keep).split(S)
-            back = wide.backward(options, alpha, ms, h, x, weights, keep, outs, cotangents[:S], windows)
-        *gradient, of_weights = back
-        unneeded = [mx.zeros_like(array) for array in rest[4:]]
-        return *gradient, *of_weights, *unneeded
+            windows = wide.activations(options, alpha, ms, hs, x, products, dropout).split(S)
+        gradient = wide.backward(options, alpha, ms, h, x, products, dropout, outs, cotangents[:S], windows)
+        return *gradient[:4], *gradient.weights, *map(mx.zeros_like, rest[4:])
 
-    return cast(Callable[..., list[mx.array]], run)
+    return cast(DifferentiableScan, run)
 
 
-def _carries(options: Options, m: mx.array, h: mx.array, outs: list[mx.array]) -> tuple[mx.array, mx.array]:
-    """The m and the h into each window, (S, B, K, D) each."""
-    out, K = outs[0] if outs[0].ndim == 4 else mx.stack(outs), m.shape[1]
-    state = mx.fast.rms_norm(out[:-1], None, EPS) if options.state_norm else out[:-1]
+def _carries(options: Options, m: mx.array, h: mx.array, out: mx.array) -> tuple[mx.array, mx.array]:
+    """The m and the h into each window, (S, B, K, D) each, from the outputs of all windows (S, B, n, D)."""
+    K = m.shape[1]
+    state = mx.fast.rms_norm(out[:-1], None, options.epsilon) if options.state_norm else out[:-1]
     hs = mx.concatenate([h[None], state[:, :, -K:]])
     return mx.concatenate([m[None], hs[:-1] if options.history == "hidden" else state[:, :, :K]]), hs

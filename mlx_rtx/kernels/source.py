@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+Constants = dict[str, int | float]  # by their name in the source; THREADS are those of a threadgroup
 PROLOGUE = {
     "cuda": """
 #define GLOBAL
@@ -40,7 +41,6 @@ COMMON = """
 #define UNROLL _Pragma("unroll")
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 constexpr int vector_size(int n) { return n % 4 == 0 ? 4 : n % 2 == 0 ? 2 : 1; }
-CONSTANT float EPS = 1e-5f;
 """
 # MLX declares CUDA kernels without launch bounds; too many registers a thread would then fail the launch.
 BOUNDS = """
@@ -55,20 +55,23 @@ def text(name: str) -> str:
     return (files(__package__) / f"{name}.h").read_text()
 
 
-def shared(helpers: tuple[str, ...], constants: dict[str, int]) -> str:
+def shared(helpers: tuple[str, ...], constants: Constants) -> str:
     """What stands before a kernel on every backend: its constants and the helpers it uses."""
-    lines = "".join(f"CONSTANT int {name} = {int(value)};\n" for name, value in constants.items())
+    lines = "".join(
+        f"CONSTANT float {name} = {value!r}f;\n" if isinstance(value, float) else f"CONSTANT int {name} = {value:d};\n"
+        for name, value in constants.items()
+    )
     return COMMON + lines + "".join(text(name) for name in helpers)
 
 
-def header(backend: str, helpers: tuple[str, ...], constants: dict[str, int]) -> str:
+def header(backend: str, helpers: tuple[str, ...], constants: Constants) -> str:
     """What stands before a kernel on one backend."""
     bounds = BOUNDS.format(threads=constants["THREADS"]) if backend == "cuda" else ""
     return PROLOGUE[backend] + shared(helpers, constants) + bounds
 
 
 def make_kernel(
-    name: str, helpers: tuple[str, ...], inputs: tuple[str, ...], outputs: tuple[str, ...], constants: dict[str, int]
+    name: str, helpers: tuple[str, ...], inputs: tuple[str, ...], outputs: tuple[str, ...], constants: Constants
 ) -> Callable[..., list[mx.array]]:
     """The kernel whose body is the source file of that name, for the backend at hand."""
     backend = "cuda" if mx.cuda.is_available() else "metal"

@@ -4,15 +4,17 @@ Letters: B batch, S windows, K block width, D width, H heads, n rows of a window
 rows of all sequences: (B·rows, width).
 """
 
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import NamedTuple
 
 from mlx_rtx.kernels import source
-from mlx_rtx.kernels.options import Options
+from mlx_rtx.kernels.options import Options, Products, ScanGradient
 from mlx_rtx.support.trees import each
 
 import mlx.core as mx
 
+WEIGHTS = ("qkv", "attention_out", "mlp_in", "mlp_out")
 UNUSED = (1,)  # the shape of an output that the options at hand do without
 
 
@@ -25,21 +27,21 @@ class Kernel(NamedTuple):
 
 
 ROW = ("vectors", "rows", "window", "residual")
-HEAD = ("vectors", "rows", "window", "softmax", "wide_attention")
+HEAD = ("vectors", "rows", "window", "softmax", "wide_attention_rows")
 NUMBER = ("vectors", "activation")
 KERNELS = {
-    "wide_begin": Kernel(ROW, ("alpha", "m", "u", "product", "keep", "x"), ("out", "carried", "win", "n1")),
-    "wide_attend": Kernel(HEAD, ("qkv",), ("att",)),
-    "wide_middle": Kernel(ROW, ("win", "product", "keep"), ("u", "n2")),
-    "wide_activate": Kernel(NUMBER, ("z",), ("r",)),
-    "wide_turn": Kernel(
+    "wide_window_norm": Kernel(ROW, ("alpha", "m", "u", "product", "dropout", "x"), ("out", "carried", "win", "n1")),
+    "wide_attention": Kernel(HEAD, ("qkv",), ("att",)),
+    "wide_residual_norm": Kernel(ROW, ("win", "product", "dropout"), ("u", "n2")),
+    "wide_activation": Kernel(NUMBER, ("z",), ("r",)),
+    "wide_window_norm_vjp": Kernel(
         ROW,
-        ("alpha", "m", "win", "dn1", "du", "out", "dout", "keep", "dm_later", "dalpha_later"),
+        ("alpha", "m", "win", "dn1", "du", "out", "dout", "dropout", "dm_later", "dalpha_later"),
         ("dx", "dm", "dalpha", "dtotal", "dproduct"),
     ),
-    "wide_slope": Kernel(NUMBER, ("z", "dr"), ("dz",)),
-    "wide_middle_vjp": Kernel(ROW, ("u", "dn2", "dtotal", "keep"), ("du", "dproduct")),
-    "wide_attend_vjp": Kernel(HEAD, ("qkv", "att", "datt"), ("dqkv",)),
+    "wide_activation_vjp": Kernel(NUMBER, ("z", "dr"), ("dz",)),
+    "wide_residual_norm_vjp": Kernel(ROW, ("u", "dn2", "dtotal", "dropout"), ("du", "dproduct")),
+    "wide_attention_vjp": Kernel(HEAD, ("qkv", "att", "datt"), ("dqkv",)),
 }
 
 
@@ -58,7 +60,7 @@ class Sizes(NamedTuple):
         return self.options.rows(self.K)
 
 
-class Within(NamedTuple):
+class SavedActivations(NamedTuple):
     """What windows compute on the way to their outputs, each a matrix with the rows of all of them."""
 
     window: mx.array  # (·, D)
@@ -70,91 +72,120 @@ class Within(NamedTuple):
     z: mx.array  # (·, 4D): before the activation
     activated: mx.array  # (·, 4D)
 
-    def split(self, S: int) -> list["Within"]:
+    def split(self, S: int) -> list["SavedActivations"]:
         """Those of S windows, one by one."""
         parts = (each(array.reshape(S, -1, array.shape[-1])) for array in self)
-        return [Within(*window) for window in zip(*parts, strict=True)]
+        return [SavedActivations(*window) for window in zip(*parts, strict=True)]
 
 
-def within(options: Options, alpha, m, h, x, weights, keep) -> Within:
-    """All windows at once, since the carry (m, h) into each is known: each (S, B, K, D), as x is."""
+def activations(
+    options: Options,
+    alpha: mx.array,
+    m: mx.array,
+    h: mx.array,
+    x: mx.array,
+    weights: Products,
+    dropout: mx.array | None,
+) -> SavedActivations:
+    """Those of all windows at once, since the carry (m, h) into each is known: each (S, B, K, D), as x is."""
     S, B, K, D = x.shape
-    sizes = Sizes(S * B, K, D, keep is not None, options)
+    sizes = Sizes(S * B, K, D, dropout is not None, options)
     m, h, x = (array.flatten(0, 1) for array in (m, h, x))
-    _, _, window, normed = _launcher("wide_begin", sizes)(inputs=[alpha[None], m, h, h, h, x])
-    return _finish(sizes, window, normed, weights, h if keep is None else keep[:, 0])
+    _, _, window, normed = _launcher("wide_window_norm", sizes)(inputs=[alpha[None], m, h, h, h, x])
+    return _finish(sizes, window, normed, weights, h if dropout is None else dropout[:, 0])
 
 
-def _finish(sizes: Sizes, window, normed, weights, keep) -> Within:
-    """Windows from their normed rows on; of ``keep`` it needs the attention's factors, which come first."""
+def _finish(sizes: Sizes, window: mx.array, normed: mx.array, weights: Products, dropout: mx.array) -> SavedActivations:
+    """Windows from their normed rows on; of ``dropout`` it needs the attention's scales, which come first."""
     wqkv, wo, w1, _ = weights
     qkv = normed @ wqkv
-    (attended,) = _launcher("wide_attend", sizes)(inputs=[qkv])
-    u, normed_u = _launcher("wide_middle", sizes)(inputs=[window, attended @ wo, keep])
+    (attended,) = _launcher("wide_attention", sizes)(inputs=[qkv])
+    u, normed_u = _launcher("wide_residual_norm", sizes)(inputs=[window, attended @ wo, dropout])
     z = normed_u @ w1
-    (activated,) = _launcher("wide_activate", sizes)(inputs=[z])
-    return Within(window, normed, qkv, attended, u, normed_u, z, activated)
+    (activated,) = _launcher("wide_activation", sizes)(inputs=[z])
+    return SavedActivations(window, normed, qkv, attended, u, normed_u, z, activated)
 
 
-def forward(options: Options, alpha, m, h, x, weights, keep) -> tuple[list[mx.array], list[Within]]:
+def forward(
+    options: Options,
+    alpha: mx.array,
+    m: mx.array,
+    h: mx.array,
+    x: mx.array,
+    weights: Products,
+    dropout: mx.array | None,
+) -> tuple[list[mx.array], list[SavedActivations]]:
     """τ of each window, (B, n, D), and what lies within it."""
     S, B, K, D = x.shape
-    sizes = Sizes(B, K, D, keep is not None, options)
-    begin, alpha = _launcher("wide_begin", sizes), alpha[None]
-    u = product = factors = h  # a product of three axes tells the kernel that no window is before, and u is h
-    outs, windows, kept = [], [], [h] * S if keep is None else each(keep)
-    for block, own in zip(each(x), kept, strict=True):
-        out, carried, window, normed = begin(inputs=[alpha, m, u, product, factors, block])
+    sizes = Sizes(B, K, D, dropout is not None, options)
+    window_norm, alpha = _launcher("wide_window_norm", sizes), alpha[None]
+    u = product = scales = h  # a product of three axes tells the kernel that no window is before, and u is h
+    outs: list[mx.array] = []
+    windows: list[SavedActivations] = []
+    for block, own in zip(each(x), [h] * S if dropout is None else each(dropout), strict=True):
+        out, carried, window, normed = window_norm(inputs=[alpha, m, u, product, scales, block])
         outs.append(out)
-        factors = own
-        windows.append(_finish(sizes, window, normed, weights, factors))
+        scales = own
+        windows.append(_finish(sizes, window, normed, weights, scales))
         u, product = windows[-1].u, windows[-1].activated @ weights[3]
         if options.history == "hidden":
             m = carried if options.state_norm else out
-    out, *_ = begin(inputs=[alpha, m, u, product, factors, h])  # for the last output alone
+    out, *_ = window_norm(inputs=[alpha, m, u, product, scales, h])  # for the last output alone
     return [*outs[1:], out], windows
 
 
-def backward(options: Options, alpha, m, h, x, weights, keep, outs, of_outs, windows: list[Within]):
-    """Gradients of alpha, m, h, x and the weights; m are those into all windows (S, B, K, D)."""
+def backward(
+    options: Options,
+    alpha: mx.array,
+    m: mx.array,
+    h: mx.array,
+    x: mx.array,
+    weights: Products,
+    dropout: mx.array | None,
+    outs: Sequence[mx.array],
+    douts: Sequence[mx.array],
+    windows: list[SavedActivations],
+) -> ScanGradient:
+    """The gradient, from those of the outputs (B, n, D); ``m`` are those into all windows (S, B, K, D)."""
     S, B, K, D = x.shape
-    sizes = Sizes(B, K, D, keep is not None, options)
-    names = "wide_turn", "wide_slope", "wide_middle_vjp", "wide_attend_vjp"
-    turn, slope, middle_vjp, attend_vjp = (_launcher(name, sizes) for name in names)
+    sizes = Sizes(B, K, D, dropout is not None, options)
+    names = "wide_window_norm_vjp", "wide_activation_vjp", "wide_residual_norm_vjp", "wide_attention_vjp"
+    window_norm_vjp, activation_vjp, residual_norm_vjp, attention_vjp = (_launcher(name, sizes) for name in names)
     wqkv, wo, w1, w2 = (w.T for w in weights)
-    alpha, of_m, of_alpha = alpha[None], mx.zeros((B, K, D)), mx.zeros((B * K,))
-    of_wqkv = of_wo = of_w1 = of_w2 = None
-    of_blocks = []
-    total = of_outs[-1].reshape(-1, D)  # of the window's raw output, what comes back through the carry included
-    ms, kept = each(m), [] if keep is None else each(keep)
-    product = total if keep is None else (each(kept[-1])[1] * of_outs[-1]).reshape(-1, D)
+    alpha, dm, dalpha = alpha[None], mx.zeros((B, K, D)), mx.zeros((B * K,))
+    dweights: dict[str, mx.array] = {}
+
+    def accumulate(name: str, inputs: mx.array, gradient: mx.array) -> None:
+        """Add a window's share to the gradient of a weight."""
+        total = dweights.get(name)
+        dweights[name] = inputs.T @ gradient if total is None else mx.addmm(total, inputs.T, gradient)
+
+    dblocks = []
+    dtotal = douts[-1].reshape(-1, D)  # of the window's output, what comes back through the carry included
+    ms, scales = each(m), [] if dropout is None else each(dropout)  # (B, K, D); (2, B, n, D)
+    dproduct = dtotal if dropout is None else (each(scales[-1])[1] * douts[-1]).reshape(-1, D)
     for i in reversed(range(S)):
         w = windows[i]
-        of_w2 = _accumulate(of_w2, w.activated, product)
-        (of_z,) = slope(inputs=[w.z, product @ w2])
-        of_w1 = _accumulate(of_w1, w.normed_u, of_z)
-        of_u, dropped = middle_vjp(inputs=[w.u, of_z @ w1, total, w.u if keep is None else kept[i]])
-        dropped = of_u if keep is None else dropped
-        of_wo = _accumulate(of_wo, w.attended, dropped)
-        (of_qkv,) = attend_vjp(inputs=[w.qkv, w.attended, dropped @ wo])
-        of_wqkv = _accumulate(of_wqkv, w.normed, of_qkv)
+        accumulate("mlp_out", w.activated, dproduct)
+        (dz,) = activation_vjp(inputs=[w.z, dproduct @ w2])
+        accumulate("mlp_in", w.normed_u, dz)
+        du, dropped = residual_norm_vjp(inputs=[w.u, dz @ w1, dtotal, w.u if dropout is None else scales[i]])
+        dropped = du if dropout is None else dropped
+        accumulate("attention_out", w.attended, dropped)
+        (dqkv,) = attention_vjp(inputs=[w.qkv, w.attended, dropped @ wo])
+        accumulate("qkv", w.normed, dqkv)
         # of the window before; that there is none the kernel knows by an output of two axes
-        before = [outs[i - 1], of_outs[i - 1], w.u if keep is None else kept[i - 1]] if i else [w.window] * 3
-        of_block, of_m, of_alpha, total, product = turn(
-            inputs=[alpha, ms[i], w.window, of_qkv @ wqkv, of_u, *before, of_m, of_alpha]
+        before = [outs[i - 1], douts[i - 1], w.u if dropout is None else scales[i - 1]] if i else [w.window] * 3
+        dblock, dm, dalpha, dtotal, dproduct = window_norm_vjp(
+            inputs=[alpha, ms[i], w.window, dqkv @ wqkv, du, *before, dm, dalpha]
         )
-        product = total if keep is None else product
-        of_blocks.append(of_block)
+        dproduct = dtotal if dropout is None else dproduct
+        dblocks.append(dblock)
     if options.history == "hidden":
-        of_h = total.reshape(B, K, D)
+        dh = dtotal.reshape(B, K, D)
     else:
-        of_m, of_h = mx.split(total.reshape(B, 2 * K, D), 2, axis=1)
-    return of_alpha.sum(), of_m, of_h, mx.stack(of_blocks[::-1]), (of_wqkv, of_wo, of_w1, of_w2)
-
-
-def _accumulate(total: mx.array | None, inputs: mx.array, gradient: mx.array) -> mx.array:
-    """Gradient of a weight with that of one more window."""
-    return inputs.T @ gradient if total is None else mx.addmm(total, inputs.T, gradient)
+        dm, dh = mx.split(dtotal.reshape(B, 2 * K, D), 2, axis=1)
+    return ScanGradient(dalpha.sum(), dm, dh, mx.stack(dblocks[::-1]), [dweights[name] for name in WEIGHTS])
 
 
 def lane_count(length: int) -> int:
@@ -169,18 +200,18 @@ def _shapes(name: str, s: Sizes) -> tuple[tuple[int, ...], ...]:
     dropped = output if s.dropout else UNUSED
     carried = block if hidden and s.options.state_norm else UNUSED
     return {
-        "wide_begin": ((s.B, s.rows, s.D), carried, window, window),
-        "wide_attend": (output,),
-        "wide_middle": (output, output),
-        "wide_activate": (wide,),
-        "wide_turn": (block, block if hidden else UNUSED, (s.B * s.K,), output, dropped),
-        "wide_slope": (wide,),
-        "wide_middle_vjp": (output, dropped),
-        "wide_attend_vjp": ((s.B * 2 * s.K, 3 * s.D),),
+        "wide_window_norm": ((s.B, s.rows, s.D), carried, window, window),
+        "wide_attention": (output,),
+        "wide_residual_norm": (output, output),
+        "wide_activation": (wide,),
+        "wide_window_norm_vjp": (block, block if hidden else UNUSED, (s.B * s.K,), output, dropped),
+        "wide_activation_vjp": (wide,),
+        "wide_residual_norm_vjp": (output, dropped),
+        "wide_attention_vjp": ((s.B * 2 * s.K, 3 * s.D),),
     }[name]
 
 
-def _layout(name: str, s: Sizes) -> tuple[int, dict[str, int]]:
+def _layout(name: str, s: Sizes) -> tuple[int, source.Constants]:
     """Threadgroups, and the constants that the source wants, among them the threads of a group."""
     helpers, heads = KERNELS[name].helpers, s.options.heads
     if helpers is NUMBER:
@@ -191,17 +222,18 @@ def _layout(name: str, s: Sizes) -> tuple[int, dict[str, int]]:
         groups, threads = s.B * heads, min(256, -(-s.K * lanes // 32) * 32)
         choices = {"HEADS": heads}
     else:
-        rows, threads = s.B * (s.rows if "middle" in name else s.K), 128
+        rows, threads = s.B * (s.rows if "residual" in name else s.K), 128
         groups = -(-rows * lanes // threads)
         choices = {"STATE_NORM": s.options.state_norm, "DROPOUT": s.dropout}
-    return groups, {"K": s.K, "ROWS": s.rows, "LENGTH": length, "LANES": lanes, "THREADS": threads} | choices
+    sizes = {"K": s.K, "ROWS": s.rows, "LENGTH": length, "LANES": lanes, "THREADS": threads}
+    return groups, {**sizes, **choices, "EPS": s.options.epsilon}
 
 
 @cache
-def _launcher(name: str, sizes: Sizes):
+def _launcher(name: str, sizes: Sizes) -> Callable[..., list[mx.array]]:
     """A kernel as a function of its inputs."""
     kernel, (groups, constants), shapes = KERNELS[name], _layout(name, sizes), _shapes(name, sizes)
-    threads = constants["THREADS"]
+    threads = int(constants["THREADS"])
     return partial(
         source.make_kernel(name, kernel.helpers, kernel.inputs, kernel.outputs, constants),
         output_shapes=shapes,

@@ -1,13 +1,27 @@
-CONSTANT int WIDTH = HEADS * LENGTH;
-CONSTANT int PITCH = 3 * WIDTH;
-
-// Teams take the rows from `above` on there and back again, so that each sees about as many keys as the others.
-INLINE int row_of(int above, int team) { return above + (above / TEAMS % 2 ? TEAMS - 1 - team : team); }
-
-// the least and the greatest row of a warp, whose teams must shuffle in step
-INLINE int least_row(int above, int rank) {
-  return min(row_of(above, (rank & ~31) / LANES), row_of(above, (rank | 31) / LANES));
-}
-INLINE int greatest_row(int above, int rank) {
-  return max(row_of(above, (rank & ~31) / LANES), row_of(above, (rank | 31) / LANES));
+// Attention of one head of one sequence. Shapes: qkv (B·2K, 3D); att (B·ROWS, D).
+const int lane = rank % LANES, sequence = b / HEADS, column = b % HEADS * LENGTH;
+const GLOBAL float* queries = qkv + sequence * WINDOW * PITCH + column;
+const GLOBAL float* keys = queries + WIDTH;
+const GLOBAL float* values = keys + WIDTH;
+for (int above = 0; above < ROWS; above += TEAMS) {
+  const int mine = row_of(above, rank / LANES), row = min(mine, ROWS - 1), last = row + SKIPPED;
+  const int end = min(greatest_row(above, rank), ROWS - 1) + SKIPPED;
+  float q[SHARE], mixed[SHARE] = {};
+  load_row(q, queries + last * PITCH, lane);
+  Softmax softmax = {LOWEST, 0};
+  for (int start = 0; start <= end; start += AHEAD) {
+    float scores[AHEAD], x[SHARE];
+    UNROLL for (int c = 0; c < AHEAD; ++c) {
+      load_row(x, keys + min(start + c, WINDOW - 1) * PITCH, lane);
+      const float score = dot(q, x);
+      scores[c] = start + c <= last ? score : LOWEST;
+    }
+    scale(mixed, softmax.add(scores));
+    UNROLL for (int c = 0; c < AHEAD; ++c) {
+      load_row(x, values + min(start + c, WINDOW - 1) * PITCH, lane);
+      add(mixed, scores[c], x);
+    }
+  }
+  scale(mixed, 1 / softmax.sum);
+  if (mine < ROWS) store_row(att + (sequence * ROWS + row) * WIDTH + column, mixed, lane);
 }

@@ -1,24 +1,40 @@
-"""What both models share: the two ends, a stack of layers between them, and how they are called."""
+"""What both models share: the two ends, a stack of layers between them, and how they are called.
+
+A model's parameters live in its module, as MLX has it. All that computes takes them as an argument: `run` and `step`
+are functions of (weights, tokens, carry), and the module only adds its configuration.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 from mlx_rtx.model.config import ModelConfig
 from mlx_rtx.model.dropout import fresh_key
-from mlx_rtx.model.embedding import Embedding, wanted
+from mlx_rtx.model.embedding import Embedding
+from mlx_rtx.model.segment import Carries, Saved, Segment, SegmentOutput, resolve_last
 
 import mlx.core as mx
 import mlx.nn as nn
+
+# How a model computes. auto: fused kernels where they are available, else plain; plain: MLX operations;
+# exportable: the same without gradients of our own, so that `mx.export_function` can write the graph down.
+Implementation = Literal["auto", "plain", "exportable"]
+
+
+class ModelWeights(NamedTuple):
+    """A model's parameters as `run` takes them: what serves all blocks alike is computed once."""
+
+    embedding: dict[str, Any]  # parameters of `Embedding`
+    layers: tuple  # one a layer, of the layer's own type
 
 
 class Transformer(nn.Module, ABC):
     """A model of whole sequences and of streams; `run`, `spans` and the step interface are its kinds' own."""
 
-    def __init__(self, config: ModelConfig, layers: Sequence[nn.Module]):
+    def __init__(self, config: ModelConfig, layers: Sequence[nn.Module], implementation: Implementation):
         super().__init__()
         self.config = config
+        self.implementation = implementation
         self.embedding = Embedding(config)
         self.layers = list(layers)
 
@@ -37,32 +53,25 @@ class Transformer(nn.Module, ABC):
         Returns:
             (B, L or last, outputs).
         """
-        last = wanted(tokens.shape[1], last)
-        y, _ = self.run(tokens, last=last, close=close, keys=self.dropout_keys(tokens.shape[1], key))
-        return self.embedding.readout(y)
+        L, weights = tokens.shape[1], self.fold_weights()
+        keys = self.dropout_keys(L, key)
+        y = self.run(weights, Segment(tokens, 0, resolve_last(L, last), close, keys)).y
+        return self.embedding.readout(y, weights.embedding)
 
     @property
     def alphas(self) -> list[mx.array]:
         """The accumulation parameter α of each layer that has one."""
         return [layer.alpha for layer in self.layers if "alpha" in layer]
 
-    def ready(self) -> dict:
-        """The parameters as `using` takes them: what serves all blocks alike is computed once."""
-        return {"embedding": self.embedding.parameters(), "layers": [layer.ready() for layer in self.layers]}
+    def fold_weights(self, parameters: dict[str, Any] | None = None) -> ModelWeights:
+        """The weights that `run` takes.
 
-    @contextmanager
-    def using(self, ready: dict) -> Iterator[None]:
-        """Run with parameters that were made ready, instead of its own."""
-        own = self.embedding.parameters()
-        self.embedding.update(ready["embedding"])
-        for layer, parts in zip(self.layers, ready["layers"], strict=True):
-            layer.use(parts)
-        try:
-            yield
-        finally:
-            self.embedding.update(own)
-            for layer in self.layers:
-                layer.use(None)
+        Args:
+            parameters: a tree like ``self.parameters()``, which are taken if not given.
+        """
+        parameters = self.parameters() if parameters is None else parameters
+        layers = zip(self.layers, parameters["layers"], strict=True)
+        return ModelWeights(parameters["embedding"], tuple(layer.fold_weights(own) for layer, own in layers))
 
     @property
     def limit(self) -> int | None:
@@ -82,42 +91,39 @@ class Transformer(nn.Module, ABC):
     @abstractmethod
     def run(
         self,
-        tokens: mx.array,
-        position: int | mx.array = 0,
-        carry: list | None = None,
-        last: int = 0,
-        close: bool = False,
-        keys: mx.array | None = None,
-    ) -> tuple[mx.array, list]:
-        """Run a piece of a sequence.
+        weights: ModelWeights,
+        segment: Segment,
+        carry: Carries | None = None,
+        saved: Sequence[Saved] = (),
+        differentiated: bool = False,
+    ) -> SegmentOutput:
+        """Run a segment: a pure function of its arguments.
 
         Args:
-            tokens: (B, n).
-            position: tokens before this piece; as an array it is not checked against the position table.
-            carry: what the pieces before left; None at the start.
-            last: how many of the piece's final outputs to compute.
-            close: the piece ends the sequence: Eq. 7.
-            keys: dropout keys of the piece's masked parts, or None.
-
-        Returns:
-            (y (B, last, D), carry).
+            weights: from `fold_weights`.
+            segment: tokens and what to do with them.
+            carry: from the segment before; None at the start of a sequence.
+            saved: what an earlier run of this segment saved, one a layer: its scans are then not run again. Only
+                for a backward pass, which needs their outputs and not their steps.
+            differentiated: a gradient of this call will be taken.
         """
 
     @abstractmethod
     def spans(self, length: int, segment: int | None) -> list[tuple[int, int]]:
-        """Cut ``length`` tokens into the pieces, (start, end), of ``segment`` blocks that `run` takes."""
+        """Cut ``length`` tokens into segments, (start, end), of ``segment`` blocks; one for None."""
 
     @abstractmethod
     def initial_state(self, batch_size: int = 1) -> Any:
         """State of ``batch_size`` streams before their first token."""
 
     @abstractmethod
-    def step(self, tokens: mx.array, state: Any) -> tuple[mx.array, Any]:
-        """Feed the next tokens of a stream, any number at a time.
+    def step(self, tokens: mx.array, state: Any, parameters: dict[str, Any] | None = None) -> tuple[mx.array, Any]:
+        """Feed the next tokens of a stream, any number at a time: a pure function of its arguments.
 
         Args:
             tokens: (B, n) integers.
             state: from `initial_state` or the step before; it is not changed.
+            parameters: ``self.parameters()``, for loops that gather them once; gathered if not given.
 
         Returns:
             (logits (B, n, outputs), state): what ``model(all_tokens, close=False)`` gives there.

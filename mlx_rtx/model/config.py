@@ -5,6 +5,9 @@ from typing import Literal
 
 from mlx_rtx.support.errors import require, require_choices, require_positive
 
+ModelKind = Literal["recurrent", "regular"]  # as commands and run folders call them; see `mlx_rtx.model.registry`
+NORM_EPS = 1e-5  # of every norm
+
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:

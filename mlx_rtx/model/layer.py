@@ -10,16 +10,14 @@ spares every product a transpose.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from mlx_rtx.model.config import Architecture
+from mlx_rtx.model.config import NORM_EPS, Architecture
+from mlx_rtx.model.dropout import DropoutScales
 from mlx_rtx.support.trees import each
 
 import mlx.core as mx
 import mlx.nn as nn
-
-EPS = 1e-5  # of every norm
-Keep = tuple[mx.array, mx.array]  # dropout factors of one call
 
 
 def relu(x: mx.array) -> mx.array:
@@ -46,14 +44,15 @@ def normal(inputs: int, outputs: int, std: float = 0.02) -> mx.array:
     return mx.random.normal((inputs, outputs), scale=std)
 
 
-class Weights(NamedTuple):
-    """A layer's weights as its products take them, each (inputs, outputs)."""
+class FoldedWeights(NamedTuple):
+    """A layer's weights as its products take them, each (inputs, outputs).
 
-    scale: float  # of attention scores
-    attention_norm: mx.array | None  # gain of the norm
+    Each norm's gain g, and the scale of attention, are folded in: ``(x ⊙ g) W = x (diag(g) W)``. It pays where one
+    set of weights serves many calls: they launch and save less, above all in the backward pass.
+    """
+
     qkv: mx.array  # (D, 3D)
     attention_out: mx.array  # (D, D)
-    mlp_norm: mx.array | None
     mlp_in: mx.array  # (D, 4D)
     mlp_out: mx.array  # (4D, D)
 
@@ -67,96 +66,81 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, config: Architecture):
         super().__init__()
-        D, residual = config.dim, 0.02 / math.sqrt(2 * config.layers)
+        D, residual_std = config.dim, 0.02 / math.sqrt(2 * config.layers)
         self.heads = config.heads
+        self.scale = 1 / math.sqrt(D // config.heads)  # of attention scores
         self.dtype = getattr(mx, config.dtype)  # of products
         self.activation = ACTIVATIONS[config.activation]
-        self.attention_norm = nn.LayerNorm(D, eps=EPS, bias=False)
-        self.qkv = mx.concatenate([normal(D, D), normal(D, 2 * D)], axis=1)  # as one draw a seed would give other ones
-        self.attention_out = normal(D, D, residual)
-        self.mlp_norm = nn.LayerNorm(D, eps=EPS, bias=False)
+        self.attention_norm = nn.LayerNorm(D, eps=NORM_EPS, bias=False)
+        self.qkv = mx.concatenate([normal(D, D), normal(D, 2 * D)], axis=1)  # two draws, which a seed's runs rely on
+        self.attention_out = normal(D, D, residual_std)
+        self.mlp_norm = nn.LayerNorm(D, eps=NORM_EPS, bias=False)
         self.mlp_in = normal(D, 4 * D)
-        self.mlp_out = normal(4 * D, D, residual)
-        self._ready: list[mx.array] | None = None
+        self.mlp_out = normal(4 * D, D, residual_std)
 
-    def weights(self) -> Weights:
-        """The weights as they are."""
-        return Weights(
-            1 / math.sqrt(self.qkv.shape[0] // self.heads),
-            self.attention_norm.weight,
-            self.qkv,
-            self.attention_out,
-            self.mlp_norm.weight,
-            self.mlp_in,
-            self.mlp_out,
+    def fold_weights(self, parameters: dict[str, Any]) -> FoldedWeights:
+        """The weights that `__call__` takes, in float32, from a tree like ``self.parameters()``."""
+        D = parameters["qkv"].shape[0]
+        scales = mx.where(mx.arange(3 * D) < D, self.scale, 1.0)  # of queries, keys, values
+        return FoldedWeights(
+            qkv=parameters["qkv"] * parameters["attention_norm"]["weight"][:, None] * scales,
+            attention_out=parameters["attention_out"],
+            mlp_in=parameters["mlp_in"] * parameters["mlp_norm"]["weight"][:, None],
+            mlp_out=parameters["mlp_out"],
         )
 
-    def folded(self) -> Weights:
-        """The same with each norm's gain, and the scale, folded into a product: ``(x ⊙ g) W = x (diag(g) W)``.
-
-        It pays where one set of weights serves many calls: they launch and save less, above all backward.
-        """
-        own, D = self.weights(), self.qkv.shape[0]
-        scales = mx.where(mx.arange(3 * D) < D, own.scale, 1.0)  # of queries, keys, values
-        qkv = own.qkv * self.attention_norm.weight[:, None] * scales
-        mlp_in = own.mlp_in * self.mlp_norm.weight[:, None]
-        return own._replace(scale=1.0, attention_norm=None, qkv=qkv, mlp_norm=None, mlp_in=mlp_in)
-
-    def ready(self) -> list[mx.array]:
-        """What `use` takes: of the folded weights those that products take."""
-        _, _, qkv, attention_out, _, mlp_in, mlp_out = self.folded()
-        return [qkv, attention_out, mlp_in, mlp_out]
-
-    def use(self, ready: list[mx.array] | None) -> None:
-        """Run with weights that were made ready, until told to use its own again, None."""
-        self._ready = ready
-
-    @property
-    def in_use(self) -> Weights:
-        """The folded weights that it runs with, in the numbers of its products."""
-        ready = self.ready() if self._ready is None else self._ready
-        qkv, attention_out, mlp_in, mlp_out = (weight.astype(self.dtype) for weight in ready)
-        return Weights(1.0, None, qkv, attention_out, None, mlp_in, mlp_out)
+    def cast(self, weights: FoldedWeights) -> FoldedWeights:
+        """The weights in the dtype of the products."""
+        return FoldedWeights(*(weight.astype(self.dtype) for weight in weights))
 
     def __call__(
         self,
         x: mx.array,
+        weights: FoldedWeights,
         rows: int | None = None,
         mask: mx.array | str = "causal",
-        keep: Keep | None = None,
-        weights: Weights | None = None,
+        dropout: DropoutScales | None = None,
     ) -> mx.array:
         """Run the layer on the last n rows of windows of N; all rows serve as keys and values.
 
         Args:
             x: (B, N, D), float32.
+            weights: folded and cast; their dtype is that of the products.
             rows: n; all N if not given.
-            mask: additive (n, N) in the numbers of the products, or ``"causal"``.
-            keep: dropout factors of the attention and MLP outputs, each (B·n, D).
-            weights: this layer's, folded or not, whose numbers the products are in; `in_use` if not given.
+            mask: additive (n, N) in the dtype of the products, or ``"causal"``.
+            dropout: scales of the attention and MLP outputs, each (B·n, D).
 
         Returns:
             (B, n, D), float32.
         """
-        (B, N, D), w = x.shape, weights or self.in_use
+        (B, N, D), w = x.shape, weights
         n = N if rows is None else rows
-        normed = _layer_norm(x, w.attention_norm).astype(w.qkv.dtype)
+        normed = _layer_norm(x, None).astype(w.qkv.dtype)
         if 2 * n < N:  # most rows need no query
             q = normed[:, N - n :].reshape(B * n, D) @ w.qkv[:, :D]
             k, v = mx.split(normed.reshape(B * N, D) @ w.qkv[:, D:], 2, axis=1)
         else:
             q, k, v = mx.split(normed.reshape(B * N, D) @ w.qkv, 3, axis=1)
         q, k, v = (part.reshape(B, -1, self.heads, D // self.heads).swapaxes(1, 2) for part in (q, k, v))
-        attended = _attend(q[:, :, q.shape[2] - n :], k.swapaxes(2, 3), v, mask, w.scale)
-        return self._finish(x[:, N - n :].reshape(B * n, D), attended, keep, w).reshape(B, n, D)
+        attended = _attend(q[:, :, q.shape[2] - n :], k.swapaxes(2, 3), v, mask, 1.0)  # (B·n, D)
+        x = x[:, N - n :].reshape(B * n, D)
+        x = _add_product(x, attended, w.attention_out, dropout and dropout.attention)
+        hidden = self.activation(_layer_norm(x, None).astype(w.mlp_in.dtype) @ w.mlp_in)  # (B·n, 4D)
+        return _add_product(x, hidden, w.mlp_out, dropout and dropout.mlp).reshape(B, n, D)
 
     def step(
-        self, x: mx.array, mask: mx.array, cache: mx.array, write: Callable[[mx.array, mx.array], mx.array]
+        self,
+        x: mx.array,
+        parameters: dict[str, Any],
+        mask: mx.array,
+        cache: mx.array,
+        write: Callable[[mx.array, mx.array], mx.array],
     ) -> tuple[mx.array, mx.array]:
-        """Run the layer on rows that follow others, whose keys and values were kept.
+        """Run the layer on rows that follow others, whose keys and values were kept; in float32.
 
         Args:
             x: the new rows (B, n, D).
+            parameters: a tree like ``self.parameters()``; one use of them is too few to fold them.
             mask: additive (n, N), over all N rows of their window.
             cache: keys and values (2, B, H, N, d) of the window.
             write: puts those of the new rows, (2, B, H, n, d), in their place in the cache.
@@ -164,30 +148,27 @@ class TransformerLayer(nn.Module):
         Returns:
             (outputs (B, n, D), cache with the new rows written in).
         """
-        (B, n, D), w, H = x.shape, self.weights(), self.heads
+        (B, n, D), p, H = x.shape, parameters, self.heads
         x = x.reshape(B * n, D)
-        qkv = (_layer_norm(x, w.attention_norm) @ w.qkv).reshape(B, n, 3, H, D // H).transpose(2, 0, 3, 1, 4)
+        qkv = (_layer_norm(x, p["attention_norm"]["weight"]) @ p["qkv"]).reshape(B, n, 3, H, D // H)
+        qkv = qkv.transpose(2, 0, 3, 1, 4)  # (3, B, H, n, d)
         cache = write(cache, qkv[1:])
         k, v = each(cache)
-        attended = _attend(qkv[:1].squeeze(0), k.swapaxes(2, 3), v, mask, w.scale)
-        return self._finish(x, attended, None, w).reshape(B, n, D), cache
-
-    def _finish(self, x: mx.array, attended: mx.array, keep: Keep | None, w: Weights) -> mx.array:
-        """Output projection, residual and MLP of rows (B·n, D)."""
-        x = _add_product(x, attended, w.attention_out, keep and keep[0])
-        inner = self.activation(_layer_norm(x, w.mlp_norm).astype(w.mlp_in.dtype) @ w.mlp_in)
-        return _add_product(x, inner, w.mlp_out, keep and keep[1])
+        attended = _attend(qkv[:1].squeeze(0), k.swapaxes(2, 3), v, mask, self.scale)  # (B·n, D)
+        x = _add_product(x, attended, p["attention_out"], None)
+        hidden = self.activation(_layer_norm(x, p["mlp_norm"]["weight"]) @ p["mlp_in"])  # (B·n, 4D)
+        return _add_product(x, hidden, p["mlp_out"], None).reshape(B, n, D), cache
 
 
 def _layer_norm(x: mx.array, gain: mx.array | None) -> mx.array:
-    return mx.fast.layer_norm(x, gain, None, EPS)
+    return mx.fast.layer_norm(x, gain, None, NORM_EPS)
 
 
-def _add_product(x: mx.array, rows: mx.array, weight: mx.array, keep: mx.array | None) -> mx.array:
-    """``x + keep ⊙ (rows @ weight)``, in the numbers of x."""
-    if keep is None:
+def _add_product(x: mx.array, rows: mx.array, weight: mx.array, scales: mx.array | None) -> mx.array:
+    """``x + scales ⊙ (rows @ weight)``, in the dtype of x."""
+    if scales is None:
         return mx.addmm(x, rows, weight) if weight.dtype == x.dtype else x + rows @ weight
-    return x + keep * (rows @ weight)
+    return x + scales * (rows @ weight)
 
 
 def _attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str, scale: float) -> mx.array:

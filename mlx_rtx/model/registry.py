@@ -1,12 +1,19 @@
 """The kinds of model by name, as commands and run folders call them."""
 
-from mlx_rtx.model.base import Transformer
+import functools
+
+from mlx_rtx.model.config import ModelConfig, ModelKind
 from mlx_rtx.model.recurrent import RecurrentTransformer
 from mlx_rtx.model.regular import RegularTransformer
+from mlx_rtx.support.trees import count
 
-MODELS: dict[str, type[RecurrentTransformer] | type[RegularTransformer]] = {
+MODELS: dict[ModelKind, type[RecurrentTransformer] | type[RegularTransformer]] = {
     "recurrent": RecurrentTransformer,
     "regular": RegularTransformer,
 }
 
-__all__ = ["MODELS", "Transformer"]
+
+@functools.cache
+def parameter_count(config: ModelConfig, model: ModelKind = "recurrent") -> int:
+    """Parameters of a model of that configuration."""
+    return count(MODELS[model](config).parameters())

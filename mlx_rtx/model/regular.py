@@ -1,12 +1,12 @@
 """The regular transformer that the paper compares with: the same layer over the whole sequence."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from mlx_rtx.model.base import Transformer
+from mlx_rtx.model.base import Implementation, Transformer
 from mlx_rtx.model.config import ModelConfig
-from mlx_rtx.model.dropout import keep_factors, pair, split_keys
-from mlx_rtx.model.embedding import wanted
+from mlx_rtx.model.dropout import DropoutScales, draw_scales, split_keys
 from mlx_rtx.model.layer import TransformerLayer
+from mlx_rtx.model.segment import SegmentOutput, resolve_last
 from mlx_rtx.support.compiled import compiled
 
 import mlx.core as mx
@@ -24,33 +24,33 @@ class CacheState(NamedTuple):
 class RegularTransformer(Transformer):
     """``config.layers`` causal layers over the whole sequence; same interface as the recurrent one.
 
-    `run` takes whole sequences only and leaves an empty carry. ``block`` matters for
+    `run` takes whole sequences only and leaves no carry. ``block`` matters for
     ``positions="block"`` only; ``history``, ``alpha`` and ``close`` have no meaning here.
     """
 
-    def __init__(self, config: ModelConfig):
-        super().__init__(config, [TransformerLayer(config) for _ in range(config.layers)])
+    def __init__(self, config: ModelConfig, implementation: Implementation = "auto"):
+        super().__init__(config, [TransformerLayer(config) for _ in range(config.layers)], implementation)
 
     def masked_parts(self, length):
         """One: the sequence is in one piece."""
         return 1
 
-    def run(self, tokens, position=0, carry=None, last=0, close=True, keys=None):
+    def run(self, weights, segment, carry=None, saved=(), differentiated=False):
         """Run whole sequences; see `Transformer.run`."""
-        (B, L), D = tokens.shape, self.config.dim
-        x, rate = self.embedding(tokens), self.config.dropout
+        (B, L), D, rate = segment.tokens.shape, self.config.dim, self.config.dropout
+        x = self.embedding(segment.tokens, weights.embedding)
         layer_keys: list = [None] * len(self.layers)
-        if keys is not None:
-            own, *layer_keys = split_keys(keys, 1 + len(self.layers))
-            x = x * keep_factors(own, rate, (B, L, D))[0]
-        for layer, key in zip(self.layers, layer_keys, strict=True):
-            n = last if layer is self.layers[-1] else L
-            keep = None if key is None else pair(keep_factors(key, rate, (2, B, n, D))[0])
-            x = layer(x, n, keep=keep)
-        return x, []
+        if segment.keys is not None:
+            own, *layer_keys = split_keys(segment.keys, 1 + len(self.layers))
+            x = x * draw_scales(own, rate, (B, L, D))[0]
+        for layer, own, key in zip(self.layers, weights.layers, layer_keys, strict=True):
+            n = segment.outputs_wanted if layer is self.layers[-1] else L
+            dropout = None if key is None else DropoutScales.of(draw_scales(key, rate, (2, B, n, D))[0])
+            x = layer(x, layer.cast(own), n, dropout=dropout)
+        return SegmentOutput(x, None, ())
 
     def spans(self, length, segment):
-        """One piece: attention over the whole sequence cannot be cut."""
+        """One segment: attention over the whole sequence cannot be cut."""
         return [(0, length)]
 
     def initial_state(self, batch_size: int = 1) -> CacheState:
@@ -59,25 +59,32 @@ class RegularTransformer(Transformer):
         empty = mx.zeros((2, batch_size, H, 0, self.config.dim // H))
         return CacheState(0, (empty,) * len(self.layers))
 
-    def step(self, tokens: mx.array, state: CacheState) -> tuple[mx.array, CacheState]:
+    def step(
+        self, tokens: mx.array, state: CacheState, parameters: dict[str, Any] | None = None
+    ) -> tuple[mx.array, CacheState]:
         """Feed tokens (B, n): (logits (B, n, outputs), state)."""
         position, caches = state
-        end = position + wanted(tokens.shape[1], None)
+        end = position + resolve_last(tokens.shape[1], None)
         self.embedding.check(end)
         if grown := -(-end // CACHE_ROWS) * CACHE_ROWS - caches[0].shape[3]:  # padding by nothing would copy it all
             caches = tuple(mx.pad(cache, [(0, 0)] * 3 + [(0, grown), (0, 0)]) for cache in caches)
-        logits, caches = compiled(self, _step)(tokens, mx.array(position), caches)
+        parameters = self.parameters() if parameters is None else parameters
+        logits, caches = compiled(self, _step)(parameters, tokens, mx.array(position), caches)
         return logits, CacheState(end, caches)
 
 
 def _step(
-    model: RegularTransformer, tokens: mx.array, position: mx.array, caches: tuple[mx.array, ...]
+    model: RegularTransformer,
+    parameters: dict[str, Any],
+    tokens: mx.array,
+    position: mx.array,
+    caches: tuple[mx.array, ...],
 ) -> tuple[mx.array, tuple[mx.array, ...]]:
     """Feed tokens: logits (B, n, outputs) and the layers' caches, which have room for them."""
     last = position + mx.arange(tokens.shape[1])[:, None]  # that a token may look at
     mask = mx.where(mx.arange(caches[0].shape[3]) > last, -mx.inf, 0.0)
-    x, written = model.embedding(tokens, position), []
-    for layer, cache in zip(model.layers, caches, strict=True):
-        x, cache = layer.step(x, mask, cache, lambda rows, new: mx.slice_update(rows, new, position[None], [3]))
+    x, written = model.embedding(tokens, parameters["embedding"], position), []
+    for layer, own, cache in zip(model.layers, parameters["layers"], caches, strict=True):
+        x, cache = layer.step(x, own, mask, cache, lambda rows, new: mx.slice_update(rows, new, position[None], [3]))
         written.append(cache)
-    return model.embedding.readout(x), tuple(written)
+    return model.embedding.readout(x, parameters["embedding"]), tuple(written)

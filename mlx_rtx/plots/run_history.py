@@ -8,7 +8,7 @@ from mlx_rtx.model.config import Architecture
 from mlx_rtx.support.errors import require
 from mlx_rtx.training.checkpoint import RunFolder
 from mlx_rtx.training.log import read_lines
-from mlx_rtx.training.settings import from_stored
+from mlx_rtx.training.stored_settings import from_stored
 
 import numpy as np
 

@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from mlx_rtx.model.config import ModelKind
 from mlx_rtx.scaling import corpora, grid, pictures
 from mlx_rtx.scaling.published import PAPER, PUBLISHED
 from mlx_rtx.scaling.regression import Interval, LossFit, fit_losses
@@ -77,7 +78,7 @@ class Train:
 
     text: tyro.conf.Positional[Path | None] = None
     """Text in UTF-8, whose last tenth is held out and scores every run; tiny Shakespeare if not given."""
-    models: tuple[Literal["recurrent", "regular"], ...] = ("recurrent", "regular")
+    models: tuple[ModelKind, ...] = ("recurrent", "regular")
     """Kinds: recurrent with one layer, regular with four."""
     dims: tuple[int, ...] = (16, 32, 64, 128, 256)
     """Widths D."""
@@ -196,7 +197,7 @@ def train(command: Train) -> None:
     sizes = [most >> i for i in range(command.halvings + 1)]
     require(sizes[-1] >= 4 * grid.LENGTH, f"halvings={command.halvings}: leave {sizes[-1]:,} characters; use fewer")
     points = [
-        grid.Point(model, LAYERS[model], dim, size, lr, seed)
+        grid.GridPoint(model, LAYERS[model], dim, size, lr, seed)
         for model in command.models
         for dim in command.dims
         for size in sizes

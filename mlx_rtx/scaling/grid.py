@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from mlx_rtx.forecast.memory import parameter_count
-from mlx_rtx.model.registry import MODELS
+from mlx_rtx.model.config import ModelKind
+from mlx_rtx.model.registry import MODELS, parameter_count
 from mlx_rtx.support.errors import UserError
 from mlx_rtx.tasks import TextData, TextTask
 from mlx_rtx.training.curriculum import Progress
 from mlx_rtx.training.evaluation import Scores, evaluate
-from mlx_rtx.training.gradient import loss_and_grad
-from mlx_rtx.training.optimizer import apply_gradients, make_optimizer
-from mlx_rtx.training.settings import TEXT, TrainConfig
+from mlx_rtx.training.recipes import TEXT
+from mlx_rtx.training.settings import RunConfig
+from mlx_rtx.training.step import TrainingStep
 
 import mlx.core as mx
 
@@ -30,10 +30,10 @@ HEAD = 16  # width of an attention head, where it divides the model's; else ther
 
 
 @dataclass(frozen=True)
-class Point:
+class GridPoint:
     """A run of the grid: which model on how many characters."""
 
-    model: Literal["recurrent", "regular"]
+    model: ModelKind
     layers: int
     dim: int
     characters: int
@@ -46,7 +46,7 @@ class Point:
         """Sequences to a step: fewer where there is less to read, so that there are steps enough."""
         return 4 if self.characters < 1e6 else 8 if self.characters < 4e6 else 16
 
-    def settings(self, data: str) -> TrainConfig:
+    def settings(self, data: str) -> RunConfig:
         """The run's settings: the recipe for text without dropout, α from 0, where text takes it, the rate falling."""
         heads = self.dim // HEAD if self.dim % HEAD == 0 else 1
         positions: Literal["absolute", "block"] = "absolute" if self.model == "regular" else "block"
@@ -62,7 +62,7 @@ class Point:
         samples = self.characters // LENGTH
         return replace(
             TEXT,
-            task=TextTask(data=data, length=LENGTH, once=True, characters=self.characters, sample=0),
+            task=TextTask(data=data, length=LENGTH, without_replacement=True, characters=self.characters, sample=0),
             model=self.model,
             architecture=architecture,
             progress=replace(TEXT.progress, lr_decay="cosine"),
@@ -75,7 +75,7 @@ class Point:
 class Loss:
     """What a run came to."""
 
-    point: Point
+    point: GridPoint
     parameters: int
     """N, all of them."""
     embeddings: int
@@ -96,7 +96,7 @@ class Loss:
         return json.dumps({**values.pop("point"), **values})
 
 
-def train(point: Point, text: str, source: str) -> Loss:
+def train(point: GridPoint, text: str, source: str) -> Loss:
     """Train on the point's characters of ``text``, and score on all that is held out; nothing is saved meanwhile."""
     began, settings = time.perf_counter(), point.settings(source)
     assert isinstance(settings.task, TextTask)
@@ -104,19 +104,13 @@ def train(point: Point, text: str, source: str) -> Loss:
     config = settings.model_config(data)
     mx.random.seed(point.seed)
     model = MODELS[point.model](config)
-    optimizer = make_optimizer(settings.optimizer, model)
+    step = TrainingStep(model, settings.optimizer, training.segment)
     progress = Progress(settings.progress, settings.optimizer.lr, data.chance)
-    key, steps, before = mx.random.key(point.seed), training.samples // training.batch, mx.array(0.0)
-    model.train()
-    for step in range(steps):
-        tokens, targets = data.shuffled(key, step, training.batch)
-        loss, gradients = loss_and_grad(model, tokens, targets, training.segment)
-        optimizer.learning_rate = progress.rate(step / steps)
-        apply_gradients(model, optimizer, gradients, settings.optimizer.clip)
-        mx.async_eval(model.parameters(), optimizer.state, loss)
-        mx.eval(before)  # one step in flight, not more
-        before = loss
-    scores: Scores = evaluate(model, data.held_out("validation", None, EVALUATED, key))
+    steps = training.samples // training.batch
+    for i in range(steps):
+        tokens, targets, _ = data.batch(point.seed, i, training.batch)
+        step(tokens, targets, lr=progress.rate(i / steps))
+    scores: Scores = evaluate(model, data.held_out("validation", None, EVALUATED, mx.random.key(point.seed)))
     return Loss(
         point,
         parameter_count(config, point.model),
@@ -145,13 +139,13 @@ def read_losses(path: Path) -> list[Loss]:
 
 
 def _loss(values: dict) -> Loss:
-    point = Point(**{name: values.pop(name) for name in ("model", "layers", "dim", "characters", "lr", "seed")})
+    point = GridPoint(**{name: values.pop(name) for name in ("model", "layers", "dim", "characters", "lr", "seed")})
     return Loss(point, **values)
 
 
 def best_runs(losses: Iterable[Loss]) -> list[Loss]:
     """Of runs that differ in learning rate and seed alone, the one of the lowest loss."""
-    best: dict[Point, Loss] = {}
+    best: dict[GridPoint, Loss] = {}
     for loss in losses:
         same = replace(loss.point, lr=0.0, seed=0)
         if same not in best or loss.loss < best[same].loss:
@@ -161,14 +155,14 @@ def best_runs(losses: Iterable[Loss]) -> list[Loss]:
 
 def seed_noise(losses: Iterable[Loss]) -> float | None:
     """Standard deviation of log loss among runs that differ in their seed alone; None where none do."""
-    alike: dict[Point, list[float]] = {}
+    alike: dict[GridPoint, list[float]] = {}
     for loss in losses:
         alike.setdefault(replace(loss.point, seed=0), []).append(math.log(loss.loss))
     spreads = [statistics.variance(values) for values in alike.values() if len(values) > 1]
     return math.sqrt(statistics.mean(spreads)) if spreads else None
 
 
-def missing(points: Iterable[Point], path: Path) -> Iterator[Point]:
+def missing(points: Iterable[GridPoint], path: Path) -> Iterator[GridPoint]:
     """The points that have no row yet."""
     done = {loss.point for loss in read_losses(path)} if path.exists() else set()
     return (point for point in points if point not in done)

@@ -74,7 +74,7 @@ def device() -> str:
 
 def environment() -> dict:
     """Versions, device and source revision, ready for JSON."""
-    from mlx_rtx.support.compiled import pays
+    from mlx_rtx.support.compiled import should_compile
 
     import mlx.core as mx
 
@@ -88,7 +88,7 @@ def environment() -> dict:
         "processor": _processor(),
         "openblas": HAS_OPENBLAS,
         "tf32": os.environ.get("MLX_ENABLE_TF32", "default"),
-        "compiled": pays(),
+        "compiled": should_compile(),
         "kernels": os.environ.get("MLX_RTX_KERNELS", "default"),
         "git_revision": _git_revision(),
     }

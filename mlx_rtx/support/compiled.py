@@ -1,4 +1,4 @@
-"""Functions of a model, compiled: traced once a shape, their elementwise operations fused.
+"""Functions of arrays, compiled: traced once a shape, their elementwise operations fused.
 
 Elsewhere than on Metal functions run as they are. On the CPU compiling gains nothing, and takes a compiler at run
 time. On CUDA each fused operation takes seconds to compile, a training step a minute, where the kernels of
@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 
-def pays() -> bool:
+def should_compile() -> bool:
     """Whether functions are compiled on the device in use."""
     return mx.metal.is_available() and mx.default_device() == mx.gpu
 
@@ -23,24 +23,37 @@ def compiled(model: nn.Module, function: Callable[..., Any]) -> Callable[..., An
     """``function(model, *arguments)`` as a function of the arguments, compiled where that pays.
 
     Args:
-        function: a function of a module; what it takes and returns are trees of arrays, and constants that it may
-            branch on: for each of their values it is traced anew.
+        model: its configuration alone may be used; an array of its own would be frozen into what is compiled.
+        function: takes and returns trees of arrays, and constants that it may branch on: for each of their values
+            it is traced again.
     """
-    if not pays():
+    if not should_compile():
         return functools.partial(function, model)
     made = vars(model).setdefault("_compiled", {})
     if function not in made:
-        where = weakref.ref(model)  # which holds this function: in a cycle neither would be freed at once
+        model_reference = weakref.ref(model)  # it holds this function: in a cycle neither would be freed at once
 
-        def pure(weights: dict, *arguments: Any) -> Any:
-            model = where()
-            assert model is not None
-            before = model.parameters()
-            model.update(weights)
-            try:
-                return function(model, *arguments)
-            finally:
-                model.update(before)
+        def pure(*arguments: Any) -> Any:
+            return function(model_reference(), *arguments)
 
         made[function] = mx.compile(pure)
-    return functools.partial(made[function], model.parameters())
+    return made[function]
+
+
+class Execution:
+    """How a computation in several functions is run: each compiled where that pays, queued, and waited for.
+
+    Another one may count what would be run: see `mlx_rtx.forecast.graph`.
+    """
+
+    def __call__(self, model: nn.Module, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(model, *arguments)``."""
+        return compiled(model, function)(*arguments)
+
+    def queue(self, *trees: Any) -> None:
+        """Let the device begin."""
+        mx.async_eval(*trees)
+
+    def wait(self, *trees: Any) -> None:
+        """Wait until trees are computed: memory is taken when work is queued, so this bounds it."""
+        mx.eval(*trees)

@@ -1,9 +1,9 @@
 """What the commands share: flags and config files to settings, and errors in one line."""
 
 import contextlib
-import io
+import dataclasses
+import difflib
 import os
-import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +13,7 @@ from typing import Any
 from mlx_rtx.support.errors import UserError
 
 import tyro
+from tyro import _errors as tyro_errors  # its hook for errors, private as yet: see pyproject.toml
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
@@ -35,7 +36,7 @@ def parse(command: type, arguments: Sequence[str], program: str) -> Any:
     Raises:
         UserError: one line on what was wrong.
     """
-    with _complaints_in_one_line():
+    with _errors_in_one_line(set(_flags(command))):
         return tyro.cli(command, args=list(arguments), prog=program, config=(tyro.conf.OmitArgPrefixes,))
 
 
@@ -53,7 +54,9 @@ def parse_subcommand(
     Raises:
         UserError: one line on what was wrong.
     """
-    with _complaints_in_one_line():
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in choices:
+        raise UserError(f"{arguments[0]}: is no subcommand; choose one of {', '.join(choices)}")
+    with _errors_in_one_line({flag for _, settings in choices.values() for flag in _flags(settings)}):
         return tyro.extras.overridable_config_cli(
             choices,
             args=list(arguments),
@@ -63,17 +66,56 @@ def parse_subcommand(
         )
 
 
+def _flags(settings: Any) -> Iterator[str]:
+    """The flags that a settings dataclass, or an instance with others inside, stands for."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name, None)
+        if dataclasses.is_dataclass(value):
+            yield from _flags(value)
+        else:
+            yield "--" + field.name.replace("_", "-")
+
+
 @contextlib.contextmanager
-def _complaints_in_one_line() -> Iterator[None]:
-    """Turn the parser's boxed complaint and exit into a `UserError`; help passes."""
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            yield
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UserError(_one_line(complaint.getvalue())) from None
+def _errors_in_one_line(flags: set[str]) -> Iterator[None]:
+    """Make a `UserError` of what the parser refuses, in place of its box of text."""
+
+    def refuse(event: tyro_errors.ParseErrorEvent) -> None:
+        if text := _describe(event, flags):
+            raise UserError(text)
+
+    with tyro_errors.on_parse_error(refuse):
+        yield
+
+
+def _describe(event: tyro_errors.ParseErrorEvent, flags: set[str]) -> str | None:
+    """A refusal in one line; None of a kind that this version does not know, which the parser then prints itself."""
+    help_text = f"{event.prog} --help lists what there is"
+    match event:
+        case tyro_errors.InstantiationFailure(message=message, argument=argument):
+            return " ".join(message.split()) if argument is None else f"{_name(argument)}: {' '.join(message.split())}"
+        case tyro_errors.MissingSubcommand(subcommand_spec=spec, found_token=found):
+            given = "a subcommand is missing" if found is None else f"{found}: is no subcommand"
+            return f"{given}; choose one of {', '.join(spec.parser_from_name)}"
+        case tyro_errors.UnrecognizedArgs(tokens=tokens):
+            near = difflib.get_close_matches(tokens[0], flags, n=3)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            return f"Unrecognized: {' '.join(tokens)}; {hint}{help_text}"
+        case tyro_errors.MissingArgs(missing_arguments=missing):
+            return f"Missing: {', '.join(_name(each.arg) for each in missing)}; {help_text}"
+        case tyro_errors.InvalidChoice(argument=argument, value=value, choices=allowed):
+            return f"{_name(argument)} {value}: must be one of {', '.join(allowed)}"
+        case tyro_errors.BadValue(argument=argument, offending_value=None):
+            return f"{_name(argument)}: needs a value ({argument.lowered.metavar}); {help_text}"
+        case tyro_errors.BadValue(argument=argument, offending_value=value):
+            return f"{_name(argument)}: takes no value {value}; {help_text}"
+    return None
+
+
+def _name(argument: Any) -> str:
+    """A flag as it is typed, or what stands for a positional argument."""
+    lowered = argument.lowered
+    return str(lowered.metavar) if argument.is_positional() else lowered.name_or_flags[0]
 
 
 def read_config_file(path: Path) -> list[str]:
@@ -92,12 +134,3 @@ def read_config_file(path: Path) -> list[str]:
             raise UserError(f"--config {path}: {name}: write plain lines such as noise = 4096, without tables or lists")
         flags += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return flags
-
-
-def _one_line(box: str) -> str:
-    """A parser's boxed complaint as one line: without frame, title, and pointers to several helps."""
-    lines = [re.sub(r"[─-╿]+|-{3,}|^[|+]|[|+]$", " ", line).strip() for line in box.splitlines()[1:]]
-    text = " ".join(line for line in lines if line and not re.match(r"in .* --help$", line))
-    text = re.sub(r"\s*(For full helptext|Argument helptext:).*", "", text).strip()
-    own = re.sub(r"^Error parsing \S*__tyro\S*: ", "", text)  # a UserError of ours, raised while parsing
-    return own if own != text else f"{text.rstrip('.')}; --help lists what there is"

@@ -19,3 +19,8 @@ def each(array: mx.array) -> list[mx.array]:
 def arrays(tree: Any) -> list[mx.array]:
     """The arrays among the leaves of a tree, which may hold others."""
     return [leaf for leaf in flat(tree).values() if isinstance(leaf, mx.array)]
+
+
+def count(tree: Any) -> int:
+    """Numbers in all arrays of a tree."""
+    return sum(array.size for array in flat(tree).values())

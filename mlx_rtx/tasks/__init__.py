@@ -2,10 +2,11 @@
 
 from mlx_rtx.tasks.copying import CopyTask, SelectiveCopyTask
 from mlx_rtx.tasks.image import ImageTask
-from mlx_rtx.tasks.task import Data, Sequences, Shape, StoredTask, Task
+from mlx_rtx.tasks.task import Batch, Data, Sequences, Shape, StoredTask, Task
 from mlx_rtx.tasks.text import TextData, TextTask
 
 __all__ = [
+    "Batch",
     "CopyTask",
     "Data",
     "ImageTask",

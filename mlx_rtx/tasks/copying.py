@@ -23,7 +23,7 @@ class CopyTask(Task, Data):
     """Copy: the payload comes first, the noise after it. Fresh sequences are made when they are asked for.
 
     Example:
-        >>> tokens, targets = CopyTask(noise=4, payload=2, alphabet=5).batch(mx.random.key(0), 1)
+        >>> tokens, targets = CopyTask(noise=4, payload=2, alphabet=5).draw(mx.random.key(0), 1)
         >>> tokens
         array([[2, 1, 0, 0, 0, 0, 4, 4]], dtype=int32)
         >>> targets
@@ -37,7 +37,8 @@ class CopyTask(Task, Data):
     alphabet: int = 16
     """Vocabulary V: noise, V - 2 payload symbols, marker."""
 
-    figures = ("loss", "accuracy", "sequence_accuracy")
+    summary = "Recall 16 tokens after thousands of noise tokens (paper §6.2)."
+    metrics = ("loss", "accuracy", "sequence_accuracy")
     splits = ("fresh",)
 
     def __post_init__(self):
@@ -65,9 +66,14 @@ class CopyTask(Task, Data):
         """The payload is read."""
         return Shape(self.vocab_size, self.length, self.payload)
 
-    def at(self, noise: int) -> Self:
-        """The same task with ``noise`` noise tokens."""
-        return replace(self, noise=noise)
+    @property
+    def stage(self) -> dict[str, int]:
+        """A curriculum raises the noise."""
+        return {"noise": self.noise}
+
+    def at_stage(self, stage: dict[str, int]) -> Self:
+        """The same task with another noise."""
+        return replace(self, **stage)
 
     def load(self, vocabulary: Characters | None = None) -> Self:
         """The task itself: its sequences are made, not read."""
@@ -77,7 +83,7 @@ class CopyTask(Task, Data):
         """Noise and length."""
         return {"noise": self.noise, "length": self.length}
 
-    def batch(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
+    def draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
         """Tokens (size, L) and targets (size, P), int32, fixed by ``key`` and made on the device."""
         places, payload = self._draw(key, size)
         return self._tokens(places, payload, 0, self.length), payload
@@ -109,10 +115,12 @@ class CopyTask(Task, Data):
 
 @dataclass(frozen=True, kw_only=True)
 class SelectiveCopyTask(CopyTask):
-    """Selective copy: the payload is strewn over the noise, at distinct uniform places.
+    """Selective copy: the payload is scattered over the noise, at distinct uniform places.
 
     Drawing the places takes 8 bytes a token, which is all of it that grows with the noise.
     """
+
+    summary = "Recall 16 tokens scattered over thousands of noise tokens (paper §6.2)."
 
     def _places(self, key: mx.array, size: int) -> mx.array:
         order = mx.random.uniform(shape=(size, self.noise + self.payload), key=key)

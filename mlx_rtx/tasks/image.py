@@ -27,6 +27,8 @@ SET_ASIDE = 0.1  # share of the training images
 class ImageTask(StoredTask):
     """Classify grey CIFAR-10."""
 
+    summary = "Classify CIFAR-10 images from 1,024 grey levels read one by one (paper §6.1)."
+
     validate_on: Literal["held-out", "test"] = "held-out"
     """held-out: 5,000 training images set aside. test: the test set, as the paper does; then all 50,000 train,
     and the weights kept are those that do best on the test set, which flatters them."""
@@ -76,7 +78,7 @@ class ImageData(Data):
         """Counts and source."""
         return self._described
 
-    def batch(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
+    def draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
         """Grey levels (size, 1024) and classes (size, 1) of training images drawn with replacement."""
         rows = mx.random.randint(0, len(self._labels), (size,), key=key)
         return self._pixels[rows].astype(mx.int32), self._labels[rows][:, None].astype(mx.int32)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from mlx_rtx.model.config import Architecture, ModelKind
+from mlx_rtx.support.randomness import step_key
 from mlx_rtx.tasks.vocabulary import Characters
 
 import mlx.core as mx
@@ -15,12 +17,12 @@ class Sequences(NamedTuple):
     """A batch of sequences to score; a long one need never be in memory as a whole."""
 
     length: int  # L
-    read: Callable[[int, int], mx.array]  # tokens (B, end - start) of positions start … end
+    read_tokens: Callable[[int, int], mx.array]  # tokens (B, end - start) of positions start … end
     targets: mx.array  # (B, n), classes of the last n positions
 
 
 def columns(rows: np.ndarray, start: int, end: int) -> mx.array:
-    """Tokens at positions start … end of whole sequences (B, L): what `Sequences.read` does when they are in memory."""
+    """Tokens at positions start … end of sequences (B, L) in memory, as `Sequences.read_tokens` gives them."""
     return mx.array(rows[:, start:end].astype(np.int32))
 
 
@@ -33,11 +35,19 @@ class Shape(NamedTuple):
     out_size: int | None = None  # classes; the vocabulary if None
 
 
+class Batch(NamedTuple):
+    """What one training step reads."""
+
+    tokens: mx.array  # (B, L)
+    targets: mx.array  # (B, n), classes of the last n positions
+    continues: bool = False  # sequences go on where those of the step before ended, row by row, with their state
+
+
 class Data(ABC):
     """Sequences of a task, ready to be drawn."""
 
-    figures: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
-    """Scores that mean something here, for people."""
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    """Scores that mean something here, for people; see `mlx_rtx.training.evaluation.Scores`."""
     splits: ClassVar[tuple[str, ...]] = ("validation",)
     """Held-out sequences there are; the last one is what a finished model is judged by."""
     long_range: ClassVar[bool] = True
@@ -48,6 +58,8 @@ class Data(ABC):
     """sha256 of the data; None where it is made, not read."""
     vocabulary: Characters | None = None
     """Characters that the tokens stand for, if they do."""
+    stateful: bool = False
+    """Whether batches may continue: a sequence then has no end, and its last block keeps Eq. 6."""
 
     @property
     @abstractmethod
@@ -64,13 +76,26 @@ class Data(ABC):
     def chance(self) -> float:
         """Loss in nats of a model that knows the classes and nothing else."""
 
+    @property
+    def stage(self) -> dict[str, int]:
+        """What a curriculum raises, and where it stands here, such as ``{"noise": 4096}``; empty without stages."""
+        return {}
+
+    def at_stage(self, stage: dict[str, int]) -> "Data":
+        """The data of another stage."""
+        return self
+
     @abstractmethod
     def describe(self) -> dict:
         """What there is, in short, for people and for the run's ``config.json``."""
 
     @abstractmethod
-    def batch(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
+    def draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
         """Tokens (size, L) and the targets (size, n) of their last n positions, fixed by ``key``."""
+
+    def batch(self, seed: int, step: int, size: int) -> Batch:
+        """The batch of a training step, fixed by the run's seed and the step's number; freshly drawn by default."""
+        return Batch(*self.draw(step_key(seed, step, "data"), size))
 
     @abstractmethod
     def held_out(self, split: str, samples: int | None, batch: int, key: mx.array) -> Iterator[Sequences]:
@@ -96,6 +121,9 @@ class Data(ABC):
 class Task(ABC):
     """Settings of a task."""
 
+    summary: ClassVar[str]
+    """The task in one line, for help."""
+
     @property
     @abstractmethod
     def shape(self) -> Shape:
@@ -111,6 +139,17 @@ class Task(ABC):
         Raises:
             UserError: it is missing, or not what it should be.
         """
+
+    def check_model(self, kind: ModelKind, architecture: Architecture) -> None:  # noqa: B027 (most tasks take any)
+        """Refuse a model that cannot be trained on this task.
+
+        Raises:
+            UserError: one line that says why, and what to do.
+        """
+
+    def advise(self, kind: ModelKind, architecture: Architecture) -> Iterator[str]:
+        """Advice on a model that can be trained, but not well, a line each."""
+        return iter(())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,18 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
+from mlx_rtx.model.config import Architecture, ModelKind
 from mlx_rtx.support.errors import require, require_positive
 from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks import text_file
-from mlx_rtx.tasks.task import Data, Sequences, Shape, StoredTask, columns
+from mlx_rtx.tasks.task import Batch, Data, Sequences, Shape, StoredTask, columns
 from mlx_rtx.tasks.vocabulary import Characters
 
 import mlx.core as mx
 import numpy as np
+import tyro
 
 TRAIN = 0.9  # share of the text
 
@@ -25,14 +28,16 @@ TRAIN = 0.9  # share of the text
 class TextTask(StoredTask):
     """Predict the next character."""
 
+    summary = "Predict the next character of tiny Shakespeare, or of any text (paper §6.3)."
+
     length: int = 256
     """Characters L of a training sequence."""
     stateful: bool = False
     """Read the text on: a sequence begins where the one before it in the same row ended, with its state.
     Best with --alpha 0."""
-    once: bool = False
+    without_replacement: Annotated[bool, tyro.conf.arg(aliases=("--once",))] = False
     """Read the text in windows side by side, in random order, each one once before any comes again; else windows are
-    drawn from anywhere, again and again."""
+    drawn from anywhere, with replacement."""
     characters: int | None = None
     """Train on the first so many characters only; what is held out stays the same. All that train, if not given."""
     sample: int = 160
@@ -42,7 +47,10 @@ class TextTask(StoredTask):
         require_positive(self, "length")
         require(self.sample >= 0, f"sample={self.sample}: must be 0 (off) or above")
         require(self.characters is None or self.characters >= 1, f"characters={self.characters}: must be at least 1")
-        require(not (self.stateful and self.once), "once: a stateful run reads the text on; drop one of the two")
+        require(
+            not (self.stateful and self.without_replacement),
+            "without_replacement: a stateful run reads the text on; drop one of the two",
+        )
 
     @property
     def shape(self) -> Shape:
@@ -53,6 +61,23 @@ class TextTask(StoredTask):
         """Read and check the text; see `mlx_rtx.tasks.text_file.load`."""
         text, path = text_file.load(self.data)
         return TextData(self, text, path.name, vocabulary)
+
+    def check_model(self, kind: ModelKind, architecture: Architecture) -> None:
+        """A stateful run needs a state, positions without an end, and whole blocks."""
+        if not self.stateful:
+            return
+        K, L = architecture.block, self.length
+        require(kind == "recurrent", f"model={kind}: has no state for stateful training to carry")
+        require(
+            architecture.positions != "absolute",
+            "positions='absolute': end with a sequence, stateful training goes on; use --positions block",
+        )
+        require(L % K == 0, f"length={L}: stateful training needs whole blocks, a multiple of block={K}")
+
+    def advise(self, kind: ModelKind, architecture: Architecture) -> Iterator[str]:
+        """A stateful run trains best where α starts at 0."""
+        if self.stateful and architecture.alpha > 0:
+            yield f"with --stateful an alpha of {architecture.alpha} may run off to 1 and stay there; --alpha 0 trains"
 
 
 class TextData(Data):
@@ -65,12 +90,12 @@ class TextData(Data):
         vocabulary: see `Task.load`.
     """
 
-    figures = ("loss", "bits_per_character", "accuracy")
+    metrics = ("loss", "bits_per_character", "accuracy")
     splits = ("stream", "validation")
     long_range = False
 
     def __init__(self, task: TextTask, text: str, source: str, vocabulary: Characters | None):
-        self.task = task
+        self.task, self.stateful = task, task.stateful
         self.vocabulary: Characters = vocabulary or Characters(text)
         tokens = self.vocabulary.encode(text, source) if text else np.zeros(0, np.int32)
         cut = int(TRAIN * len(tokens))
@@ -111,48 +136,45 @@ class TextData(Data):
         """Sizes and source."""
         return self._described
 
-    def batch(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
+    def draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
         """Characters (size, L) from places drawn with replacement, and those that follow them (size, L)."""
         starts = mx.random.randint(0, len(self._train) - self.length, (size, 1), key=key)
         return self._cut(starts)
 
-    def shuffled(self, key: mx.array, step: int, size: int) -> tuple[mx.array, mx.array]:
+    def batch(self, seed: int, step: int, size: int) -> Batch:
+        """Windows drawn with replacement, without, or contiguous ones, as the task says."""
+        if self.stateful:
+            return self._contiguous(mx.random.key(seed), step, size)
+        if self.task.without_replacement:
+            return self._without_replacement(mx.random.key(seed), step, size)
+        return super().batch(seed, step, size)
+
+    def _without_replacement(self, key: mx.array, step: int, size: int) -> Batch:
         """The ``step``-th batch when windows side by side come in random order, each once before any comes again.
 
-        Args:
-            key: fixes the order, another one each time through the text, and where the first window begins.
-
-        Raises:
-            UserError: the text has fewer windows than ``size``.
+        ``key`` fixes the order, another one each epoch, and where the first window begins.
         """
         L, usable = self.length, len(self._train) - 1
         batches = usable // L // size
         require(batches >= 1, f"batch={size}: the text has not so many windows of {L}; use a smaller --batch")
-        turn, at = divmod(step, batches)
-        order, begin = mx.random.split(mx.random.split(key, turn + 1)[turn])
+        epoch, at = divmod(step, batches)
+        order, begin = mx.random.split(mx.random.split(key, epoch + 1)[epoch])
         windows = mx.random.permutation(usable // L, key=order)[at * size : (at + 1) * size]
-        return self._cut(mx.random.randint(0, usable % L + 1, key=begin) + L * windows[:, None])
+        return Batch(*self._cut(mx.random.randint(0, usable % L + 1, key=begin) + L * windows[:, None]))
 
-    def continued(self, key: mx.array, step: int, size: int) -> tuple[mx.array, mx.array, bool]:
+    def _contiguous(self, key: mx.array, step: int, size: int) -> Batch:
         """The ``step``-th batch when ``size`` rows read the text on side by side, and again from the start.
 
-        Args:
-            key: fixes where reading begins each time through the text.
-
-        Returns:
-            (tokens (size, L), targets (size, L), whether the rows begin anew here).
-
-        Raises:
-            UserError: the text has no L characters for each row.
+        ``key`` fixes where reading begins each epoch.
         """
         usable, L = len(self._train) - 1, self.length
         chunks = usable // (size * L)
         require(chunks >= 1, f"batch={size}: the text is too short for so many rows of {L}; use a smaller --batch")
-        turn, chunk = divmod(step, chunks)
+        epoch, chunk = divmod(step, chunks)
         spare = usable - size * chunks * L
-        begin = mx.random.randint(0, spare + 1, key=mx.random.split(key, turn + 1)[turn])
+        begin = mx.random.randint(0, spare + 1, key=mx.random.split(key, epoch + 1)[epoch])
         starts = begin + L * (chunk + chunks * mx.arange(size)[:, None])
-        return *self._cut(starts), chunk == 0
+        return Batch(*self._cut(starts), continues=chunk > 0)
 
     def _cut(self, starts: mx.array) -> tuple[mx.array, mx.array]:
         places = starts + mx.arange(self.length)

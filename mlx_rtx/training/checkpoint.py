@@ -1,4 +1,4 @@
-"""Run folders: configuration, best weights, and all that a run needs to go on to the bit.
+"""Run folders: configuration, best weights, and all that a run needs to go on bit-exactly.
 
     config.json            the run's settings, and where and with what it was made
     tokenizer.json         the characters that a text model knows
@@ -12,20 +12,21 @@ Each file is written under another name first and then renamed: it is whole or i
 import json
 import os
 from pathlib import Path
-from typing import cast
+from typing import Any
 
+from mlx_rtx.model.base import Transformer
 from mlx_rtx.model.config import ModelConfig
-from mlx_rtx.model.registry import MODELS, Transformer
+from mlx_rtx.model.registry import MODELS
+from mlx_rtx.model.segment import Carries, Carry
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.files import write_whole
+from mlx_rtx.support.safetensors import FORMAT, read_arrays, write_arrays
 from mlx_rtx.support.trees import flat
 from mlx_rtx.tasks.vocabulary import Characters
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
-
-FORMAT = "mlx_rtx-1"
 
 
 class RunFolder:
@@ -83,14 +84,17 @@ class RunFolder:
         arrays, _ = read_arrays(self.model)
         _update(model, arrays, self.model)
 
-    def write_training(self, model: nn.Module, optimizer_state: dict, counters: dict, carry: list) -> None:
-        """Save all that going on needs: ``carry`` is what a stateful run goes on from, else empty."""
+    def write_training(
+        self, model: nn.Module, optimizer_state: dict[str, Any], counters: dict, carry: Carries | None
+    ) -> None:
+        """Save all that going on needs: ``carry`` is what a stateful run goes on from."""
         arrays = {"model." + name: array for name, array in flat(model.parameters()).items()}
         arrays |= {"optimizer." + name: array for name, array in flat(optimizer_state).items()}
-        arrays |= {"carry." + name: array for name, array in flat(carry).items()}
+        if carry is not None:
+            arrays |= {"carry." + name: array for name, array in flat(carry).items()}
         write_arrays(self.training, arrays, {"counters": json.dumps(counters)})
 
-    def read_training(self, model: nn.Module) -> tuple[dict, list, dict]:
+    def read_training(self, model: nn.Module) -> tuple[dict[str, Any], Carries | None, dict]:
         """Put the latest weights into ``model``; return (optimizer state, carry, counters)."""
         arrays, metadata = read_arrays(self.training)
         parts: dict[str, dict[str, mx.array]] = {"model": {}, "optimizer": {}, "carry": {}}
@@ -98,7 +102,8 @@ class RunFolder:
             part, rest = name.split(".", 1)
             parts[part][rest] = array
         _update(model, parts["model"], self.training)
-        optimizer, carry = (tree_unflatten(list(parts[name].items())) for name in ("optimizer", "carry"))
+        optimizer, layers = (tree_unflatten(list(parts[name].items())) for name in ("optimizer", "carry"))
+        carry = tuple(Carry(*layer) for layer in layers) or None
         return optimizer, carry, json.loads(metadata["counters"])
 
 
@@ -145,29 +150,3 @@ def _update(model: nn.Module, arrays: dict[str, mx.array], path: Path) -> None:
             "the file belongs to another run",
         )
     model.load_weights(list(arrays.items()))
-
-
-def read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """Arrays and metadata of a safetensors file that `write_arrays` wrote.
-
-    Raises:
-        UserError: it is missing, cut off, or not ours.
-    """
-    require(path.is_file(), f"{path}: not found; name a file that is there, or train again without --resume")
-    try:
-        arrays, metadata = cast(tuple[dict, dict], mx.load(str(path), "safetensors", return_metadata=True))
-        mx.eval(arrays)
-    except RuntimeError as error:
-        raise UserError(f"{path}: cut off or no safetensors file ({error}); restore it or train again") from None
-    require(metadata.get("format") == FORMAT, f"{path}: not written by this mlx_rtx; name a folder that it wrote")
-    return arrays, metadata
-
-
-def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
-    """Write arrays as a safetensors file that is marked as ours."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # a name would get a suffix added
-            mx.save_safetensors(file, arrays, {"format": FORMAT, **metadata})
-
-    write_whole(path, write)

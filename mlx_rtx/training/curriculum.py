@@ -24,6 +24,14 @@ class ProgressConfig:
         require_positive(self, "collapse_patience")
         require_choices(self)
 
+    @property
+    def final_samples(self) -> int | None:
+        """Held-out sequences that score the run at its end; None for all there are."""
+        return None
+
+
+STORED = {"passed": "stage"}  # names in run folders that differ
+
 
 class Verdict(Enum):
     """What a validation means for training."""
@@ -48,29 +56,24 @@ class Progress:
         (<Verdict.BEST: 'best'>, <Verdict.GOING: 'going'>)
     """
 
-    STATE: tuple[str, ...] = ("base_lr", "lr", "best", "stage", "lowest", "stale")
+    STATE: tuple[str, ...] = ("base_lr", "lr", "best", "passed", "lowest", "stale")
 
     def __init__(self, config: ProgressConfig, lr: float, chance: float):
         self.config, self.chance = config, chance
         self.base_lr = self.lr = lr
         self.best = math.inf  # loss of this stage's best validation
-        self.stage = 0  # stages passed
+        self.passed = 0  # stages
         self.lowest = math.inf  # loss since the stage began or training collapsed
         self.stale = 0  # validations in a row that neither lowered it nor were any good
 
     @property
-    def final_samples(self) -> int | None:
-        """Held-out sequences that score the run at its end; None for all there are."""
-        return None
-
-    @property
-    def goal(self) -> str:
+    def stop_condition(self) -> str:
         """What may end the run before its samples do, in words before their number."""
         return ""
 
     @property
-    def where(self) -> dict:
-        """What tells this stage from others, for reports."""
+    def stage(self) -> dict[str, int]:
+        """The stage that training is in, as `Data.at_stage` takes it."""
         return {}
 
     def rate(self, done: float) -> float:
@@ -82,12 +85,12 @@ class Progress:
         good = loss < self.chance / 2  # it does the task, if not well
         self.stale = 0 if good or loss < self.lowest else self.stale + 1
         self.lowest = min(loss, self.lowest)
-        began_good = self.stage > 0 or self.best < self.chance / 2
+        began_good = self.passed > 0 or self.best < self.chance / 2
         if not math.isfinite(loss) or (began_good and self.stale >= self.config.collapse_patience):
             self.lowest, self.stale = math.inf, 0
             self.base_lr, self.lr = self.base_lr / 2, self.lr / 2
             return Verdict.COLLAPSED
-        if loss < self.best and (good or self.stage == 0):  # else the weights the stage began with are better
+        if loss < self.best and (good or self.passed == 0):  # else the weights the stage began with are better
             self.best = loss
             return Verdict.BEST
         return Verdict.GOING
@@ -98,12 +101,12 @@ class Progress:
 
     def state(self) -> dict:
         """All that `restore` needs, ready for JSON."""
-        return {name: getattr(self, name) for name in self.STATE}
+        return {STORED.get(name, name): getattr(self, name) for name in self.STATE}
 
     def restore(self, state: dict) -> None:
         """Continue from a `state`."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        for name in self.STATE:
+            setattr(self, name, state[STORED.get(name, name)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +133,11 @@ class CurriculumConfig(ProgressConfig):
         require(self.growth >= 2, f"growth={self.growth}: must be at least 2")
         require(self.advance_below > 0, f"advance_below={self.advance_below}: must be above 0")
         require(self.stop_loss >= 0, f"stop_loss={self.stop_loss}: must be 0 or above")
+
+    @property
+    def final_samples(self) -> int:
+        """Fresh sequences that confirm the end, and that score the run."""
+        return self.test_samples
 
 
 class Curriculum(Progress):
@@ -161,18 +169,13 @@ class Curriculum(Progress):
         return self.noise == self.last_noise
 
     @property
-    def final_samples(self) -> int:
-        """Fresh sequences that confirm the end, and that score the run."""
-        return self.config.test_samples
-
-    @property
-    def goal(self) -> str:
+    def stop_condition(self) -> str:
         """What a validation must show to end the run."""
         stop = self.config.stop_loss
         return f"validation at noise {self.last_noise} is all right (loss ≤ {stop}), at most " if stop else ""
 
     @property
-    def where(self) -> dict:
+    def stage(self) -> dict[str, int]:
         """The noise of this stage."""
         return {"noise": self.noise}
 
@@ -191,9 +194,16 @@ class Curriculum(Progress):
         if self.config.lr_rule == "paper":
             self.base_lr *= 1 - 0.5 * self.noise / self.last_noise
             self.lr = self.base_lr
-        self.best, self.lowest, self.stale, self.stage = math.inf, math.inf, 0, self.stage + 1
+        self.best, self.lowest, self.stale, self.passed = math.inf, math.inf, 0, self.passed + 1
         return Verdict.ADVANCED
 
     def solved(self, loss: float, sequence_accuracy: float) -> bool:
         """Whether a validation of this stage found the task done at full noise."""
         return self.final and loss <= self.config.stop_loss and sequence_accuracy == 1
+
+
+def make_progress(config: ProgressConfig, stage: dict[str, int], lr: float, chance: float) -> Progress:
+    """The progress of a run before its first step; ``stage`` is the one that it is to reach."""
+    if isinstance(config, CurriculumConfig):
+        return Curriculum(config, stage["noise"], lr, chance)
+    return Progress(config, lr, chance)

@@ -1,11 +1,12 @@
 """Loss and accuracy over held-out sequences, with standard errors and intervals."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from mlx_rtx.model.base import Transformer
-from mlx_rtx.support.compiled import compiled
+from mlx_rtx.model.base import ModelWeights, Transformer
+from mlx_rtx.model.segment import Carries, Segment
+from mlx_rtx.support.compiled import Execution
 from mlx_rtx.support.errors import require
 from mlx_rtx.tasks import Sequences
 
@@ -13,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-PIECE = 64  # blocks evaluated at a time
+SEGMENT = 64  # blocks evaluated at a time
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ def evaluate(model: Transformer, sequences: Iterable[Sequences]) -> Scores:
     training = model.training
     model.eval()
     rows: list[np.ndarray] = []
-    for length, read, targets in sequences:
+    for length, read_tokens, targets in sequences:
         sums, done, n = mx.zeros((2, len(targets))), 0, targets.shape[1]
-        for logits in piecewise(model, read, length, n):
+        for logits in iter_logits(model, read_tokens, length, n):
             classes = targets[:, done : done + logits.shape[1]]
             done += logits.shape[1]
             loss = nn.losses.cross_entropy(logits, classes).sum(axis=1)
@@ -97,28 +98,39 @@ def _mean(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
     return float(mean), float(math.sqrt(n / (n - 1) * np.square(sums - mean * counts).sum()) / counts.sum())
 
 
-def piecewise(model: Transformer, read, length: int, last: int) -> Iterator[mx.array]:
-    """``model(tokens, last=last)`` in parts, one after the other: only the carry outlives a part.
+def iter_logits(
+    model: Transformer,
+    read_tokens: Callable[[int, int], mx.array],
+    length: int,
+    last: int,
+    execution: Execution | None = None,
+) -> Iterator[mx.array]:
+    """``model(tokens, last=last)`` segment by segment: only the carry outlives a segment.
 
     Args:
         model: what runs.
-        read: gives tokens (B, end - start) of positions start … end.
+        read_tokens: gives tokens (B, end - start) of positions start … end.
         length: length L of the sequences.
         last: the final positions to read.
+        execution: how it is run; `Execution` if not given.
     """
-    carry: list = []
+    execution = execution or Execution()
+    carry: Carries | None = None
     model.embedding.check(length)
-    for start, end in model.spans(length, PIECE):
-        wanted = max(end - max(start, length - last), 0)
-        logits, carry = compiled(model, _piece)(read(start, end), mx.array(start), carry, wanted, end == length)
-        mx.eval(logits, carry)
-        if wanted:
+    weights = model.fold_weights()
+    for start, end in model.spans(length, SEGMENT):
+        outputs_wanted = max(end - max(start, length - last), 0)
+        segment = Segment(read_tokens(start, end), mx.array(start), outputs_wanted, end == length)
+        logits, carry = execution(model, _logits, weights, segment, carry)
+        execution.wait(logits, carry)
+        if logits is not None:
             yield logits
 
 
-def _piece(
-    model: Transformer, tokens: mx.array, position: mx.array, carry: list, last: int, close: bool
-) -> tuple[mx.array | None, list]:
-    """Logits of a piece's ``last`` positions, if there are any, and the carry that it leaves."""
-    y, carry = model.run(tokens, position, carry, last, close)
-    return model.embedding.readout(y) if last else None, carry
+def _logits(
+    model: Transformer, weights: ModelWeights, segment: Segment, carry: Carries | None
+) -> tuple[mx.array | None, Carries | None]:
+    """Logits of a segment's outputs, if any are wanted, and the carry that it leaves."""
+    out = model.run(weights, segment, carry)
+    logits = model.embedding.readout(out.y, weights.embedding) if segment.outputs_wanted else None
+    return logits, out.carry

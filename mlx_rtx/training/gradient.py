@@ -1,4 +1,4 @@
-"""Loss and its exact gradient in the memory of one segment of blocks.
+"""Gradient checkpointing (rematerialisation): the exact gradient of the loss in the memory of one segment of blocks.
 
 The forward pass keeps only the carry at segment boundaries; the backward pass takes the segments
 in reverse, recomputes each one and pulls the gradient of its carry back through it. While a segment
@@ -7,16 +7,46 @@ traced once a shape. Dropout masks belong to blocks (see `mlx_rtx.model.dropout`
 ones of the first.
 """
 
-from mlx_rtx.kernels.scan import knowing, recording
-from mlx_rtx.model.base import Transformer
-from mlx_rtx.model.embedding import wanted
-from mlx_rtx.support.compiled import compiled
+from typing import Any, NamedTuple
+
+from mlx_rtx.model.base import ModelWeights, Transformer
+from mlx_rtx.model.segment import Carries, Saved, Segment, resolve_last
+from mlx_rtx.support.compiled import Execution
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.trees import flat
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map, tree_unflatten
+
+
+class Gradient(NamedTuple):
+    """What `carried_loss_and_grad` returns."""
+
+    loss: mx.array  # scalar, nats
+    gradients: dict[str, Any]  # a tree like ``model.trainable_parameters()``
+    carry: Carries | None  # that the sequences leave; None where they close, and of a regular transformer
+
+
+class Boundary(NamedTuple):
+    """What the forward pass keeps of a segment for the backward pass."""
+
+    carry: Carries | None = None  # into it
+    saved: tuple[Saved, ...] = ()  # outputs of its fused scans; none where there were none, and of the last segment
+
+
+class Targets(NamedTuple):
+    """What a segment's outputs are held against."""
+
+    classes: mx.array  # (B, k) of its last k positions; k may be 0
+    total: int  # number of targets of all segments: the loss is their mean
+
+
+class Totals(NamedTuple):
+    """Sums over the segments that the backward pass has been through."""
+
+    loss: mx.array
+    gradients: ModelWeights  # of the folded weights
 
 
 def loss_and_grad(
@@ -28,7 +58,7 @@ def loss_and_grad(
     detach: int | None = None,
     close: bool = True,
     key: mx.array | None = None,
-) -> tuple[mx.array, dict]:
+) -> tuple[mx.array, dict[str, Any]]:
     """Mean cross-entropy of the last n positions and its gradient.
 
     Args:
@@ -51,124 +81,146 @@ def loss_and_grad(
     """
     require(segment is None or segment >= 1, f"segment={segment}: must be at least 1 block, or None for the whole")
     require(detach is None or detach >= 1, f"detach={detach}: must be at least 1 segment, or None")
-    loss, gradients, _ = carried_loss_and_grad(model, tokens, targets, None, segment, detach, close, key)
-    return loss, gradients
+    found = carried_loss_and_grad(model, tokens, targets, None, segment=segment, detach=detach, close=close, key=key)
+    return found.loss, found.gradients
 
 
 def carried_loss_and_grad(
     model: Transformer,
     tokens: mx.array,
     targets: mx.array,
-    carry: list | None,
+    carry: Carries | None,
+    *,
     segment: int | None,
-    detach: int | None,
-    close: bool,
-    key: mx.array | None,
-) -> tuple[mx.array, dict, list]:
+    detach: int | None = None,
+    close: bool = True,
+    key: mx.array | None = None,
+    execution: Execution | None = None,
+) -> Gradient:
     """`loss_and_grad` of sequences that go on from ``carry``, through which no gradient passes.
 
-    Returns:
-        (loss, gradients, the carry that the sequences leave; it is for sequences of whole blocks,
-        with ``close=False``).
+    The carry that it returns is for sequences of whole blocks, with ``close=False``.
     """
-    (B, L), n, K = tokens.shape, wanted(tokens.shape[1], targets.shape[1]), model.config.block
+    execution = execution or Execution()
+    (B, L), n = tokens.shape, resolve_last(tokens.shape[1], targets.shape[1])
     model.embedding.check(L)
-    keys, spans = model.dropout_keys(L, key), model.spans(L, segment)
+    segments = _cut(model, tokens, n, segment, close, model.dropout_keys(L, key))
+    parameters = model.parameters()
+    weights = model.fold_weights(parameters)
 
-    def arguments(start: int, end: int) -> tuple:
-        """Of a segment: tokens, their position, dropout keys, how many positions it reads, whether it closes."""
-        block_keys = None if keys is None else keys[start // K : -(-end // K) + 1]
-        read = max(end - max(start, L - n), 0)
-        return tokens[:, start:end], mx.array(start), block_keys, read, close and end == L
+    boundaries = [Boundary(carry)]
+    for one in segments[:-1]:
+        carry_out, saved = execution(model, _forward, weights, boundaries[-1].carry, one)
+        boundaries[-1] = boundaries[-1]._replace(saved=saved)
+        boundaries.append(Boundary(carry_out))
+        execution.queue(carry_out, saved)
+        execution.wait(boundaries[-2].carry)  # one segment ahead, not more
 
-    own = flat(model.trainable_parameters())
-    ready = model.ready()
-    carries: list[list] = [carry or []]
-    outputs: list[list] = []  # of the scans of each segment, where kernels go by them; the last one runs but once
-    for start, end in spans[:-1]:
-        left, known = compiled(model, _advance)(ready, carries[-1], *arguments(start, end))
-        carries.append(left)
-        outputs.append(known)
-        mx.async_eval(left, known)
-        mx.eval(carries[-2])  # one segment ahead, not more: memory is taken when work is queued
-    outputs.append([])
-
-    loss = mx.array(0.0)
-    gradients: dict = {}  # of what was made ready
-    pulled: list = []  # gradient of the carry that the segment leaves; empty where none comes back
-    after: list = []  # the carry that the last segment leaves
-    queued: list = []  # what the segment before this one gives
-    for done, (start, end) in enumerate(reversed(spans)):
+    totals: Totals | None = None
+    carry_grad: Carries | None = None  # of the carry that the segment leaves; None where none comes back
+    last_carry: Carries | None = None
+    queued: tuple = ()
+    end = L
+    for done, one in enumerate(reversed(segments)):
         if detach and done % detach == 0:
-            pulled = []
-        if not pulled and end <= L - n:
+            carry_grad = None
+        if carry_grad is None and not one.outputs_wanted:
             break  # neither a loss here nor a gradient from behind
-        classes = targets[:, max(start - (L - n), 0) : max(end - (L - n), 0)]
-        loss, gradients, pulled, left = compiled(model, _pull)(
-            ready, loss, gradients, carries.pop(), outputs.pop(), pulled, classes, B * n, *arguments(start, end)
+        classes = targets[:, n - (L - end) - one.outputs_wanted : n - (L - end)]
+        totals, carry_grad, carry_out = execution(
+            model, _backward, weights, boundaries.pop(), one, Targets(classes, B * n), carry_grad, totals, done == 0
         )
-        after = after if done else left
-        mx.async_eval(loss, gradients, pulled, after)
-        mx.eval(queued)
-        queued = [gradients, pulled]
-
-    def prepare(*weights: mx.array) -> list[mx.array]:
-        """What was made ready. α is clamped there: what may pass at its boundary is decided on the whole gradient."""
-        model.update(tree_unflatten(list(zip(own, weights, strict=True))))
-        return list(flat(model.ready()).values())
-
-    try:
-        _, found = mx.vjp(prepare, list(own.values()), list(flat(gradients).values()))
-    finally:
-        model.update(tree_unflatten(list(own.items())))
-    return loss, tree_unflatten(list(zip(own, found, strict=True))), after
+        last_carry = last_carry or carry_out
+        execution.queue(totals, carry_grad, last_carry)
+        execution.wait(queued)
+        queued, end = (totals.gradients, carry_grad), end - one.tokens.shape[1]
+    assert totals is not None
+    gradients = execution(model, _unfold, parameters, totals.gradients)
+    return Gradient(totals.loss, gradients, last_carry)
 
 
-def _advance(
-    model: Transformer, ready: dict, carry: list, tokens: mx.array, position: mx.array, keys, read: int, close: bool
-) -> tuple[list, list]:
-    """The carry that a segment leaves, and the outputs of its scans."""
-    with model.using(ready), recording() as outputs:
-        return model.run(tokens, position, carry, 0, close, keys)[1], outputs
+def _cut(
+    model: Transformer, tokens: mx.array, n: int, segment: int | None, close: bool, keys: mx.array | None
+) -> list[Segment]:
+    """Sequences (B, L), whose last n positions are read, in segments of so many blocks."""
+    L, K, segments = tokens.shape[1], model.config.block, []
+    for start, end in model.spans(L, segment):
+        of_blocks = None if keys is None else keys[start // K : -(-end // K) + 1]
+        wanted = max(end - max(start, L - n), 0)
+        segments.append(Segment(tokens[:, start:end], mx.array(start), wanted, close and end == L, of_blocks))
+    return segments
 
 
-def _pull(
+def _forward(
+    model: Transformer, weights: ModelWeights, carry: Carries | None, segment: Segment
+) -> tuple[Carries | None, tuple[Saved, ...]]:
+    """The carry that a segment leaves, and what its backward pass can go by."""
+    out = model.run(weights, segment._replace(outputs_wanted=0), carry)
+    return out.carry, out.saved
+
+
+def _backward(
     model: Transformer,
-    ready: dict,
-    loss: mx.array,
-    gradients: dict,
-    carry: list,
-    outputs: list,
-    pulled: list,
-    classes: mx.array,
-    count: int,
-    tokens: mx.array,
-    position: mx.array,
-    keys: mx.array | None,
-    read: int,
-    close: bool,
-) -> tuple[mx.array, dict, list, list]:
-    """Pull the gradient back through a segment.
+    weights: ModelWeights,
+    boundary: Boundary,
+    segment: Segment,
+    targets: Targets,
+    carry_grad: Carries | None,
+    totals: Totals | None,
+    carry_wanted: bool,
+) -> tuple[Totals, Carries | None, Carries | None]:
+    """Recompute a segment and pull the gradient back through it.
 
     Returns:
-        (loss and gradients of ``ready`` with the segment's own added; gradient of the carry that it took; the carry
-        it leaves).
+        (totals with the segment's own; gradient of the carry into it, None where the sequence starts; the carry that
+        it leaves if that is wanted, since else its last product need not be computed).
     """
 
-    def objective(ready: dict, carry: list) -> tuple[mx.array, tuple]:
+    def objective(weights: ModelWeights, carry: Carries | None) -> tuple[mx.array, tuple]:
         """A scalar whose gradient is that of the segment: its loss, and its carry times what comes back.
 
         (Not `mx.vjp` of the carry: it loses a cotangent where two outputs are the same array.)
         """
-        with model.using(ready):
-            y, left = model.run(tokens, position, carry, read, close, keys)
-            own = mx.array(0.0)
-            if read:
-                own = nn.losses.cross_entropy(model.embedding.readout(y), classes, reduction="sum") / count
-        pairs = zip(flat(left).values(), flat(pulled).values(), strict=True) if pulled else ()
-        return sum(((c * p).sum() for c, p in pairs), own), (own, left)
+        out = model.run(weights, segment, carry, boundary.saved, differentiated=True)
+        loss = mx.array(0.0)
+        if segment.outputs_wanted:
+            logits = model.embedding.readout(out.y, weights.embedding)
+            loss = _cross_entropy(model, logits, targets.classes) / targets.total
+        pairs = zip(flat(out.carry).values(), flat(carry_grad).values(), strict=True) if carry_grad else ()
+        return sum(((c * grad).sum() for c, grad in pairs), loss), (loss, out.carry)
 
-    with knowing(outputs):
-        (_, (own, left)), (found, back) = mx.value_and_grad(objective, argnums=(0, 1))(ready, carry)
-    found = tree_map(mx.add, gradients, found) if gradients else found
-    return loss + own, found, back, left
+    if boundary.carry is None:
+        (_, (loss, carry_out)), grads = mx.value_and_grad(objective)(weights, None)
+        carry_in_grad = None
+    else:
+        (_, (loss, carry_out)), (grads, carry_in_grad) = mx.value_and_grad(objective, argnums=(0, 1))(
+            weights, boundary.carry
+        )
+    if totals is None:
+        totals = Totals(loss, grads)
+    else:
+        totals = Totals(totals.loss + loss, tree_map(mx.add, totals.gradients, grads))
+    return totals, carry_in_grad, carry_out if carry_wanted else None
+
+
+def _cross_entropy(model: Transformer, logits: mx.array, classes: mx.array) -> mx.array:
+    """Sum over all targets. MLX's own has a fused kernel on GPUs, whose graph cannot be exported."""
+    if model.implementation != "exportable":
+        return nn.losses.cross_entropy(logits, classes, reduction="sum")
+    scores = mx.take_along_axis(logits, classes[..., None], axis=-1).squeeze(-1)
+    return (mx.logsumexp(logits, axis=-1) - scores).sum()
+
+
+def _unfold(model: Transformer, parameters: dict[str, Any], grads: ModelWeights) -> dict[str, Any]:
+    """The gradient of the trainable parameters from that of the folded weights.
+
+    α is clamped when weights are folded: what may pass at its boundary is decided on the whole gradient, here.
+    """
+    every, trainable = flat(parameters), list(flat(model.trainable_parameters()))
+
+    def fold(*arrays: mx.array) -> list[mx.array]:
+        named = every | dict(zip(trainable, arrays, strict=True))
+        return list(flat(model.fold_weights(tree_unflatten(list(named.items())))).values())
+
+    _, found = mx.vjp(fold, [every[name] for name in trainable], list(flat(grads).values()))
+    return tree_unflatten(list(zip(trainable, found, strict=True)))

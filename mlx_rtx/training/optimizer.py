@@ -1,5 +1,6 @@
 """From gradients to weights: clipping, Adam, and a guard against what is not finite."""
 
+import math
 from dataclasses import dataclass
 
 from mlx_rtx.support.errors import require
@@ -58,11 +59,8 @@ def apply_gradients(model: nn.Module, optimizer: optim.Optimizer, gradients: dic
     """
     own, state = model.trainable_parameters(), tree_map(lambda a: a, optimizer.state)
     weights, joined = _join(own, own), _join(own, gradients)
-    norm = mx.sqrt(sum((g.square().sum() for g in joined.values()), mx.array(0.0)))
+    joined, norm = optim.clip_grad_norm(joined, clip or math.inf)
     taken = mx.isfinite(norm)
-    if clip:
-        scale = mx.minimum(1.0, clip / (norm + 1e-6))
-        joined = tree_map(lambda g: g * scale, joined)
     after = optimizer.apply_gradients(joined, weights)
 
     def choose(new, old):

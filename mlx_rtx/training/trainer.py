@@ -13,19 +13,19 @@ from dataclasses import asdict
 from mlx_rtx.generation.decoding import generate
 from mlx_rtx.generation.sampling import make_sampler
 from mlx_rtx.model.registry import MODELS
-from mlx_rtx.tasks import CopyTask, Data, TextData, TextTask
+from mlx_rtx.model.segment import Carries
+from mlx_rtx.support.randomness import Purpose, step_key
+from mlx_rtx.tasks import Data
 from mlx_rtx.training.checkpoint import RunFolder
-from mlx_rtx.training.curriculum import Curriculum, CurriculumConfig, Progress, Verdict
+from mlx_rtx.training.curriculum import Verdict, make_progress
 from mlx_rtx.training.diagnostics import FailureSigns
 from mlx_rtx.training.evaluation import Scores, evaluate
-from mlx_rtx.training.gradient import carried_loss_and_grad
 from mlx_rtx.training.log import RunLog, line
-from mlx_rtx.training.optimizer import apply_gradients, make_optimizer
-from mlx_rtx.training.settings import TrainConfig
+from mlx_rtx.training.settings import RunConfig
+from mlx_rtx.training.step import TrainingStep
 
 import mlx.core as mx
 
-PURPOSES = ("data", "dropout", "validation", "test")  # what random numbers are for
 SAVE_SECONDS = 60  # save at least so often
 
 
@@ -36,20 +36,18 @@ class Trainer:
         config: its settings.
         data: what ``config.task`` loaded.
         folder: where it saves; its ``config.json`` is written already.
-        resume: go on from what the folder holds, to the bit.
+        resume: go on bit-exactly from what the folder holds.
     """
 
-    def __init__(self, config: TrainConfig, data: Data, folder: RunFolder, resume: bool = False):
+    def __init__(self, config: RunConfig, data: Data, folder: RunFolder, resume: bool = False):
         self.config, self.data, self.folder = config, data, folder
         self.step = 0
         self.finished = False
         mx.random.seed(config.training.seed)
         self.model = MODELS[config.model](config.model_config(data))
-        self.optimizer = make_optimizer(config.optimizer, self.model)
-        self.progress = self._start()
-        self._stateful = isinstance(config.task, TextTask) and config.task.stateful
-        self._once = isinstance(config.task, TextTask) and config.task.once
-        self._carry: list = []  # what a stateful run goes on from
+        self.train_step = TrainingStep(self.model, config.optimizer, config.training.segment, config.training.detach)
+        self.progress = make_progress(config.progress, data.stage, config.optimizer.lr, data.chance)
+        self._carry: Carries | None = None  # what a stateful run goes on from
         self._best = self.model.trainable_parameters()
         if resume:
             self._restore()
@@ -61,13 +59,6 @@ class Trainer:
         self._skipped = 0  # steps not taken since the last validation
         self._accuracy: float | None = None
         self._clock = self._saved = time.perf_counter()
-
-    def _start(self) -> Progress:
-        """Progress before the first step."""
-        rules, lr, data = self.config.progress, self.config.optimizer.lr, self.data
-        if isinstance(rules, CurriculumConfig) and isinstance(data, CopyTask):
-            return Curriculum(rules, data.noise, lr, data.chance)
-        return Progress(rules, lr, data.chance)
 
     @property
     def samples(self) -> int:
@@ -84,7 +75,7 @@ class Trainer:
         training = self.config.training
         with _stop_requests() as stop:
             while not (self.finished or self._used_up or stop.is_set()):
-                self._train_step()
+                self._take_step()
                 if self.step % training.report_every == 0:
                     self._report()
                 if self.step % training.validate_every == 0 or self._used_up:
@@ -97,64 +88,41 @@ class Trainer:
                 return None
         if self.folder.model.exists():
             self.folder.read_model(self.model)
-        return self._score("final", self.data, self.progress.final_samples, self._key("test"))
+        return self._score("final", self.data, self.config.progress.final_samples, self._key("test"))
 
     def save(self) -> None:
         """Save all that `resume` needs."""
         counters = {"step": self.step, "finished": self.finished, "progress": self.progress.state()}
-        self.folder.write_training(self.model, self.optimizer.state, counters, self._carry)
+        self.folder.write_training(self.model, self.train_step.optimizer.state, counters, self._carry)
         self._saved = time.perf_counter()
 
     def _restore(self) -> None:
         if self.folder.model.exists():
             self.folder.read_model(self.model)
             self._best = self.model.trainable_parameters()
-        self.optimizer.state, self._carry, counters = self.folder.read_training(self.model)
+        self.train_step.optimizer.state, self._carry, counters = self.folder.read_training(self.model)
         self.step, self.finished = counters["step"], counters["finished"]
         self.progress.restore(counters["progress"])
 
-    def _key(self, purpose: str) -> mx.array:
+    def _key(self, purpose: Purpose) -> mx.array:
         """The random key of one purpose at this step."""
-        seed_and_step = mx.array([self.config.training.seed, self.step], dtype=mx.uint32)
-        return mx.random.split(seed_and_step, len(PURPOSES))[PURPOSES.index(purpose)]
+        return step_key(self.config.training.seed, self.step, purpose)
 
-    def _train_step(self) -> None:
+    def _take_step(self) -> None:
         training = self.config.training
-        self.model.train()
-        tokens, targets = self._next_batch()
-        loss, gradients, carry = carried_loss_and_grad(
-            self.model,
-            tokens,
-            targets,
-            self._carry,
-            training.segment,
-            training.detach,
-            close=not self._stateful,
+        batch = self._stage_data().batch(training.seed, self.step, training.batch)
+        result = self.train_step(
+            batch.tokens,
+            batch.targets,
+            lr=self._rate(),
             key=self._key("dropout"),
+            carry=self._carry if batch.continues else None,
+            close=not self.data.stateful,
         )
-        if self._stateful:
-            self._carry = carry
-        self.optimizer.learning_rate = self._rate()
-        taken = apply_gradients(self.model, self.optimizer, gradients, self.config.optimizer.clip)
-        mx.async_eval(self.model.parameters(), self.optimizer.state, loss, taken)
-        if self._losses:
-            mx.eval(self._losses[-1])  # one step in flight, not more
-        self._losses.append(loss)
-        self._taken.append(taken)
+        self._carry = result.carry
+        self._losses.append(result.loss)
+        self._taken.append(result.taken)
         self.step += 1
-
-    def _next_batch(self) -> tuple[mx.array, mx.array]:
-        """Tokens and targets of this step."""
-        size, data = self.config.training.batch, self._stage_data()
-        if not isinstance(data, TextData) or not (self._stateful or self._once):
-            return data.batch(self._key("data"), size)
-        whole = mx.random.key(self.config.training.seed)
-        if self._once:
-            return data.shuffled(whole, self.step, size)
-        tokens, targets, anew = data.continued(whole, self.step, size)
-        if anew:
-            self._carry = []
-        return tokens, targets
 
     def _report(self) -> None:
         """Say how the steps since the last report went; the only place that waits for their losses."""
@@ -173,7 +141,7 @@ class Trainer:
         self.log.report(
             **fields,
             alpha=self._alphas(),
-            **self.progress.where,
+            **self.progress.stage,
             length=length,
             lr=self._rate(),
             samples_per_s=samples_per_s,
@@ -193,10 +161,9 @@ class Trainer:
     def _validate(self) -> None:
         """Score the weights and act on it: keep them, move on, go back, or end."""
         self._report()
-        where = {"step": self.step, "samples": self.samples, **self.progress.where}
-        scores = self._score(
-            "validation", self._stage_data(), self.config.training.validate_samples, self._key("validation")
-        )
+        training = self.config.training
+        where = {"step": self.step, "samples": self.samples, **self.progress.stage}
+        scores = self._score("validation", self._stage_data(), training.validate_samples, self._key("validation"))
         self._accuracy = scores.accuracy
         if self._skipped:
             self.log.event(
@@ -205,7 +172,7 @@ class Trainer:
                 step=self.step,
                 skipped=self._skipped,
             )
-        stuck = self._skipped >= self.config.training.validate_every
+        stuck = self._skipped >= training.validate_every
         if self.progress.solved(scores.loss, scores.sequence_accuracy):
             self._confirm()
         verdict = self.progress.observe(float("nan") if stuck else scores.loss)
@@ -213,13 +180,13 @@ class Trainer:
             self._best = self.model.trainable_parameters()
             self.folder.write_model(self.model)
         if verdict is Verdict.ADVANCED:
-            following = {f"next_{name}": value for name, value in self.progress.where.items()}
+            following = {f"next_{name}": value for name, value in self.progress.stage.items()}
             text = f"stage passed: {line(following)} lr={self._rate():.3g}"
             self.log.event("stage", text, **where, **following, lr=self._rate())
         elif verdict is Verdict.COLLAPSED:
             self.model.update(self._best)
-            self._carry = []
-            self.optimizer = make_optimizer(self.config.optimizer, self.model)
+            self._carry = None
+            self.train_step.reset_optimizer()
             text = f"training collapsed: back to the best weights, lr={self._rate():.3g}"
             self.log.event("collapse", text, **where, lr=self._rate())
         if (sample := self.data.illustrate(self._write)) is not None:
@@ -241,22 +208,19 @@ class Trainer:
     def _confirm(self) -> None:
         """End the run if the weights that a validation found all right are so on more fresh sequences."""
         fresh = mx.random.split(self._key("test"))[0]
-        self.finished = (
-            self._score("confirmation", self.data, self.progress.final_samples, fresh).sequence_accuracy == 1
-        )
+        scores = self._score("confirmation", self.data, self.config.progress.final_samples, fresh)
+        self.finished = scores.sequence_accuracy == 1
 
     def _score(self, event: str, data: Data, samples: int | None, key: mx.array) -> Scores:
         """Score the weights on held-out sequences, and say so."""
-        held_out = data.held_out("validation", samples, self.config.training.batch, key)
-        scores = evaluate(self.model, held_out)
-        where = {"noise": data.noise} if isinstance(data, CopyTask) else {}
-        text = " ".join([event, *filter(None, [line(where)]), scores.text(data.figures)])
-        self.log.event(event, text, step=self.step, samples=self.samples, **where, **asdict(scores))
+        scores = evaluate(self.model, data.held_out("validation", samples, self.config.training.batch, key))
+        text = " ".join([event, *filter(None, [line(data.stage)]), scores.text(data.metrics)])
+        self.log.event(event, text, step=self.step, samples=self.samples, **data.stage, **asdict(scores))
         return scores
 
     def _stage_data(self) -> Data:
         """The data of the stage that training is in."""
-        return self.data.at(**self.progress.where) if isinstance(self.data, CopyTask) else self.data
+        return self.data.at_stage(self.progress.stage)
 
     def _rate(self) -> float:
         """Learning rate of the next step."""

@@ -3,9 +3,9 @@
 from mlx_rtx import ModelConfig, RecurrentTransformer
 from mlx_rtx.forecast.graph import Work
 from mlx_rtx.forecast.memory import Memory, forward_memory, kernel_memory, parameter_count, training_memory
-from mlx_rtx.forecast.step_benchmark import Trial
+from mlx_rtx.forecast.step_benchmark import StepBenchmark
 from mlx_rtx.support.trees import flat
-from mlx_rtx.training.settings import COPY_PAPER, IMAGE_PAPER, TEXT, TEXT_PAPER
+from mlx_rtx.training.recipes import COPY_PAPER, IMAGE_PAPER, TEXT, TEXT_PAPER
 
 import mlx.core as mx
 import pytest
@@ -42,32 +42,32 @@ def on_cpu():
 )
 @pytest.mark.parametrize("history", HISTORIES)
 def test_a_training_step_takes_what_was_predicted(on_cpu, history, model, sizes, batch, targets, segment):
-    trial = Trial(ModelConfig(**sizes, history=history), model, segment=segment)
-    check(trial, batch, sizes["max_len"], targets)
+    benchmark = StepBenchmark(ModelConfig(**sizes, history=history), model, segment=segment)
+    check(benchmark, batch, sizes["max_len"], targets)
 
 
 @pytest.mark.parametrize(
     ("sizes", "targets"), [({**IMAGE, "layers": 4}, 1), (WORDS, 128), ({**WORDS, "layers": 3}, 128)]
 )
 def test_a_regular_training_step_takes_what_was_predicted(on_cpu, sizes, targets):
-    check(Trial(ModelConfig(**sizes), "regular"), 8, sizes["max_len"], targets)
+    check(StepBenchmark(ModelConfig(**sizes), "regular"), 8, sizes["max_len"], targets)
 
 
-def check(trial: Trial, batch: int, length: int, targets: int, within: float = 0.15) -> None:
-    measured = trial.measure(batch, length, targets, repeats=1, shortest=0.0).peak_bytes
-    assert measured == pytest.approx(trial.memory(batch, length, targets, gpu=False).peak, rel=within)
+def check(benchmark: StepBenchmark, batch: int, length: int, targets: int, within: float = 0.15) -> None:
+    measured = benchmark.measure(batch, length, targets, repeats=1, shortest=0.0).peak_bytes
+    assert measured == pytest.approx(benchmark.memory(batch, length, targets, gpu=False).peak, rel=within)
 
 
 def test_a_forward_pass_of_a_long_sequence_takes_what_was_predicted(on_cpu):
-    trial = Trial(ModelConfig(**{**COPY, "max_len": 4128}), mode="forward")
-    check(trial, 4, 4128, 16, within=0.25)  # how far the host runs ahead shows more here
+    benchmark = StepBenchmark(ModelConfig(**{**COPY, "max_len": 4128}), mode="forward")
+    check(benchmark, 4, 4128, 16, within=0.25)  # how far the host runs ahead shows more here
 
 
 def test_a_large_model_on_a_small_batch_peaks_in_the_optimizer(on_cpu):
     config = ModelConfig(**{**COPY, "max_len": 8000})
     memory = training_memory(config, 64, 1, 1, 1)
     assert memory.peak == memory.optimizer
-    check(Trial(config, segment=1), 1, 64, 1)
+    check(StepBenchmark(config, segment=1), 1, 64, 1)
 
 
 def test_what_memory_is_made_of():
@@ -95,8 +95,9 @@ def test_one_segment_of_a_long_sequence_takes_no_more_than_of_a_short_one():
 
 def test_a_gpu_holds_more():
     """Arrays of 150 launches at segments of 8 blocks, fewer at others, and no more than a part of all there are."""
-    trial = Trial(ModelConfig(**COPY), segment=8)
-    work, cpu, gpu = trial.work(8, 544, 16), trial.memory(8, 544, 16, gpu=False), trial.memory(8, 544, 16, gpu=True)
+    benchmark = StepBenchmark(ModelConfig(**COPY), segment=8)
+    work = benchmark.work(8, 544, 16)
+    cpu, gpu = (benchmark.memory(8, 544, 16, gpu=on) for on in (False, True))
     assert work.launches > 8 * 150
     assert gpu.peak - cpu.peak == gpu.queued == round(150 * work.bytes / work.launches)
     assert gpu.least - cpu.peak == gpu.queued_least == round(75 * work.bytes / work.launches)

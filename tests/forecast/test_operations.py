@@ -1,9 +1,10 @@
 """Counts of operations: against the paper's figures, and against a walk over the traced graph."""
 
-from mlx_rtx import RecurrentTransformer, RegularTransformer, UserError, loss_and_grad
-from mlx_rtx.forecast.graph import walk
+from mlx_rtx import RecurrentTransformer, RegularTransformer, UserError
+from mlx_rtx.forecast.graph import CountedExecution, count_work
 from mlx_rtx.forecast.operations import executed_ops, paper_ops, training_ops, true_ops
 from mlx_rtx.model.config import Architecture
+from mlx_rtx.training.gradient import carried_loss_and_grad
 
 import mlx.core as mx
 import pytest
@@ -43,11 +44,11 @@ def test_true_multiply_adds_by_hand(model, expected):
 @pytest.mark.parametrize("length", [K - 1, K, 2 * K, 5 * K - 1])
 @pytest.mark.parametrize("history", HISTORIES)
 def test_what_is_executed_is_what_the_graph_holds(kind, history, length, last, close):
-    model, batch = make_model(kind, history=history, layers=2, positions="block"), 3
+    model, batch = make_model(kind, implementation="exportable", history=history, layers=2, positions="block"), 3
     mx.eval(model.parameters())
     last = None if last is None else min(last, length)
     with mx.stream(mx.cpu):
-        found = walk(lambda tokens: model(tokens, last, close), make_tokens(length, batch))
+        found = count_work(lambda tokens: model(tokens, last, close), make_tokens(length, batch))
     assert found.multiply_adds == batch * executed_ops(model.config, length, NAMES[kind], last)
 
 
@@ -55,10 +56,11 @@ def test_what_is_executed_is_what_the_graph_holds(kind, history, length, last, c
 @pytest.mark.parametrize("targets", [1, K + 1, 5 * K - 1])
 @pytest.mark.parametrize("history", HISTORIES)
 def test_what_training_executes_is_what_its_graph_holds(kind, history, targets, segment):
-    model, length, batch = make_model(kind, history=history, layers=2, positions="block"), 5 * K - 1, 3
+    model = make_model(kind, implementation="exportable", history=history, layers=2, positions="block")
+    length, batch, execution = 5 * K - 1, 3, CountedExecution()
     tokens, classes = make_tokens(length, batch), make_tokens(targets, batch, seed=2)
-    found = walk(lambda a, b: loss_and_grad(model, a, b, segment), tokens, classes)
-    assert found.multiply_adds == batch * training_ops(model.config, length, targets, NAMES[kind], segment)
+    carried_loss_and_grad(model, tokens, classes, None, segment=segment, execution=execution)
+    assert execution.work.multiply_adds == batch * training_ops(model.config, length, targets, NAMES[kind], segment)
 
 
 def test_reading_more_than_there_is():

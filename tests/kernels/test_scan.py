@@ -31,7 +31,7 @@ def fused(request, monkeypatch):
             pytest.skip("the emulation is compiled with g++")
         monkeypatch.setattr(source, "make_kernel", emulator.make_kernel)
         monkeypatch.setattr(narrow, "thread_count", lambda K, D: 64)
-    for cached in (narrow._kernel, wide._launcher, scan._function):
+    for cached in (narrow._kernel, wide._launcher, scan._narrow_scan, scan._wide_scan):
         cached.cache_clear()
 
     def switch(narrow_up_to):
@@ -39,7 +39,7 @@ def fused(request, monkeypatch):
         monkeypatch.setattr(kernels, "available", lambda: True)
 
     yield switch
-    for cached in (narrow._kernel, wide._launcher, scan._function):
+    for cached in (narrow._kernel, wide._launcher, scan._narrow_scan, scan._wide_scan):
         cached.cache_clear()
 
 
@@ -95,7 +95,7 @@ def test_on_metal_kernels_run_only_where_they_are_asked_for(monkeypatch, metal, 
 def test_the_metal_variant_reads_as_cpp():
     if shutil.which("g++") is None:
         pytest.skip("g++ reads it")
-    options = Options(heads=6, history="output", activation="gelu", state_norm=True)
+    options = Options(heads=6, history="output", activation="gelu", state_norm=True, epsilon=1e-5)
     for name in narrow.INPUTS:
         constants = narrow.constants(options, 32, 96, True)
         emulator.parse_for_metal(name, narrow.HELPERS, narrow.INPUTS[name], narrow.OUTPUTS[name], constants)

@@ -3,7 +3,9 @@
 import json
 
 from mlx_rtx import kernels, load, loss_and_grad, train
-from mlx_rtx.training.settings import from_stored
+from mlx_rtx.model import recurrence
+from mlx_rtx.model.segment import Segment
+from mlx_rtx.training.stored_settings import from_stored
 
 import mlx.core as mx
 import numpy as np
@@ -35,15 +37,22 @@ def test_bfloat16_is_float32_to_rounding(history, variant, kind):
 
 def test_products_are_in_bfloat16_and_the_carry_is_not():
     model, tokens = make_model(dtype="bfloat16"), make_tokens(3 * K)
-    _, (carry,) = model.run(tokens)
+    weights = model.fold_weights()
+    (carry,) = model.run(weights, Segment(tokens)).carry
     assert {array.dtype for array in carry} == {mx.float32}
-    assert {weight.dtype for weight in model.layers[0].tau.in_use if isinstance(weight, mx.array)} == {mx.bfloat16}
+    tau = model.layers[0].tau
+    assert {weight.dtype for weight in tau.cast(weights.layers[0].tau)} == {mx.bfloat16}
 
 
 def test_kernels_are_for_float32(monkeypatch):
+    def scan(*_):
+        raise RuntimeError("kernels")
+
     monkeypatch.setattr(kernels, "available", lambda: True)
-    assert kernels.fit(make_model().layers[0].tau)
-    assert not kernels.fit(make_model(dtype="bfloat16").layers[0].tau)
+    monkeypatch.setattr(recurrence, "scan", scan)
+    with pytest.raises(RuntimeError, match="kernels"):
+        make_model()(make_tokens(2 * K))
+    assert make_model(dtype="bfloat16")(make_tokens(2 * K)).shape[1] == 2 * K
 
 
 def test_a_stream_runs_in_float32():

@@ -131,14 +131,14 @@ def test_a_grid_in_processes(text, tmp_path, capfd):
 
 
 def test_of_learning_rates_the_best_counts():
-    point = grid.Point("recurrent", 1, 8, 1000, 1e-3)
+    point = grid.GridPoint("recurrent", 1, 8, 1000, 1e-3)
     rows = [grid.Loss(replace(point, lr=lr), 1, 1, 1000, 2, loss, 0.1, 1.0, "") for lr, loss in ((1e-3, 2), (2e-3, 1))]
     other = replace(rows[0], point=replace(point, dim=4))
     assert grid.best_runs([*rows, other]) == [rows[1], other]
 
 
 def test_what_a_seed_moves():
-    point = grid.Point("recurrent", 1, 8, 1000, 1e-3)
+    point = grid.GridPoint("recurrent", 1, 8, 1000, 1e-3)
     runs = [a_loss(replace(point, seed=seed), np.exp(seed / 100)) for seed in range(3)]
     assert grid.seed_noise(runs) == pytest.approx(0.01)
     assert grid.seed_noise(runs[:1]) is None
@@ -149,7 +149,7 @@ def test_fit_from_end_to_end(tmp_path, capsys):
     rows = []
     for model in ("recurrent", "regular"):
         for N, D, loss in zip(*surface(noise=0.003), strict=True):
-            point = grid.Point(model, 1, int(N), int(D), 1e-3)
+            point = grid.GridPoint(model, 1, int(N), int(D), 1e-3)
             rows.append(replace(a_loss(point, loss), parameters=int(N), embeddings=int(N) // 10, tokens=int(D)).row())
     (tmp_path / "losses.jsonl").write_text("\n".join(rows) + "\n")
     command.main(["fit", "--losses", str(tmp_path / "losses.jsonl"), "--resamples", "20", "--out", str(tmp_path)])
@@ -161,7 +161,7 @@ def test_fit_from_end_to_end(tmp_path, capsys):
 
 
 def test_a_run_without_a_finite_loss_is_left_out(tmp_path, capsys):
-    path, point = tmp_path / "losses.jsonl", grid.Point("recurrent", 1, 8, 1000, 1e-3)
+    path, point = tmp_path / "losses.jsonl", grid.GridPoint("recurrent", 1, 8, 1000, 1e-3)
     path.write_text(a_loss(point, np.nan).row() + "\n" + a_loss(point, 1.0).row() + "\n")
     with pytest.raises(UserError, match="runs=1: five constants"):
         command.main(["fit", "--losses", str(path)])

@@ -22,7 +22,7 @@ def compiling(monkeypatch):
         pytest.skip("MLX compiles for the CPU with g++")
 
     def switch(on):
-        monkeypatch.setattr(compiled, "pays", lambda: on)
+        monkeypatch.setattr(compiled, "should_compile", lambda: on)
 
     return switch
 

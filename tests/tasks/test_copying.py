@@ -14,7 +14,7 @@ TASKS = [CopyTask, SelectiveCopyTask]
 @pytest.mark.parametrize(("noise", "payload", "alphabet"), [(1, 1, 4), (40, 16, 16), (128, 5, 9)])
 def test_a_batch_asks_for_its_payload(kind, noise, payload, alphabet):
     task = kind(noise=noise, payload=payload, alphabet=alphabet)
-    tokens, targets = (np.array(a) for a in task.batch(mx.random.key(3), 50))
+    tokens, targets = (np.array(a) for a in task.draw(mx.random.key(3), 50))
     assert tokens.shape == (50, task.length) == (50, noise + 2 * payload)
     assert targets.shape == (50, payload)
     assert set(np.unique(targets)) == set(range(1, alphabet - 1))
@@ -25,13 +25,13 @@ def test_a_batch_asks_for_its_payload(kind, noise, payload, alphabet):
 
 
 def test_copy_puts_the_payload_first():
-    tokens, targets = CopyTask(noise=10, payload=4).batch(mx.random.key(0), 8)
+    tokens, targets = CopyTask(noise=10, payload=4).draw(mx.random.key(0), 8)
     assert mx.array_equal(tokens[:, :4], targets)
 
 
 def test_selective_copy_spreads_it_evenly():
     task = SelectiveCopyTask(noise=12, payload=4)
-    tokens = np.array(task.batch(mx.random.key(0), 4000)[0])[:, :16]
+    tokens = np.array(task.draw(mx.random.key(0), 4000)[0])[:, :16]
     share = (tokens != 0).mean(axis=0)  # 1/4 at each of 16 places, standard error 0.007
     assert np.abs(share - 0.25).max() < 0.035
     assert len({tuple(row) for row in tokens != 0}) > 1000  # of 1820 choices
@@ -40,7 +40,7 @@ def test_selective_copy_spreads_it_evenly():
 @pytest.mark.parametrize("kind", TASKS)
 def test_a_key_fixes_a_batch(kind):
     task = kind(noise=20)
-    first, same, other = (task.batch(mx.random.key(seed), 4)[0] for seed in (1, 1, 2))
+    first, same, other = (task.draw(mx.random.key(seed), 4)[0] for seed in (1, 1, 2))
     assert mx.array_equal(first, same)
     assert not mx.array_equal(first, other)
 
@@ -58,9 +58,9 @@ def test_what_is_held_out_can_be_read_in_any_pieces(kind):
     parts = list(task.held_out("fresh", 7, 3, mx.random.key(4)))
     assert [len(part.targets) for part in parts] == [3, 3, 1]
     for part in parts:
-        whole = part.read(0, part.length)
+        whole = part.read_tokens(0, part.length)
         assert whole.shape == (len(part.targets), task.length)
-        pieces = [part.read(start, min(start + 7, part.length)) for start in range(0, part.length, 7)]
+        pieces = [part.read_tokens(start, min(start + 7, part.length)) for start in range(0, part.length, 7)]
         assert mx.array_equal(mx.concatenate(pieces, axis=1), whole)
         assert np.array_equal(np.array(whole)[np.array((whole > 0) & (whole < 15))].reshape(-1, 5), part.targets)
     with pytest.raises(UserError, match="give a number"):

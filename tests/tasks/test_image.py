@@ -72,7 +72,7 @@ def same(data, colours):
     for split, name, rows in (("validation", "train", slice(90, 100)), ("test", "test", slice(0, 20))):
         rgb, labels = (array[rows] for array in colours[name])
         read = list(data.held_out(split, None, 7, mx.random.key(0)))
-        tokens = np.concatenate([np.array(part.read(0, part.length)) for part in read])
+        tokens = np.concatenate([np.array(part.read_tokens(0, part.length)) for part in read])
         targets = np.concatenate([np.array(part.targets) for part in read])
         assert np.array_equal(tokens, cifar.grey(rgb).reshape(-1, 1024))
         assert np.array_equal(targets[:, 0], labels)
@@ -177,7 +177,7 @@ def test_files_that_are_no_images(npz, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("habit", "train", "validation"), [("held-out", 90, 10), ("test", 100, 20)])
 def test_what_trains_and_what_does_not(npz, colours, habit, train, validation):
     data = ImageTask(data=str(npz), validate_on=habit).load()
-    tokens, targets = (np.array(a) for a in data.batch(mx.random.key(1), 3000))
+    tokens, targets = (np.array(a) for a in data.draw(mx.random.key(1), 3000))
     assert tokens.shape == (3000, 1024)
     assert targets.shape == (3000, 1)
     known = {row.tobytes(): label for row, label in zip(*arrays_of(colours, train), strict=True)}
@@ -187,7 +187,7 @@ def test_what_trains_and_what_does_not(npz, colours, habit, train, validation):
     held_out = list(data.held_out("validation", None, 64, mx.random.key(0)))
     assert sum(len(part.targets) for part in held_out) == validation
     assert sum(len(part.targets) for part in data.held_out("test", 5, 3, mx.random.key(0))) == 5
-    again, _ = data.batch(mx.random.key(1), 3000)
+    again, _ = data.draw(mx.random.key(1), 3000)
     assert np.array_equal(tokens, again)
 
 

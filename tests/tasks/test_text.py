@@ -129,7 +129,7 @@ def test_a_text_with_characters_the_model_does_not_know(file):
 
 def test_batches_come_from_the_first_nine_tenths(file):
     data, train = load(file), TEXT[: int(0.9 * len(TEXT))]
-    tokens, targets = (np.array(a) for a in data.batch(mx.random.key(0), 20_000))
+    tokens, targets = (np.array(a) for a in data.draw(mx.random.key(0), 20_000))
     assert tokens.shape == targets.shape == (20_000, 16)
     windows = {data.vocabulary.decode([*row, target[-1]]) for row, target in zip(tokens, targets, strict=True)}
     assert windows == {train[i : i + 17] for i in range(len(train) - 16)}
@@ -143,7 +143,7 @@ def test_every_held_out_character_is_scored_once(file, split, length):
     data, held_out = load(file, length=length), TEXT[int(0.9 * len(TEXT)) :]
     scored = ""
     for part in data.held_out(split, None, 3, mx.random.key(0)):
-        rows, targets = np.array(part.read(0, part.length)), np.array(part.targets)
+        rows, targets = np.array(part.read_tokens(0, part.length)), np.array(part.targets)
         assert part.length <= (len(held_out) if split == "stream" else length)
         for row, target in zip(rows, targets, strict=True):
             seen, after = data.vocabulary.decode(row), data.vocabulary.decode(target)
@@ -156,16 +156,16 @@ def test_every_held_out_character_is_scored_once(file, split, length):
 def test_fewer_windows_are_spread_over_the_text(file):
     data, held_out = load(file, length=10), TEXT[int(0.9 * len(TEXT)) :]
     (part,) = data.held_out("validation", 3, 8, mx.random.key(0))
-    rows, whole = [data.vocabulary.decode(row) for row in np.array(part.read(0, 10))], (len(held_out) - 1) // 10
+    rows, whole = [data.vocabulary.decode(row) for row in np.array(part.read_tokens(0, 10))], (len(held_out) - 1) // 10
     assert rows == [held_out[10 * i : 10 * i + 10] for i in (0, round((whole - 1) / 2), whole - 1)]
 
 
 def test_a_stateful_run_reads_the_text_on(file):
     data, train = load(file, stateful=True), TEXT[: int(0.9 * len(TEXT))]
-    rows, turns, key = ["", "", ""], [], mx.random.key(5)
+    rows, turns = ["", "", ""], []
     for step in range(40):
-        tokens, targets, anew = data.continued(key, step, 3)
-        if anew:
+        tokens, targets, continues = data.batch(5, step, 3)
+        if not continues:
             turns.append(step)
             rows = ["", "", ""]
         for i, (row, target) in enumerate(zip(np.array(tokens), np.array(targets), strict=True)):
@@ -173,19 +173,19 @@ def test_a_stateful_run_reads_the_text_on(file):
             assert rows[i] + data.vocabulary.decode(target[-1:]) in train
     chunks = (len(train) - 1) // (3 * 16)
     assert turns == list(range(0, 40, chunks))
-    first = [data.continued(key, step, 3)[0] for step in range(chunks)]
+    first = [data.batch(5, step, 3).tokens for step in range(chunks)]
     read = "".join(data.vocabulary.decode(row) for row in np.array(mx.concatenate(first, axis=1)))
     assert read in train  # rows lie side by side, each character in one of them
     assert len(read) == 3 * 16 * chunks
     with pytest.raises(UserError, match="batch=500: the text is too short"):
-        data.continued(key, 0, 500)
+        data.batch(5, 0, 500)
 
 
 def test_each_window_comes_once_before_any_comes_again(file):
-    data, key = load(file, once=True), mx.random.key(5)
+    data = load(file, without_replacement=True)
     data._train = mx.arange(16 * 20 + 5)  # so that a token tells its place
     batches = 20 // 3
-    turns = [[data.shuffled(key, turn * batches + i, 3) for i in range(batches)] for turn in range(3)]
+    turns = [[data.batch(5, turn * batches + i, 3)[:2] for i in range(batches)] for turn in range(3)]
     for turn in turns:
         tokens, targets = (np.array(mx.concatenate(part)) for part in zip(*turn, strict=True))
         begins = tokens[:, 0]
@@ -195,9 +195,9 @@ def test_each_window_comes_once_before_any_comes_again(file):
         assert len(set(begins % 16)) == 1
         assert list(begins) != sorted(begins)
     assert not mx.array_equal(turns[0][0][0], turns[1][0][0])
-    assert mx.array_equal(data.shuffled(key, 7, 3)[0], turns[1][1][0])
+    assert mx.array_equal(data.batch(5, 7, 3).tokens, turns[1][1][0])
     with pytest.raises(UserError, match="batch=500: the text has not so many windows of 16"):
-        data.shuffled(key, 0, 500)
+        data.batch(5, 0, 500)
 
 
 def test_training_on_less_leaves_what_is_held_out(file):
@@ -216,7 +216,7 @@ def test_a_stateful_run_validates_in_long_windows(file):
     assert sum(len(p.targets) for p in (part, *rest)) == 4
 
 
-@pytest.mark.parametrize("wrong", [{"length": 0}, {"sample": -1}, {"once": True, "stateful": True}])
+@pytest.mark.parametrize("wrong", [{"length": 0}, {"sample": -1}, {"without_replacement": True, "stateful": True}])
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         TextTask(**wrong)

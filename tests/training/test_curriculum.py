@@ -127,7 +127,7 @@ def test_bad_settings_are_refused(wrong):
 def test_without_stages_the_best_is_kept_and_a_collapse_seen():
     """A loss that never falls below half of a guess's, as of images, is no collapse."""
     progress = Progress(ProgressConfig(collapse_patience=2), 1e-3, CHANCE)
-    assert progress.where == {}
+    assert progress.stage == {}
     assert [progress.observe(loss) for loss in (2.5, 2.0, 2.1, 2.2, 1.9)] == [
         Verdict.BEST, Verdict.BEST, Verdict.GOING, Verdict.GOING, Verdict.BEST
     ]  # fmt: skip

@@ -3,6 +3,8 @@
 import math
 
 from mlx_rtx import UserError
+from mlx_rtx.model.base import ModelWeights
+from mlx_rtx.model.segment import SegmentOutput
 from mlx_rtx.tasks import CopyTask, Sequences
 from mlx_rtx.training import evaluation
 from mlx_rtx.training.evaluation import evaluate, interval
@@ -34,24 +36,28 @@ class Fixed(nn.Module):
     def check(self, length):
         pass
 
-    def run(self, tokens, start, carry, last, close):
+    def fold_weights(self):
+        return ModelWeights({}, ())
+
+    def run(self, weights, segment, carry):
+        tokens, last = segment.tokens, segment.outputs_wanted
         said = tokens[:, :last]
         key = mx.stack([mx.array(0), tokens.sum()]).astype(mx.uint32)
         slip = mx.random.uniform(shape=(len(tokens), 1), key=key) < self._wrong
-        return mx.where(slip & (mx.arange(last) == last - 1), 1 + said % 6, said), carry
+        return SegmentOutput(mx.where(slip & (mx.arange(last) == last - 1), 1 + said % 6, said), carry, ())
 
-    def readout(self, said):
+    def readout(self, said, weights):
         return self._confidence * (said[..., None] == mx.arange(8)).astype(mx.float32)
 
 
 @pytest.mark.parametrize("last", [1, K + 1, 6 * K - 1])
 @pytest.mark.parametrize("history", HISTORIES)
 def test_pieces_give_what_the_whole_gives(history, last, kind, monkeypatch):
-    monkeypatch.setattr(evaluation, "PIECE", 2)
+    monkeypatch.setattr(evaluation, "SEGMENT", 2)
     model, tokens = make_model(kind, history=history, layers=2), make_tokens(6 * K - 1)
     assert mx.allclose(
         mx.concatenate(
-            list(evaluation.piecewise(model, lambda start, end: tokens[:, start:end], tokens.shape[1], last)), axis=1
+            list(evaluation.iter_logits(model, lambda start, end: tokens[:, start:end], tokens.shape[1], last)), axis=1
         ),
         model(tokens, last=last),
         atol=1e-5,

@@ -3,13 +3,14 @@
 import itertools
 
 from mlx_rtx import UserError, loss_and_grad
+from mlx_rtx.model.segment import Segment
 from mlx_rtx.training.gradient import carried_loss_and_grad
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from tiny import HISTORIES, K, make_model, make_tokens
 
@@ -70,12 +71,14 @@ def test_detach_equals_a_stopped_carry(detach):
     edges = [0, *range(5 % detach, 5, detach), 5] if 5 % detach else [*range(0, 6, detach)]
 
     def loss(model):
-        total, carry = 0.0, None
+        total, carry, weights = 0.0, None, model.fold_weights()
         for start, end in itertools.pairwise(edges):
             piece = slice(start * K, end * K)
-            y, carry = model.run(tokens[:, piece], start * K, carry, (end - start) * K, end == 5)
-            carry = [[mx.stop_gradient(array) for array in layer] for layer in carry]
-            total += nn.losses.cross_entropy(model.embedding.readout(y), targets[:, piece], reduction="sum")
+            segment = Segment(tokens[:, piece], start * K, (end - start) * K, end == 5)
+            y, carry, _ = model.run(weights, segment, carry)
+            carry = tree_map(mx.stop_gradient, carry) if end < 5 else None
+            logits = model.embedding.readout(y, weights.embedding)
+            total += nn.losses.cross_entropy(logits, targets[:, piece], reduction="sum")
         return total / targets.size
 
     assert difference(gradients, nn.value_and_grad(model, loss)(model)[1]) < 1e-5
@@ -103,9 +106,9 @@ def test_dropout_draws_anew_and_only_in_training():
 
 def test_dropout_keeps_the_mean():
     """Averaged over many masks, dropped embeddings are the embeddings."""
-    from mlx_rtx.model.dropout import keep_factors
+    from mlx_rtx.model.dropout import draw_scales
 
-    factors = np.array(keep_factors(mx.random.split(mx.random.key(0), 3), 0.25, (200, 200)))
+    factors = np.array(draw_scales(mx.random.split(mx.random.key(0), 3), 0.25, (200, 200)))
     assert set(np.unique(factors)) == {0.0, np.float32(1 / 0.75)}
     assert np.abs(factors.mean(axis=(1, 2)) - 1).max() < 0.02
     assert not np.array_equal(factors[0], factors[1])
@@ -131,11 +134,11 @@ def test_a_sequence_in_two_goes_on_from_its_carry(history, segment):
     """Losses and carry are those of the whole sequence; no gradient passes from one part to the other."""
     model = make_model(history=history, layers=2, positions="block")
     tokens, targets = make_tokens(6 * K), make_tokens(6 * K, seed=2)
-    carry, losses = [], []
+    carry, losses = None, []
     for part in (slice(0, 4 * K), slice(4 * K, 6 * K)):
         before, size = carry, part.stop - part.start
         loss, gradients, carry = carried_loss_and_grad(
-            model, tokens[:, part], targets[:, part], before, segment, None, False, None
+            model, tokens[:, part], targets[:, part], before, segment=segment, close=False
         )
         losses.append(loss.item() * size)
         loss_of_part = _loss_from(model, tokens[:, part], targets[:, part], before)
@@ -144,14 +147,15 @@ def test_a_sequence_in_two_goes_on_from_its_carry(history, segment):
             assert mx.allclose(gradient, expected[name], atol=1e-5), name
     whole = nn.losses.cross_entropy(model(tokens, close=False), targets, reduction="mean").item()
     assert sum(losses) / (6 * K) == pytest.approx(whole, rel=1e-5)
-    _, expected_carry = model.run(tokens)
+    expected_carry = model.run(model.fold_weights(), Segment(tokens)).carry
     for (name, found), (_, expected) in zip(tree_flatten(carry), tree_flatten(expected_carry), strict=True):
         assert mx.allclose(found, expected, atol=1e-5), name
 
 
 def _loss_from(model, tokens, targets, carry):
     def loss(model):
-        y, _ = model.run(tokens, 0, carry, tokens.shape[1])
-        return nn.losses.cross_entropy(model.embedding.readout(y), targets, reduction="mean")
+        weights = model.fold_weights()
+        y = model.run(weights, Segment(tokens, 0, tokens.shape[1]), carry).y
+        return nn.losses.cross_entropy(model.embedding.readout(y, weights.embedding), targets, reduction="mean")
 
     return loss

@@ -15,7 +15,8 @@ from mlx_rtx.training.checkpoint import RunFolder
 from mlx_rtx.training.curriculum import CurriculumConfig, ProgressConfig
 from mlx_rtx.training.evaluation import evaluate
 from mlx_rtx.training.optimizer import OptimizerConfig
-from mlx_rtx.training.settings import TrainConfig, TrainingConfig, to_stored
+from mlx_rtx.training.settings import LoopConfig, RunConfig
+from mlx_rtx.training.stored_settings import to_stored
 from mlx_rtx.training.trainer import Trainer
 
 import mlx.core as mx
@@ -25,14 +26,14 @@ from mlx.utils import tree_flatten, tree_map
 
 from tiny import FLAGS
 
-TINY = TrainConfig(
+TINY = RunConfig(
     task=CopyTask(noise=12, payload=2, alphabet=5),
     architecture=Architecture(dim=16, heads=2, block=4, dropout=0.1, history="output", positions="block"),
     progress=CurriculumConfig(  # stages pass within 40 steps
         start_noise=3, advance_below=0.95, lr_rule="paper", stop_loss=0, test_samples=32
     ),
     optimizer=OptimizerConfig(lr=1e-2),
-    training=TrainingConfig(samples=16 * 40, batch=16, segment=2, validate_every=7, validate_samples=32),
+    training=LoopConfig(samples=16 * 40, batch=16, segment=2, validate_every=7, validate_samples=32),
 )
 
 
@@ -84,7 +85,7 @@ def test_it_learns(tmp_path):
     assert scores.sequence_accuracy == 1
     assert [stage["next_noise"] for stage in events(tmp_path, "stage")] == [6, 12]
     model, _ = load(tmp_path)
-    tokens, targets = config.task.batch(mx.random.key(99), 20)
+    tokens, targets = config.task.draw(mx.random.key(99), 20)
     assert mx.array_equal(mx.argmax(model(tokens, last=2), axis=-1), targets)
 
 
@@ -134,7 +135,7 @@ def text_run(path, **changes):
     )
 
 
-@pytest.mark.parametrize("reading", [{}, {"stateful": True}, {"once": True}], ids=str)
+@pytest.mark.parametrize("reading", [{}, {"stateful": True}, {"without_replacement": True}], ids=str)
 def test_text_is_learnt(tmp_path, reading):
     config = text_run(tmp_path, **reading)
     config = replace(
@@ -167,14 +168,18 @@ def test_a_stateful_run_goes_on_to_the_bit(tmp_path):
 
 def test_a_stateful_run_forgets_where_it_begins_anew(tmp_path):
     trainer = make(tmp_path / "run", text_run(tmp_path, stateful=True))
-    turns = 0
-    for trainer.step in range(40):
-        trainer._carry = ["what the step before left"]
-        anew = trainer.data.continued(mx.random.key(0), trainer.step, 16)[2]
-        trainer._next_batch()
-        assert bool(trainer._carry) != anew
-        turns += anew
-    assert turns > 1
+    real, carries, continues = trainer.train_step, [], []
+
+    def step(*batch, carry, **settings):
+        carries.append(carry)
+        return real(*batch, carry=carry, **settings)
+
+    trainer.train_step = step
+    for _ in range(40):
+        continues.append(trainer.data.batch(0, trainer.step, 16).continues)
+        trainer._take_step()
+    assert [carry is not None for carry in carries] == continues
+    assert continues.count(False) > 1
 
 
 def test_a_sample_leaves_training_as_it_is(tmp_path):
@@ -228,14 +233,14 @@ def test_the_seed_decides(tmp_path, whole):
 @pytest.mark.parametrize("stop", random.sample(range(1, 40), 4))
 def test_a_run_stopped_anywhere_goes_on_to_the_bit(tmp_path, whole, stop):
     trainer = make(tmp_path)
-    step = trainer._train_step
+    step = trainer._take_step
 
     def interrupted():
         step()
         if trainer.step == stop:
             os.kill(os.getpid(), signal.SIGINT)
 
-    trainer._train_step = interrupted
+    trainer._take_step = interrupted
     assert trainer.fit() is None
     trainer.log.close()
     mx.random.seed(12345)  # nothing may hang on the process's own random state
@@ -286,11 +291,11 @@ def test_a_collapse_is_survived(tmp_path, capsys):
         training=replace(TINY.training, samples=16 * 600),
     )
     trainer = make(tmp_path, config)
-    step, broken = trainer._train_step, []
+    step, broken = trainer._take_step, []
 
     def breaking():
         step()
-        if trainer.progress.stage == 1 and not broken and trainer.step % 7 == 6:
+        if trainer.progress.passed == 1 and not broken and trainer.step % 7 == 6:
             broken.append(tree_map(lambda a: a, trainer._best))
             trainer.model.update(tree_map(lambda w: 100 * w, trainer.model.parameters()))
             while not events(tmp_path, "collapse"):
@@ -299,9 +304,9 @@ def test_a_collapse_is_survived(tmp_path, capsys):
                 tree_flatten(trainer.model.parameters()), tree_flatten(broken[0]), strict=True
             ):
                 assert mx.array_equal(a, b), name
-            assert trainer.optimizer.step.item() == 0
+            assert trainer.train_step.optimizer.step.item() == 0
 
-    trainer._train_step = breaking
+    trainer._take_step = breaking
     trainer.fit()
     assert broken
     (collapse,) = events(tmp_path, "collapse")[:1]
@@ -315,7 +320,7 @@ def test_gradients_that_are_never_finite_are_said(tmp_path, monkeypatch, capsys)
     before = dict(tree_flatten(trainer.model.parameters()))
     real = trainer.model.embedding.readout
     monkeypatch.setattr(
-        type(trainer.model.embedding), "readout", lambda self, y: real(y) * (mx.nan if trainer.model.training else 1)
+        type(trainer.model.embedding), "readout", lambda self, *a: real(*a) * (mx.nan if trainer.model.training else 1)
     )
     trainer.fit()
     for name, array in tree_flatten(trainer.model.parameters()):

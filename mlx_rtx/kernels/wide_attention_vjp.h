@@ -1,3 +1,4 @@
+// Gradient of the attention of one head of one sequence. Shapes: qkv (B·2K, 3D), att datt (B·ROWS, D); dqkv (B·2K, 3D).
 SHARED_ARRAY float statistics[2 * ROWS];  // of a row: the logarithm of the softmax's denominator, datt . att
 const int lane = rank % LANES, sequence = b / HEADS, column = b % HEADS * LENGTH;
 const GLOBAL float* queries = qkv + sequence * WINDOW * PITCH + column;

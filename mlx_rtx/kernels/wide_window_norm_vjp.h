@@ -1,7 +1,11 @@
+// Gradient of wide_window_norm: dtotal is that of the output of the window before, with what comes back by the
+// carry. Shapes: alpha (1), m (B, K, D), win dn1 (B·2K, D), du (B·ROWS, D), out dout (B, ROWS, D), or (·, D) where
+// no window is before, dropout (2, B, ROWS, D), dm_later (B, K, D), dalpha_later (B·K); dx dm (B, K, D), dalpha
+// (B·K), dtotal dproduct (B·ROWS, D).
 const bool first = out_ndim == 2;  // no output of a window before: what is left is the given carry's cotangent
 const int count = m_shape[0] * K, lane = rank % LANES, team = b * TEAMS + rank / LANES, item = min(team, count - 1);
 const int row = item % K, above = (item / K * ROWS + row) * LENGTH, below = above + (ROWS - K) * LENGTH;
-const GLOBAL float* keep_1 = keep + (DROPOUT ? count / K * ROWS * LENGTH : 0);
+const GLOBAL float* mlp_scales = dropout + (DROPOUT ? count / K * ROWS * LENGTH : 0);
 float dwin[2][SHARE], dcarry[2][SHARE], dropped[2][SHARE], y[SHARE];  // dcarry: of h, of m
 UNROLL for (int side = 0; side < 2; ++side) {
   const int at = (item / K * 2 * K + side * K + row) * LENGTH;
@@ -40,7 +44,7 @@ UNROLL for (int side = 0; side < ROWS / K; ++side) {
     }
     load_row(y, dout + at, lane);
     add(dcarry[side], 1, y);
-    if (DROPOUT) drop(dropped[side], dcarry[side], keep_1 + at, lane);
+    if (DROPOUT) drop(dropped[side], dcarry[side], mlp_scales + at, lane);
   }
 }
 if (team < count) {

@@ -1,20 +1,23 @@
+// The window (w, alpha m + x) and its norm, from what the window before left unfinished: out = u + dropout(product).
+// Shapes: alpha (1), m x (B, K, D), u product (B·ROWS, D), or (B, K, D) where no window is before and u is h,
+// dropout (2, B, ROWS, D); out (B, ROWS, D), carried (B, K, D), win n1 (B·2K, D).
 const bool first = product_ndim == 3;  // no product of a window before: the carry is given, as m and u
 const int count = x_shape[0] * K, lane = rank % LANES, team = b * TEAMS + rank / LANES, item = min(team, count - 1);
 const int row = item % K, above = (item / K * ROWS + row) * LENGTH, below = above + (ROWS - K) * LENGTH;
 const int win_above = (item / K * 2 * K + row) * LENGTH, win_below = win_above + K * LENGTH;
-const GLOBAL float* keep_1 = keep + (DROPOUT ? count / K * ROWS * LENGTH : 0);
+const GLOBAL float* mlp_scales = dropout + (DROPOUT ? count / K * ROWS * LENGTH : 0);
 const bool busy = team < count;
 float history[SHARE], state[SHARE], input[SHARE];
 load_row(input, x + item * LENGTH, lane);
 if (first) {
   load_row(state, u + item * LENGTH, lane);
 } else {
-  residual(state, u + below, product + below, keep_1 + below, lane);
+  residual(state, u + below, product + below, mlp_scales + below, lane);
 }
 if (first || ROWS == K) {
   load_row(history, m + item * LENGTH, lane);
 } else {
-  residual(history, u + above, product + above, keep_1 + above, lane);
+  residual(history, u + above, product + above, mlp_scales + above, lane);
 }
 if (busy && ROWS > K && !first) store_row(out + above, history, lane);
 if (busy && (ROWS == K || !first)) store_row(out + below, state, lane);  // with K outputs, also the next window's m

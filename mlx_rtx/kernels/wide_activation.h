@@ -1,3 +1,4 @@
+// Shapes: z (B·ROWS, 4D); r the same.
 const int at = (b * THREADS + rank) * 4;
 if (at < z_shape[0] * z_shape[1]) {
   float x[4];

@@ -1,3 +1,4 @@
+// Gradient of wide_residual_norm. Shapes: u dn2 dtotal (B·ROWS, D), dropout (B·ROWS, D); du dproduct (B·ROWS, D).
 const int count = dn2_shape[0], lane = rank % LANES, team = b * TEAMS + rank / LANES;
 const int at = min(team, count - 1) * LENGTH;
 float y[SHARE], dy[SHARE], total[SHARE], dropped[SHARE];
@@ -7,7 +8,7 @@ load_row(total, dtotal + at, lane);
 const float factor = layer_norm(y, lane);
 layer_norm_vjp(dy, y, factor);
 add(dy, 1, total);
-if (DROPOUT) drop(dropped, dy, keep + at, lane);
+if (DROPOUT) drop(dropped, dy, dropout + at, lane);
 if (team < count) {
   store_row(du + at, dy, lane);
   if (DROPOUT) store_row(dproduct + at, dropped, lane);

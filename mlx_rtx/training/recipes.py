@@ -1,0 +1,66 @@
+"""Recipes: settings that train each task, by name.
+
+``default`` trains best, as far as was measured; ``paper`` is the paper's own, with its program's choices.
+"""
+
+from dataclasses import replace
+
+from mlx_rtx.model.config import Architecture
+from mlx_rtx.tasks import CopyTask, ImageTask, SelectiveCopyTask, TextTask
+from mlx_rtx.training.curriculum import CurriculumConfig, ProgressConfig
+from mlx_rtx.training.optimizer import OptimizerConfig
+from mlx_rtx.training.settings import LoopConfig, RunConfig
+
+COPY = RunConfig(
+    task=CopyTask(),
+    architecture=Architecture(dim=96, heads=6, block=32, positions="block", history="output"),
+    progress=CurriculumConfig(),
+    optimizer=OptimizerConfig(lr=1e-3, clip=1.0),
+    training=LoopConfig(samples=20_000, batch=32),
+)
+COPY_PAPER = RunConfig(
+    task=CopyTask(),
+    architecture=Architecture(dim=96, heads=6, block=32, dropout=0.05, history="output"),
+    progress=CurriculumConfig(lr_rule="paper"),
+    optimizer=OptimizerConfig(lr=5e-4, clip=0),
+    training=LoopConfig(samples=60_000, batch=64, validate_every=50),
+)
+SELECTIVE_COPY_PAPER = replace(
+    COPY_PAPER,
+    task=SelectiveCopyTask(),
+    progress=CurriculumConfig(lr_rule="paper", start_noise=32),
+    training=replace(COPY_PAPER.training, samples=1_200_000),
+)
+SELECTIVE_COPY = replace(SELECTIVE_COPY_PAPER, optimizer=OptimizerConfig(lr=1e-3, clip=1.0))
+IMAGE_PAPER = RunConfig(
+    task=ImageTask(validate_on="test"),
+    architecture=Architecture(dim=32, heads=4, block=32, dropout=0.05, history="output", tie_embeddings=False),
+    progress=ProgressConfig(),
+    optimizer=OptimizerConfig(lr=5e-4, clip=0),
+    training=LoopConfig(
+        samples=600_000, batch=120, segment=16, validate_every=250, validate_samples=None, report_every=50
+    ),
+)
+IMAGE = replace(IMAGE_PAPER, task=ImageTask(), optimizer=OptimizerConfig(lr=5e-4, clip=1.0))
+TEXT_PAPER = RunConfig(
+    task=TextTask(),
+    architecture=Architecture(dim=384, heads=6, block=16, dropout=0.2, activation="gelu", history="output"),
+    progress=ProgressConfig(),
+    optimizer=OptimizerConfig(lr=1e-3, clip=1.0, beta2=0.95, weight_decay=0.1),
+    training=LoopConfig(
+        samples=960_000, batch=64, segment=8, validate_every=250, validate_samples=None, report_every=50
+    ),
+)
+TEXT = replace(TEXT_PAPER, architecture=replace(TEXT_PAPER.architecture, positions="block", history="hidden"))
+
+RECIPES: dict[str, dict[str, RunConfig]] = {
+    "copy": {"default": COPY, "paper": COPY_PAPER},
+    "selective-copy": {"default": SELECTIVE_COPY, "paper": SELECTIVE_COPY_PAPER},
+    "image": {"default": IMAGE, "paper": IMAGE_PAPER},
+    "text": {"default": TEXT, "paper": TEXT_PAPER},
+}
+
+
+def recipes_by_task(recipe: str) -> dict[str, RunConfig]:
+    """Each task's settings by a recipe; by the default one where there is none of that name."""
+    return {task: recipes.get(recipe, recipes["default"]) for task, recipes in RECIPES.items()}

@@ -1,0 +1,83 @@
+"""One training step: the gradient of a batch, by segments, applied to the weights."""
+
+from typing import NamedTuple
+
+from mlx_rtx.model.base import Transformer
+from mlx_rtx.model.segment import Carries
+from mlx_rtx.support.compiled import Execution
+from mlx_rtx.training.gradient import carried_loss_and_grad
+from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
+
+import mlx.core as mx
+
+
+class StepResult(NamedTuple):
+    """What a step came to; nothing of it need be computed yet."""
+
+    loss: mx.array  # scalar, nats
+    taken: mx.array  # scalar bool: whether the gradient was finite, else weights and moments are as before
+    carry: Carries | None  # that the sequences leave
+
+
+class TrainingStep:
+    """A model with its optimizer.
+
+    Steps are queued, one ahead of the device: a step waits for the one before the last to be done.
+
+    Args:
+        model: the weights to train.
+        config: the optimizer's settings.
+        segment: blocks to a segment of the gradient; None for the whole sequence.
+        detach: see `loss_and_grad`.
+        execution: how it is run; `Execution` if not given.
+
+    Example:
+        >>> step = TrainingStep(model, OptimizerConfig(lr=1e-3), segment=8)
+        >>> step(tokens, targets, lr=1e-3).loss.item()
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        config: OptimizerConfig,
+        segment: int | None,
+        detach: int | None = None,
+        execution: Execution | None = None,
+    ):
+        self.model, self.config = model, config
+        self.segment, self.detach = segment, detach
+        self.execution = execution or Execution()
+        self._in_flight: mx.array | None = None
+        self.reset_optimizer()
+
+    def reset_optimizer(self) -> None:
+        """Forget all moments."""
+        self.optimizer = make_optimizer(self.config, self.model)
+
+    def __call__(
+        self,
+        tokens: mx.array,
+        targets: mx.array,
+        lr: float,
+        key: mx.array | None = None,
+        carry: Carries | None = None,
+        close: bool = True,
+    ) -> StepResult:
+        """Take a step on tokens (B, L) and the classes (B, n) of their last n positions.
+
+        Args:
+            tokens, targets, key, close: see `loss_and_grad`.
+            lr: learning rate.
+            carry: what the sequences go on from; None where they start.
+        """
+        self.model.train()
+        found = carried_loss_and_grad(
+            self.model, tokens, targets, carry, segment=self.segment, detach=self.detach, close=close, key=key,
+            execution=self.execution,
+        )  # fmt: skip
+        self.optimizer.learning_rate = lr
+        taken = apply_gradients(self.model, self.optimizer, found.gradients, self.config.clip)
+        self.execution.queue(self.model.parameters(), self.optimizer.state, found.loss, taken)
+        self.execution.wait(self._in_flight)
+        self._in_flight = found.loss
+        return StepResult(found.loss, taken, found.carry)

@@ -1,0 +1,38 @@
+"""Settings as a run folder's ``config.json`` keeps them."""
+
+from dataclasses import asdict, fields
+
+from mlx_rtx.model.config import Architecture
+from mlx_rtx.support.errors import UserError
+from mlx_rtx.tasks import Data
+from mlx_rtx.training.recipes import RECIPES
+from mlx_rtx.training.settings import RunConfig
+
+RENAMED = {"once": "without_replacement"}  # settings of tasks, as earlier revisions called them
+
+
+def to_stored(task: str, config: RunConfig, data: Data) -> dict:
+    """The settings as a run folder's ``config.json`` keeps them."""
+    parts = asdict(config)
+    model = {"kind": parts.pop("model"), **asdict(config.model_config(data))}
+    del parts["architecture"]
+    described = {**data.describe(), "sha256": data.fingerprint}
+    return {"task": task, "model": model, "settings": parts, "data": described}
+
+
+def from_stored(stored: dict) -> tuple[str, RunConfig]:
+    """The task's name and the settings that `to_stored` wrote.
+
+    Raises:
+        UserError: they do not fit this version.
+    """
+    try:
+        recipe, model = RECIPES[stored["task"]]["default"], stored["model"]
+        parts = stored["settings"] | {
+            "architecture": {f.name: model[f.name] for f in fields(Architecture) if f.name in model}
+        }
+        parts["task"] = {RENAMED.get(name, name): value for name, value in parts["task"].items()}
+        made = {name: type(getattr(recipe, name))(**part) for name, part in parts.items()}
+        return stored["task"], RunConfig(model=model["kind"], **made)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"config.json: its settings do not fit this mlx_rtx ({error})") from None
