@@ -10,7 +10,10 @@ RUN := .venv/bin/python
 READY := .venv/ready-$(BACKEND)
 
 .PHONY: train test check setup
+
+# a Linux CPU needs OpenBLAS; while there is none, each call tries again
 setup: $(READY)
+	@test $(BACKEND) != cpu || scripts/fetch_openblas.sh .venv
 
 # one backend an environment: they share a file, so another one means a new .venv
 $(READY): pyproject.toml
@@ -22,14 +25,14 @@ $(READY): pyproject.toml
 	@touch $@
 
 # goes on where an earlier call was stopped
-train: $(READY)
+train: setup
 	@echo "training copy at 4,096 noise tokens: 4 to 10 minutes on 2 CPU cores with OpenBLAS"
 	@$(RUN) -m mlx_rtx.train copy --noise 4096 $$(test ! -e runs/copy/config.json || echo --resume)
 	@echo "next, after source .venv/bin/activate:"
 	@echo "  python -m mlx_rtx.evaluate runs/copy --samples 1000"
 	@echo "  python -m mlx_rtx.train copy --help"
 
-test: $(READY)
+test: setup
 	@$(RUN) -m pytest
 
 check: $(READY)

@@ -1,10 +1,9 @@
-"""The machine: a fast BLAS under MLX on Linux, and a record of what a run was made with.
+"""The machine: what it has, what would make it faster, and a record of what a run was made with.
 
-Import this before `mlx.core`: the package's ``__init__`` does.
+Import this before `mlx.core`, so that MLX finds OpenBLAS: the package's ``__init__`` does.
 """
 
 import contextlib
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -13,29 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-OPENBLAS = "libopenblas.so.0"
+from mlx_rtx.support.openblas import HAS_OPENBLAS
+
 REMEDY = (
-    "OpenBLAS would be about 10 times as fast as the BLAS in MLX's Linux wheel: "
-    "apt install libopenblas0-pthread, and import mlx_rtx before mlx"
+    "OpenBLAS would be about 10 times as fast as the BLAS in MLX's Linux wheel: make setup fetches it, "
+    "or install it by the system's package manager; and import mlx_rtx before mlx"
 )
-
-
-def prefer_openblas() -> bool:
-    """Load OpenBLAS before MLX on Linux, so that MLX's CPU backend uses it; say whether it was found.
-
-    MLX's wheels for Linux carry the reference BLAS. Loading OpenBLAS first, with its symbols global,
-    puts it in the place of that. Nothing happens elsewhere.
-    """
-    if sys.platform != "linux" or "mlx.core" in sys.modules:  # too late where MLX is bound already
-        return False
-    try:
-        ctypes.CDLL(OPENBLAS, mode=ctypes.RTLD_GLOBAL)
-    except OSError:
-        return False
-    return True
-
-
-HAS_OPENBLAS = prefer_openblas()
 
 
 def advice() -> str | None:
