@@ -4,7 +4,7 @@
 
 The paper's Shakespeare models (Table 6: recurrent, and regular with 6 layers, loss 1.47 both) with fresh weights,
 for time does not depend on what weights say. After contexts of rising length each writes on: the recurrent one from
-its state, the regular one from its key-value cache, and by running all that was written anew for every token. Two
+its state, the regular one from its key-value cache, and by recomputing all that was written for every token. Two
 figures: latency, when every token is waited for, and throughput, when the device is kept one token ahead. Ends with
 a table, the answer in words, a picture and one JSON line.
 """
@@ -101,9 +101,9 @@ def measure(generation: Generation) -> Iterator[Row | str]:
     recurrent = make("recurrent", config)
     regular = make("regular", replace(config, layers=LAYERS))
     ways: list[tuple[str, Transformer, Callable]] = [
-        (RECURRENT, recurrent, written_on),
-        (CACHED, regular, written_on),
-        (RECOMPUTED, regular, written_anew),
+        (RECURRENT, recurrent, continued),
+        (CACHED, regular, continued),
+        (RECOMPUTED, regular, recomputed),
     ]
     for context in sorted(generation.contexts):
         for batch in sorted(generation.batches):
@@ -141,7 +141,7 @@ def memory(method: str, model: Transformer, context: int, batch: int) -> float:
     return 2 * cache + 8 * batch * config.heads * PREFILL * (context + PREFILL)
 
 
-def written_on(method: str, model: Transformer, context: int, batch: int) -> Row:
+def continued(method: str, model: Transformer, context: int, batch: int) -> Row:
     """Feed a context, then write on from the state that it leaves."""
     tokens = mx.random.randint(0, model.config.vocab_size, (batch, context), key=mx.random.key(context))
     state = model.initial_state(batch)
@@ -161,7 +161,7 @@ def written_on(method: str, model: Transformer, context: int, batch: int) -> Row
     return timed(step, method, context, batch, lambda: held["state"])
 
 
-def written_anew(method: str, model: Transformer, context: int, batch: int) -> Row:
+def recomputed(method: str, model: Transformer, context: int, batch: int) -> Row:
     """Run all that was written for every token."""
     held = mx.random.randint(0, model.config.vocab_size, (batch, context), key=mx.random.key(context))
 

@@ -1,4 +1,4 @@
-"""What fits into a memory, and how long a run would take: ``python -m mlx_rtx.plan copy --memory 16GB``.
+"""Plan what fits into a memory, and how long a run takes: ``python -m mlx_rtx.plan copy --memory 16GB``.
 
 Nothing is trained. Memory is predicted from the settings, time from a few short steps on this machine or, for one
 that is not at hand, from its published figures. With --verify one whole step is run to hold the prediction to.

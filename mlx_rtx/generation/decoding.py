@@ -80,9 +80,9 @@ def token_stream(
     shortest, longest = int(lengths.min()), int(lengths.max())
     given = mx.array([row + [0] * (longest - len(row)) for row in rows])
     key_words = mx.array(list(seeds), dtype=mx.uint32)
-    state, logits = stream.state, mx.zeros((len(rows), 0))
+    state, logits, parameters = stream.state, mx.zeros((len(rows), 0)), model.parameters()
     for first in range(0, shortest, PREFILL):
-        logits, state = model.step(given[:, first : min(first + PREFILL, shortest)], state)
+        logits, state = model.step(given[:, first : min(first + PREFILL, shortest)], state, parameters)
         logits = logits[:, -1]
         mx.eval(logits, state)
 
@@ -102,7 +102,7 @@ def token_stream(
     for at in range(shortest, end):
         before = state
         if at + 1 < end:
-            logits, state = model.step(tokens[:, None], state)
+            logits, state = model.step(tokens[:, None], state, parameters)
             following = draw(logits[:, -1], at + 1)
             mx.async_eval(following, state)
         drawn = [

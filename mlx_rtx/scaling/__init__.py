@@ -1,4 +1,4 @@
-"""The paper's scaling law, computed and measured: ``python -m mlx_rtx.scaling``."""
+"""Compute and measure the paper's scaling law: ``python -m mlx_rtx.scaling theory|count|train|fit``."""
 
 from mlx_rtx.scaling.regression import LossFit, fit_losses
 from mlx_rtx.scaling.theory import Fit, excess_bounds, gamma, unique_bounds

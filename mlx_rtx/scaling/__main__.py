@@ -1,4 +1,4 @@
-"""The paper's scaling law, computed and measured: ``python -m mlx_rtx.scaling theory|count|train|fit``.
+"""Compute and measure the paper's scaling law: ``python -m mlx_rtx.scaling theory|count|train|fit``.
 
 theory: what γ follows from published fits of the loss. count: unique sequences in texts and made corpora, against the
 paper's band. train: losses over model width and data size. fit: Eq. 3 fitted to them, and the γ that it implies.
@@ -109,7 +109,7 @@ class FitCommand:
     losses: Path = RESULTS / "losses.jsonl"
     """Rows of runs."""
     resamples: int = 1000
-    """Fits to runs drawn anew, for the intervals."""
+    """Fits to resampled runs, for the intervals."""
     out: Path = RESULTS
     """Folder for the report and the picture."""
 

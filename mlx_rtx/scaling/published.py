@@ -52,7 +52,7 @@ PUBLISHED = [
         fit=Fit(1.69337, 406.401, 0.33917084, 410.7228, 0.2849083),
     ),
     Published(
-        "Besiroglu, Hoffmann 3 fitted anew",
+        "Besiroglu, Hoffmann 3 refitted",
         "Besiroglu et al. 2024, arXiv 2404.10102, Table 1",
         "MassiveText, 240 points read off a figure",
         "all",

@@ -89,14 +89,14 @@ def fit_losses(N: np.ndarray, D: np.ndarray, losses: np.ndarray, resamples: int 
     """Constants of Eq. 3 that fit measured losses best, as Hoffmann et al. fit theirs.
 
     The sum of Huber's loss of log L - log(E + A/N^α + B/D^β) is minimised by L-BFGS over (log E, log A, α, log B, β)
-    from a grid of starting points. Runs are drawn anew with replacement, and fitted from the first fit on, for the
+    from a grid of starting points. Runs are resampled with replacement, and fitted from the first fit on, for the
     intervals.
 
     Args:
         N: parameters of each run (n,).
         D: tokens that it was trained on (n,).
         losses: its loss on held-out text, in nats a token (n,).
-        resamples: how often runs are drawn anew.
+        resamples: how often runs are resampled.
 
     Raises:
         UserError: fewer runs than parameters, or all of one N or one D.

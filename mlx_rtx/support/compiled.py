@@ -20,7 +20,7 @@ def should_compile() -> bool:
 
 
 def compiled(model: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function(model, *arguments)`` as a function of the arguments, compiled where that pays.
+    """``function(model, *arguments)`` as a function of the arguments, compiled where `should_compile` says so.
 
     Args:
         model: its configuration alone may be used; an array of its own would be frozen into what is compiled.
@@ -41,7 +41,7 @@ def compiled(model: nn.Module, function: Callable[..., Any]) -> Callable[..., An
 
 
 class Execution:
-    """How a computation in several functions is run: each compiled where that pays, queued, and waited for.
+    """How a computation in several functions is run: each compiled if `should_compile`, queued, and waited for.
 
     Another one may count what would be run: see `mlx_rtx.forecast.graph`.
     """

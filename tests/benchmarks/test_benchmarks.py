@@ -263,7 +263,7 @@ def test_what_generation_times_is_generation(short, monkeypatch, kind, method):
     model = generation.make(kind, ModelConfig(**asdict(LONG.architecture), vocab_size=65, max_len=64))
     written: dict = {}
     monkeypatch.setattr(generation, "timed", lambda step, *_: written.update(tokens=[step().item() for _ in range(6)]))
-    generation.written_on(method, model, 11, 1)
+    generation.continued(method, model, 11, 1)
     tokens = mx.random.randint(0, 65, (1, 11), key=mx.random.key(11))
     for token in [mx.argmax(model(tokens, last=1, close=False)[0, -1]).item(), *written["tokens"]]:
         assert token == mx.argmax(model(tokens, last=1, close=False)[0, -1]).item()
