@@ -15,7 +15,7 @@ and the last block of a closed sequence has w_T = h_T (Eq. 7). What the next blo
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from mlx_rtx import kernels
 from mlx_rtx.kernels.options import Options
@@ -25,6 +25,7 @@ from mlx_rtx.model.config import NORM_EPS, Architecture
 from mlx_rtx.model.dropout import DropoutScales, draw_scales, split_keys
 from mlx_rtx.model.layer import FoldedWeights, TransformerLayer, causal_mask
 from mlx_rtx.model.segment import Carry, Saved
+from mlx_rtx.model.window import clamp, exportable_clamp, exportable_window, window
 from mlx_rtx.support.trees import each
 
 import mlx.core as mx
@@ -76,6 +77,8 @@ class Recurrence(nn.Module):
         self.history = config.history
         self.state_norm = config.state_norm
         self.implementation = implementation
+        exportable = implementation == "exportable"
+        self._clamp, self._window = (exportable_clamp, exportable_window) if exportable else (clamp, window)
         self._options = Options(config.heads, config.history, config.activation, config.state_norm, NORM_EPS)
         self._mask = causal_mask(2 * config.block).astype(self.tau.dtype)
         self._rows = mx.eye(2 * config.block).astype(mx.bool_)  # row by row: where it is
@@ -186,14 +189,6 @@ class Recurrence(nn.Module):
         """The carry that a whole window (B, 2K, D) leaves: y_i, h_i+1."""
         return Carry(*mx.split(window, 2, axis=1))
 
-    @property
-    def _window(self):
-        return window if self.implementation != "exportable" else exportable_window
-
-    @property
-    def _clamp(self):
-        return clamp if self.implementation != "exportable" else exportable_clamp
-
     def _first_halves(self, h: mx.array, alpha: mx.array, close: bool) -> mx.array:
         """w_i = α h_i-1 + h_i of the blocks of h (B, n + 1, K, D) but the first; w_T = h_T if closed (7)."""
         n = h.shape[1] - 1
@@ -262,52 +257,3 @@ class Recurrence(nn.Module):
         if new.shape[-2] == 1:
             return mx.where(self._rows[: rows.shape[-2], at : at + 1], new, rows)
         return mx.slice_update(rows, new, mx.array([at]), [rows.ndim - 2])
-
-
-@mx.custom_function
-def _clamp(alpha):
-    return mx.clip(alpha, 0, 1)
-
-
-@_clamp.vjp
-def _clamp_vjp(alpha, cotangent, _):
-    descends_outside = ((alpha < 0) & (cotangent > 0)) | ((alpha > 1) & (cotangent < 0))
-    return mx.where(descends_outside, mx.zeros_like(cotangent), cotangent)
-
-
-def clamp(alpha: mx.array) -> mx.array:
-    """``alpha`` clamped to [0, 1]; outside, a gradient whose descent leads back in is let through."""
-    return cast(mx.array, _clamp(alpha))
-
-
-def exportable_clamp(alpha: mx.array) -> mx.array:
-    """The same without a gradient outside [0, 1]."""
-    return mx.clip(alpha, 0, 1)
-
-
-@mx.custom_function
-def _window(alpha, m, h, x):
-    B, K, D = x.shape
-    first_half = mx.array([True, False])[:, None, None]
-    rows = mx.where(first_half, h[:, None], x[:, None]) + alpha * m[:, None]  # (B, 2, K, D)
-    return rows.reshape(B, 2 * K, D)
-
-
-@_window.vjp
-def _window_vjp(primals, cotangent, _):
-    alpha, m, _, x = primals
-    B, K, D = x.shape
-    cotangent = cotangent.reshape(B, 2, K, D)
-    h_grad, x_grad = cotangent[:, 0], cotangent[:, 1]
-    both = h_grad + x_grad
-    return (m * both).sum(), alpha * both, h_grad, x_grad
-
-
-def window(alpha: mx.array, m: mx.array, h: mx.array, x: mx.array) -> mx.array:
-    """The window (α m + h, α m + x) of blocks (B, K, D): (B, 2K, D) in one operation, and one backward."""
-    return cast(mx.array, _window(alpha, m, h, x))
-
-
-def exportable_window(alpha: mx.array, m: mx.array, h: mx.array, x: mx.array) -> mx.array:
-    """The same in operations with gradients of their own."""
-    return mx.concatenate([h, x], axis=1) + mx.tile(alpha * m, (1, 2, 1))

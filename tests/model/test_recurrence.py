@@ -4,7 +4,7 @@ import itertools
 
 from mlx_rtx import ModelConfig, RecurrentTransformer, RegularTransformer, UserError, loss_and_grad
 from mlx_rtx.model.layer import TransformerLayer
-from mlx_rtx.model.recurrence import clamp
+from mlx_rtx.model.window import clamp
 from mlx_rtx.support.trees import flat
 
 import mlx.core as mx
