@@ -123,7 +123,8 @@ def _wide_scan(options: Options, has_dropout: bool, keep_activations: bool) -> D
 
 def _carries(options: Options, m: mx.array, h: mx.array, out: mx.array) -> tuple[mx.array, mx.array]:
     """The m and the h into each window, (S, B, K, D) each, from the outputs of all windows (S, B, n, D)."""
-    K = m.shape[1]
-    state = mx.fast.rms_norm(out[:-1], None, options.epsilon) if options.state_norm else out[:-1]
+    K, state = m.shape[1], out[:-1]
+    if options.state_norm and len(out) > 1:  # CUDA cannot normalise nothing
+        state = mx.fast.rms_norm(state, None, options.epsilon)
     hs = mx.concatenate([h[None], state[:, :, -K:]])
     return mx.concatenate([m[None], hs[:-1] if options.history == "hidden" else state[:, :, :K]]), hs

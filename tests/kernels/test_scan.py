@@ -30,6 +30,7 @@ def fused(request, monkeypatch):
         if shutil.which("g++") is None:
             pytest.skip("the emulation is compiled with g++")
         monkeypatch.setattr(source, "make_kernel", emulator.make_kernel)
+        monkeypatch.setattr(mx.fast, "rms_norm", _rms_norm_of_cuda)
         monkeypatch.setattr(narrow, "thread_count", lambda K, D: 64)
     for cached in (narrow._kernel, wide._launcher, scan._narrow_scan, scan._wide_scan):
         cached.cache_clear()
@@ -41,6 +42,12 @@ def fused(request, monkeypatch):
     yield switch
     for cached in (narrow._kernel, wide._launcher, scan._narrow_scan, scan._wide_scan):
         cached.cache_clear()
+
+
+def _rms_norm_of_cuda(x, *rest, rms_norm=mx.fast.rms_norm):
+    """MLX's, which on CUDA fails on an array of nothing."""
+    assert x.size, "invalid argument"
+    return rms_norm(x, *rest)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
