@@ -1,6 +1,6 @@
 # make train   set up .venv for this machine and train copy at 4096 noise tokens
 # make test    the test suite
-# make check   lint and types
+# make lint    lint, format and types, mending what can be mended; make check changes no file
 # BACKEND=metal|cpu|cuda13 overrides the choice of MLX backend, PYTHON=... the interpreter (3.11 or newer)
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ BACKEND ?= $(shell if [ "$$(uname -s)" = Darwin ]; then echo metal; \
 RUN := .venv/bin/python
 READY := .venv/ready-$(BACKEND)
 
-.PHONY: train test check setup
+.PHONY: train test check lint setup
 
 # a Linux CPU needs OpenBLAS; while there is none, each call tries again
 setup: $(READY)
@@ -38,4 +38,9 @@ test: setup
 check: $(READY)
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+
+lint: $(READY)
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
 	$(RUN) -m mypy
