@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cache
 
 from mlx_rtx.kernels import source
-from mlx_rtx.kernels.options import Options, Products, ScanGradient
+from mlx_rtx.kernels.options import Options, ScanGradient, ScanInputs
 from mlx_rtx.kernels.wide import SavedActivations
 
 import mlx.core as mx
@@ -30,36 +30,21 @@ OUTPUTS = {
 }  # fmt: skip
 
 
-def forward(
-    options: Options,
-    alpha: mx.array,
-    m: mx.array,
-    h: mx.array,
-    x: mx.array,
-    weights: Products,
-    dropout: mx.array | None,
-) -> mx.array:
+def forward(options: Options, inputs: ScanInputs) -> mx.array:
     """τ of all windows, (S, B, n, D) in one array; what lies within them is not kept."""
+    alpha, m, h, x, weights, dropout = inputs
     S, B, K, D = x.shape
     n = options.rows(K)
     scratch = [(B, 2 * K, D), (B, 2 * K, 3 * D), (B, n, D), (B, n, D), (B, n, 4 * D)]
-    inputs = [alpha[None], h, m, x, *weights, x if dropout is None else dropout]
-    return _kernel("narrow_forward", options, K, D, dropout is not None)(B, inputs, [(S, B, n, D), *scratch])[0]
+    arrays = [alpha[None], h, m, x, *weights, x if dropout is None else dropout]
+    return _kernel("narrow_forward", options, K, D, dropout is not None)(B, arrays, [(S, B, n, D), *scratch])[0]
 
 
 def backward(
-    options: Options,
-    alpha: mx.array,
-    m: mx.array,
-    h: mx.array,
-    x: mx.array,
-    weights: Products,
-    dropout: mx.array | None,
-    out: mx.array,
-    dout: mx.array,
-    activations: SavedActivations,
+    options: Options, inputs: ScanInputs, out: mx.array, dout: mx.array, activations: SavedActivations
 ) -> ScanGradient:
     """The gradient, from that of the outputs (S, B, n, D) and what lies within all windows."""
+    alpha, m, h, x, weights, dropout = inputs
     (S, B, K, D), n, a = x.shape, out.shape[2], activations
     shapes = [
         (S, B, K, D), (B, K, D), (B, K, D), (B,),
@@ -68,13 +53,13 @@ def backward(
     ]  # fmt: skip
     transposed = (mx.contiguous(weight.T) for weight in weights)
     saved = a.window, a.qkv, a.attended, a.u, a.activated if options.activation == "relu" else a.z  # same derivative
-    inputs = [alpha[None], *saved, out, h, m, dout if dropout is None else dropout, dout, *transposed]
-    made = _kernel("narrow_backward", options, K, D, dropout is not None)(B, inputs, shapes)
+    arrays = [alpha[None], *saved, out, h, m, dout if dropout is None else dropout, dout, *transposed]
+    made = _kernel("narrow_backward", options, K, D, dropout is not None)(B, arrays, shapes)
     dx, dh, dm, dalpha, dmlp, dz, dattention, dqkv = made[:8]
     if dropout is not None:
         dattention, dmlp = dattention * dropout[:, 0], dmlp * dropout[:, 1]
     pairs = (a.normed, dqkv), (a.attended, dattention), (a.normed_u, dz), (a.activated, dmlp)
-    dweights = [inputs.T @ gradient.reshape(-1, gradient.shape[-1]) for inputs, gradient in pairs]
+    dweights = [rows.T @ gradient.reshape(-1, gradient.shape[-1]) for rows, gradient in pairs]
     return ScanGradient(dalpha.sum(), dm, dh, dx, dweights)
 
 

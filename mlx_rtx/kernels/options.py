@@ -23,6 +23,17 @@ class Options(NamedTuple):
 Products = tuple[mx.array, mx.array, mx.array, mx.array]
 
 
+class ScanInputs(NamedTuple):
+    """What a scan over S windows takes; n rows of each have outputs."""
+
+    alpha: mx.array  # scalar
+    m: mx.array  # (B, K, D), the carry into the first window
+    h: mx.array  # (B, K, D)
+    x: mx.array  # (S, B, K, D), the blocks that the windows take
+    weights: Products
+    dropout: mx.array | None = None  # scales (S, 2, B, n, D)
+
+
 class ScanGradient(NamedTuple):
     """Gradient of a scan's inputs, in their order."""
 

@@ -9,7 +9,7 @@ from functools import cache, partial
 from typing import NamedTuple
 
 from mlx_rtx.kernels import source
-from mlx_rtx.kernels.options import Options, Products, ScanGradient
+from mlx_rtx.kernels.options import Options, Products, ScanGradient, ScanInputs
 from mlx_rtx.support.trees import each
 
 import mlx.core as mx
@@ -78,16 +78,9 @@ class SavedActivations(NamedTuple):
         return [SavedActivations(*window) for window in zip(*parts, strict=True)]
 
 
-def activations(
-    options: Options,
-    alpha: mx.array,
-    m: mx.array,
-    h: mx.array,
-    x: mx.array,
-    weights: Products,
-    dropout: mx.array | None,
-) -> SavedActivations:
-    """Those of all windows at once, since the carry (m, h) into each is known: each (S, B, K, D), as x is."""
+def activations(options: Options, inputs: ScanInputs) -> SavedActivations:
+    """Those of all windows at once, since the carry into each is known: m and h (S, B, K, D), as x is."""
+    alpha, m, h, x, weights, dropout = inputs
     S, B, K, D = x.shape
     sizes = Sizes(S * B, K, D, dropout is not None, options)
     m, h, x = (array.flatten(0, 1) for array in (m, h, x))
@@ -106,16 +99,9 @@ def _finish(sizes: Sizes, window: mx.array, normed: mx.array, weights: Products,
     return SavedActivations(window, normed, qkv, attended, u, normed_u, z, activated)
 
 
-def forward(
-    options: Options,
-    alpha: mx.array,
-    m: mx.array,
-    h: mx.array,
-    x: mx.array,
-    weights: Products,
-    dropout: mx.array | None,
-) -> tuple[list[mx.array], list[SavedActivations]]:
+def forward(options: Options, inputs: ScanInputs) -> tuple[list[mx.array], list[SavedActivations]]:
     """τ of each window, (B, n, D), and what lies within it."""
+    alpha, m, h, x, weights, dropout = inputs
     S, B, K, D = x.shape
     sizes = Sizes(B, K, D, dropout is not None, options)
     window_norm, alpha = _launcher("wide_window_norm", sizes), alpha[None]
@@ -136,17 +122,13 @@ def forward(
 
 def backward(
     options: Options,
-    alpha: mx.array,
-    m: mx.array,
-    h: mx.array,
-    x: mx.array,
-    weights: Products,
-    dropout: mx.array | None,
+    inputs: ScanInputs,
     outs: Sequence[mx.array],
     douts: Sequence[mx.array],
     windows: list[SavedActivations],
 ) -> ScanGradient:
-    """The gradient, from those of the outputs (B, n, D); ``m`` are those into all windows (S, B, K, D)."""
+    """The gradient, from those of the outputs (B, n, D); ``inputs.m`` are those into all windows (S, B, K, D)."""
+    alpha, m, _, x, weights, dropout = inputs
     S, B, K, D = x.shape
     sizes = Sizes(B, K, D, dropout is not None, options)
     names = "wide_window_norm_vjp", "wide_activation_vjp", "wide_residual_norm_vjp", "wide_attention_vjp"

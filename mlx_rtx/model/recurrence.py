@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from mlx_rtx import kernels
-from mlx_rtx.kernels.options import Options
+from mlx_rtx.kernels.options import Options, ScanInputs
 from mlx_rtx.kernels.scan import scan
 from mlx_rtx.model.base import Implementation
 from mlx_rtx.model.config import NORM_EPS, Architecture
@@ -167,7 +167,7 @@ class Recurrence(nn.Module):
         S, hidden = x.shape[1] // self.block, self.history == "hidden"
         if self.implementation == "auto" and self.tau.dtype == mx.float32 and kernels.available():
             blocks = mx.unflatten(x, 1, (S, self.block)).swapaxes(0, 1)  # (S, B, K, D)
-            outs, saved = scan(self._options, alpha, *carry, blocks, tau, dropout, saved, differentiated)
+            outs, saved = scan(self._options, ScanInputs(alpha, *carry, blocks, tau, dropout), saved, differentiated)
             if not hidden:
                 return outs, self._halves(self._normalise(outs[-1])), saved
             states = [self._normalise(out) for out in outs]

@@ -98,7 +98,7 @@ def _describe(event: tyro_errors.ParseErrorEvent, flags: set[str]) -> str | None
             given = "a subcommand is missing" if found is None else f"{found}: is no subcommand"
             return f"{given}; choose one of {', '.join(spec.parser_from_name)}"
         case tyro_errors.UnrecognizedArgs(tokens=tokens):
-            near = difflib.get_close_matches(tokens[0], flags, n=3)
+            near = difflib.get_close_matches(tokens[0], flags, n=2)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             return f"Unrecognized: {' '.join(tokens)}; {hint}{help_text}"
         case tyro_errors.MissingArgs(missing_arguments=missing):

@@ -109,8 +109,8 @@ def carried_loss_and_grad(
     weights = model.fold_weights(parameters)
 
     boundaries = [Boundary(carry)]
-    for one in segments[:-1]:
-        carry_out, saved = execution(model, _forward, weights, boundaries[-1].carry, one)
+    for current in segments[:-1]:
+        carry_out, saved = execution(model, _forward, weights, boundaries[-1].carry, current)
         boundaries[-1] = boundaries[-1]._replace(saved=saved)
         boundaries.append(Boundary(carry_out))
         execution.queue(carry_out, saved)
@@ -121,19 +121,19 @@ def carried_loss_and_grad(
     last_carry: Carries | None = None
     queued: tuple = ()
     end = L
-    for done, one in enumerate(reversed(segments)):
+    for done, current in enumerate(reversed(segments)):
         if detach and done % detach == 0:
             carry_grad = None
-        if carry_grad is None and not one.outputs_wanted:
+        if carry_grad is None and not current.outputs_wanted:
             break  # neither a loss here nor a gradient from behind
-        classes = targets[:, n - (L - end) - one.outputs_wanted : n - (L - end)]
+        classes = targets[:, n - (L - end) - current.outputs_wanted : n - (L - end)]
         totals, carry_grad, carry_out = execution(
-            model, _backward, weights, boundaries.pop(), one, Targets(classes, B * n), carry_grad, totals, done == 0
+            model, _backward, weights, boundaries.pop(), current, Targets(classes, B * n), carry_grad, totals, done == 0
         )
         last_carry = last_carry or carry_out
         execution.queue(totals, carry_grad, last_carry)
         execution.wait(queued)
-        queued, end = (totals.gradients, carry_grad), end - one.tokens.shape[1]
+        queued, end = (totals.gradients, carry_grad), end - current.tokens.shape[1]
     assert totals is not None
     gradients = execution(model, _unfold, parameters, totals.gradients)
     return Gradient(totals.loss, gradients, last_carry)
