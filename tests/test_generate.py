@@ -79,7 +79,7 @@ def test_positions_that_run_out_are_said(text, capsys):
     printed = capsys.readouterr()
     assert len(printed.out) == 33
     assert "ended early: this model has absolute positions for 32 tokens" in printed.err
-    assert "--positions block goes on for ever" in printed.err
+    assert "--positions block has no limit" in printed.err
     run(text, "--prompt", "5", "--max-tokens=100")
     assert "ended early" not in capsys.readouterr().err
 
