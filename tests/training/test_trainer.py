@@ -1,4 +1,4 @@
-"""Whole runs on tiny tasks: they learn, go on to the bit, and survive."""
+"""Whole runs on tiny tasks: they learn, go on bit-exactly, and survive."""
 
 import json
 import os
@@ -155,7 +155,7 @@ def test_text_is_learnt(tmp_path, reading):
     assert stream.loss < 0.4 * trainer.data.chance
 
 
-def test_a_stateful_run_goes_on_to_the_bit(tmp_path):
+def test_a_stateful_run_goes_on_bit_exactly(tmp_path):
     """Its carry is saved with it."""
     config = text_run(tmp_path, stateful=True)
     make(tmp_path / "whole", config).fit()
@@ -166,7 +166,7 @@ def test_a_stateful_run_goes_on_to_the_bit(tmp_path):
     same(saved(tmp_path / "parts"), saved(tmp_path / "whole"))
 
 
-def test_a_stateful_run_forgets_where_it_begins_anew(tmp_path):
+def test_a_stateful_run_forgets_where_it_begins_again(tmp_path):
     trainer = make(tmp_path / "run", text_run(tmp_path, stateful=True))
     real, carries, continues = trainer.train_step, [], []
 
@@ -231,7 +231,7 @@ def test_the_seed_decides(tmp_path, whole):
 
 
 @pytest.mark.parametrize("stop", random.sample(range(1, 40), 4))
-def test_a_run_stopped_anywhere_goes_on_to_the_bit(tmp_path, whole, stop):
+def test_a_run_stopped_anywhere_goes_on_bit_exactly(tmp_path, whole, stop):
     trainer = make(tmp_path)
     step = trainer._take_step
 
@@ -252,7 +252,7 @@ def test_a_run_stopped_anywhere_goes_on_to_the_bit(tmp_path, whole, stop):
     assert [v["loss"] for v in events(tmp_path, "validation")] == [v["loss"] for v in events(whole, "validation")]
 
 
-def test_a_killed_run_goes_on_to_the_bit(tmp_path, whole):
+def test_a_killed_run_goes_on_bit_exactly(tmp_path, whole):
     """Killed without warning after a random line of output, it repeats what it had not saved."""
     command = [sys.executable, "-u", "-m", "mlx_rtx.train", *FLAGS, "--report-every", "1", "--out", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
