@@ -35,6 +35,8 @@ class Architecture:
     """Use the token embedding as the output head."""
     alpha: float = 0.5
     """Initial value of the accumulation parameter, in [0, 1]."""
+    embedding_std: float = 0.02
+    """Standard deviation of the initial token and position embeddings."""
     train_alpha: bool = True
     """Learn alpha, or keep it as it starts."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -44,6 +46,7 @@ class Architecture:
         require_positive(self, "dim", "heads", "block", "layers")
         require(self.dim % self.heads == 0, f"heads={self.heads} does not divide dim={self.dim}: {self._pairs()}")
         require(0 <= self.dropout < 1, f"dropout={self.dropout}: must lie in [0, 1)")
+        require(self.embedding_std > 0, f"embedding_std={self.embedding_std}: must be above 0, e.g. 0.02")
         require(0 <= self.alpha <= 1, f"alpha={self.alpha}: must lie in [0, 1]")
         require_choices(self)
 

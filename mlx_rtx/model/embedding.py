@@ -21,9 +21,9 @@ class Embedding(nn.Module):
         super().__init__()
         D = config.dim
         rows = {"absolute": config.max_len, "block": config.block, "none": 0}[config.positions]
-        self.tokens = normal(config.vocab_size, D)
+        self.tokens = normal(config.vocab_size, D, config.embedding_std)
         if rows:
-            self.positions = normal(rows, D)
+            self.positions = normal(rows, D, config.embedding_std)
         self.norm = nn.LayerNorm(D, eps=NORM_EPS, bias=False)
         if not config.tie_embeddings:
             self.head = normal(D, config.outputs)

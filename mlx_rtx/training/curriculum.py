@@ -15,13 +15,16 @@ from mlx_rtx.support.errors import require, require_choices, require_positive
 class ProgressConfig:
     """What validations decide."""
 
-    lr_decay: Literal["none", "cosine"] = "none"
-    """Learning rate over the samples of the run: as it is, or down to a tenth along a half cosine."""
+    lr_decay: Literal["none", "cosine", "linear"] = "none"
+    """Learning rate over the samples of the run: as it is, or down to --lr-floor along a half cosine or a line."""
+    lr_floor: float = 0.1
+    """Share of the learning rate at which a decay ends."""
     collapse_patience: int = 8
     """Validations in a row above half of a guess's loss, none the lowest, that count as a collapse."""
 
     def __post_init__(self):
         require_positive(self, "collapse_patience")
+        require(0 <= self.lr_floor <= 1, f"lr_floor={self.lr_floor}: must lie in [0, 1]")
         require_choices(self)
 
     @property
@@ -31,6 +34,9 @@ class ProgressConfig:
 
 
 STORED = {"passed": "stage"}  # names in run folders that differ
+PLATEAU_NOISE = 128  # noise up to which the plateau rule leaves the learning rate as it is
+PLATEAU_GAIN = 0.03  # share by which a loss must fall to count
+SPIKE, SPIKE_LEAST, SPIKE_PATIENCE = 1.6, 0.05, 3  # far above: this times the level and more, so many times in a row
 
 
 class Verdict(Enum):
@@ -78,7 +84,12 @@ class Progress:
 
     def rate(self, done: float) -> float:
         """Learning rate when a share ``done`` in [0, 1] of the run's samples is used."""
-        return self.lr * (0.55 + 0.45 * math.cos(math.pi * done)) if self.config.lr_decay == "cosine" else self.lr
+        floor, half = self.config.lr_floor, (1 - self.config.lr_floor) / 2
+        if self.config.lr_decay == "cosine":
+            return self.lr * (floor + half + half * math.cos(math.pi * done))
+        if self.config.lr_decay == "linear":
+            return self.lr * (1 - (1 - floor) * done)
+        return self.lr
 
     def observe(self, loss: float) -> Verdict:
         """Take a validation loss; say what it means."""
@@ -106,7 +117,7 @@ class Progress:
     def restore(self, state: dict) -> None:
         """Continue from a `state`."""
         for name in self.STATE:
-            setattr(self, name, state[STORED.get(name, name)])
+            setattr(self, name, state.get(STORED.get(name, name), getattr(self, name)))  # older runs lack some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +130,12 @@ class CurriculumConfig(ProgressConfig):
     """Factor from stage to stage, up to the task's noise."""
     advance_below: float = 0.3
     """Validation loss that ends a stage."""
-    lr_rule: Literal["constant", "settle", "paper"] = "settle"
-    """paper: times 1 - N/2·N_max a stage, at N_max at most lr (1 - e^-loss); settle: the latter, to 0.3 lr."""
+    lr_rule: Literal["constant", "settle", "paper", "plateau"] = "settle"
+    """paper: times 1 - N/2·N_max a stage, at N_max at most lr (1 - e^-loss); settle: the latter, to 0.3 lr; plateau:
+    times √(128/N), and halved within a stage when the loss stands still for --plateau-patience validations."""
+    plateau_patience: int = 8
+    """Validations in a row that do not lower a stage's loss by 3 % before plateau halves the rate. Three in a row far
+    above the best also go back to the best weights."""
     stop_loss: float = 0.015
     """End when a validation at full noise is at most this with every sequence right, and a second,
     of --test-samples, confirms it; 0 to use all samples."""
@@ -129,7 +144,7 @@ class CurriculumConfig(ProgressConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "start_noise", "test_samples")
+        require_positive(self, "start_noise", "test_samples", "plateau_patience")
         require(self.growth >= 2, f"growth={self.growth}: must be at least 2")
         require(self.advance_below > 0, f"advance_below={self.advance_below}: must be above 0")
         require(self.stop_loss >= 0, f"stop_loss={self.stop_loss}: must be 0 or above")
@@ -155,13 +170,40 @@ class Curriculum(Progress):
         (<Verdict.ADVANCED: 'advanced'>, 256)
     """
 
-    STATE = ("noise", *Progress.STATE)
+    STATE = ("noise", *Progress.STATE, "cut", "level", "flat", "worse")
     config: CurriculumConfig
 
     def __init__(self, config: CurriculumConfig, noise: int, lr: float, chance: float):
         super().__init__(config, lr, chance)
         self.last_noise = noise
+        self._begin_stage()
         self.noise = min(config.start_noise, noise)
+
+    def _begin_stage(self) -> None:
+        """What the plateau rule knows of a stage."""
+        self.cut = 1.0  # of the stage's learning rate
+        self.level = math.inf  # loss that was last lowered by 3 %
+        self.flat = 0  # validations since then
+        self.worse = 0  # validations in a row far above it
+
+    def rate(self, done: float) -> float:
+        """Learning rate; the plateau rule's falls with the length and with each plateau."""
+        rate = super().rate(done)
+        if self.config.lr_rule != "plateau":
+            return rate
+        return rate * self.cut * math.sqrt(min(1.0, PLATEAU_NOISE / self.noise))
+
+    def _watch_plateau(self, loss: float) -> bool:
+        """Take a loss by the plateau rule; say whether to go back to the best weights."""
+        if loss < (1 - PLATEAU_GAIN) * self.level:
+            self.level, self.flat, self.worse = loss, 0, 0
+            return False
+        self.flat += 1
+        self.worse = self.worse + 1 if loss > SPIKE * self.level + SPIKE_LEAST else 0
+        back = self.worse >= SPIKE_PATIENCE
+        if back or self.flat >= self.config.plateau_patience:
+            self.cut, self.flat, self.worse = self.cut / 2, 0, 0
+        return back
 
     @property
     def final(self) -> bool:
@@ -184,8 +226,10 @@ class Curriculum(Progress):
         verdict = super().observe(loss)
         if verdict is Verdict.COLLAPSED:
             return verdict
+        if self.config.lr_rule == "plateau" and self._watch_plateau(loss):
+            return Verdict.COLLAPSED
         if self.final:
-            least = {"constant": 1.0, "settle": 0.3, "paper": 0.0}[self.config.lr_rule]
+            least = {"constant": 1.0, "settle": 0.3, "paper": 0.0, "plateau": 1.0}[self.config.lr_rule]
             self.lr = min(self.lr, self.base_lr * max(least, -math.expm1(-loss)))
             return verdict
         if loss >= self.config.advance_below:
@@ -195,6 +239,7 @@ class Curriculum(Progress):
             self.base_lr *= 1 - 0.5 * self.noise / self.last_noise
             self.lr = self.base_lr
         self.best, self.lowest, self.stale, self.passed = math.inf, math.inf, 0, self.passed + 1
+        self._begin_stage()
         return Verdict.ADVANCED
 
     def solved(self, loss: float, sequence_accuracy: float) -> bool:

@@ -1,9 +1,11 @@
-"""From gradients to weights: clipping, Adam, and a guard against what is not finite."""
+"""From gradients to weights: clipping, Adam or Muon, and a guard against what is not finite."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-from mlx_rtx.support.errors import require
+from mlx_rtx.support.errors import require, require_choices
 from mlx_rtx.support.trees import flat
 
 import mlx.core as mx
@@ -11,79 +13,139 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_map, tree_unflatten
 
+LAYER_MATRICES = ("qkv", "attention_out", "mlp_in", "mlp_out")  # which Muon takes; qkv as three
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Adam with bias correction; with weight decay AdamW."""
+    """How gradients change weights. With weight decay Adam is AdamW."""
 
+    optimizer: Literal["adam", "muon"] = "adam"
+    """adam, with bias correction, or muon: Muon on the matrices of layers, Adam on everything else."""
     lr: float = 1e-3
-    """Learning rate at the start."""
+    """Learning rate at the start; Muon's updates are scaled so that one rate serves both."""
+    warm_up: int = 0
+    """Steps over which the learning rate rises to its own; 0 for none."""
     clip: float = 1.0
     """Largest gradient norm; 0 for no clipping."""
     beta2: float = 0.999
     """Adam's memory of squared gradients; that of gradients is 0.9."""
     weight_decay: float = 0.0
-    """AdamW's decay, on matrices only: not on gains of norms, nor on alpha."""
+    """Decoupled decay, on matrices only: not on gains of norms, nor on alpha."""
 
     def __post_init__(self):
-        require(self.lr > 0, f"lr={self.lr}: must be above 0, e.g. 1e-3")
+        require_choices(self)
+        require(0 < self.lr < math.inf, f"lr={self.lr}: must be above 0 and finite, e.g. 1e-3")
+        require(self.warm_up >= 0, f"warm_up={self.warm_up}: must be 0 (off) or above, e.g. 100")
         require(self.clip >= 0, f"clip={self.clip}: must be 0 (off) or above, e.g. 1.0")
         require(0 < self.beta2 < 1, f"beta2={self.beta2}: must lie between 0 and 1, e.g. 0.999")
         require(self.weight_decay >= 0, f"weight_decay={self.weight_decay}: must be 0 (off) or above, e.g. 0.1")
 
 
-def make_optimizer(config: OptimizerConfig, model: nn.Module) -> optim.Optimizer:
-    """Adam or AdamW for the trainable parameters of ``model``, its state laid out.
+class ScaledMuon(optim.Muon):
+    """MLX's Muon with decoupled weight decay, and updates 0.2 √max(rows, columns) as large as an orthogonal matrix.
 
-    It works on parameters that are joined to two vectors, matrices and others, so that a step
+    So scaled they are about as large as Adam's (Liu et al. 2025, arXiv 2502.16982, Eq. 4), and one learning rate serves
+    both.
+    """
+
+    def __init__(self, learning_rate: float, weight_decay: float):
+        super().__init__(learning_rate, weight_decay=0.0)
+        self.decay = weight_decay
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
+        """The matrix after an update."""
+        rows, columns = parameter.shape
+        update = super().apply_single(gradient, mx.zeros_like(parameter), state)  # its scale: √max(1, rows / columns)
+        scale = 0.2 * math.sqrt(max(rows, columns)) / max(1, rows / columns) ** 0.5
+        return parameter * (1 - self.learning_rate * self.decay) + scale * update
+
+
+def make_optimizer(config: OptimizerConfig, model: nn.Module) -> optim.Optimizer:
+    """The optimizer for the trainable parameters of ``model``, its state laid out.
+
+    Adam works on parameters that are joined to two vectors, matrices and others, so that a step
     launches little more than for two parameters.
     """
     betas = [0.9, config.beta2]
-    optimizer: optim.Optimizer = optim.Adam(config.lr, betas, bias_correction=True)
+    optimizers: list[optim.Optimizer] = []
+    filters = []
+    if config.optimizer == "muon":
+        optimizers.append(ScaledMuon(config.lr, config.weight_decay))
+        filters.append(lambda name, _: name not in ("matrices", "others"))
     if config.weight_decay:
-        decaying = optim.AdamW(config.lr, betas, weight_decay=config.weight_decay, bias_correction=True)
-        optimizer = optim.MultiOptimizer([decaying, optimizer], [lambda name, _: name == "matrices"])
-    optimizer.init(_join(model.trainable_parameters(), model.trainable_parameters()))
+        optimizers.append(optim.AdamW(config.lr, betas, weight_decay=config.weight_decay, bias_correction=True))
+        filters.append(lambda name, _: name == "matrices")
+    optimizers.append(optim.Adam(config.lr, betas, bias_correction=True))
+    optimizer = optimizers[0] if len(optimizers) == 1 else optim.MultiOptimizer(optimizers, filters)
+    own = model.trainable_parameters()
+    optimizer.init(_join(own, own, config))
     return optimizer
 
 
-def apply_gradients(model: nn.Module, optimizer: optim.Optimizer, gradients: dict, clip: float) -> mx.array:
+def apply_gradients(model: nn.Module, optimizer: optim.Optimizer, gradients: dict, config: OptimizerConfig) -> mx.array:
     """One optimizer step, unless a gradient is not finite: then weights and moments stay as they are.
 
     Args:
+        model: its trainable parameters are updated.
+        optimizer: from `make_optimizer`.
         gradients: a tree like ``model.trainable_parameters()``.
-        clip: largest norm of all gradients together; 0 for no limit.
+        config: the optimizer's settings.
 
     Returns:
         Whether the step was taken, a scalar bool. Nothing is evaluated here.
     """
     own, state = model.trainable_parameters(), tree_map(lambda a: a, optimizer.state)
-    weights, joined = _join(own, own), _join(own, gradients)
-    joined, norm = optim.clip_grad_norm(joined, clip or math.inf)
+    weights, joined = _join(own, own, config), _join(own, gradients, config)
+    joined, norm = optim.clip_grad_norm(joined, config.clip or math.inf)
     taken = mx.isfinite(norm)
     after = optimizer.apply_gradients(joined, weights)
 
     def choose(new, old):
         return mx.where(taken, new, old)
 
-    model.update(_part(own, tree_map(choose, after, weights)))
+    model.update(_part(own, tree_map(choose, after, weights), config))
     optimizer.state = tree_map(choose, optimizer.state, state)
     return taken
 
 
-def _join(shapes: dict, tree: dict) -> dict[str, mx.array]:
-    """The arrays of a tree joined to a vector of matrices and one of others, as ``shapes`` has them."""
+def _muon_parts(name: str, config: OptimizerConfig) -> int:
+    """In how many matrices, side by side, Muon takes a parameter; 0 where Adam has it."""
+    kind = name.rpartition(".")[2]
+    return (3 if kind == "qkv" else 1) if config.optimizer == "muon" and kind in LAYER_MATRICES else 0
+
+
+def _keys(name: str, parts: int) -> list[str]:
+    """What the parts of a parameter are called where others are joined: without dots, at which trees are cut."""
+    return [f"{name.replace('.', '/')}/{i}" for i in range(parts)]
+
+
+def _join(shapes: dict, tree: dict, config: OptimizerConfig) -> dict[str, mx.array]:
+    """The arrays of a tree joined to a vector of matrices and one of others, as ``shapes`` has them.
+
+    Beside them stand the matrices that Muon takes, by their own names.
+    """
+    joined: dict[str, mx.array] = {}
     groups: dict[str, list[mx.array]] = {"matrices": [], "others": []}
-    for shape, array in zip(flat(shapes).values(), flat(tree).values(), strict=True):
-        groups["matrices" if shape.ndim > 1 else "others"].append(array.reshape(-1))
-    return {name: mx.concatenate(arrays) for name, arrays in groups.items() if arrays}
+    for (name, shape), array in zip(flat(shapes).items(), flat(tree).values(), strict=True):
+        if parts := _muon_parts(name, config):
+            joined |= dict(zip(_keys(name, parts), mx.split(array, parts, axis=1), strict=True))
+        else:
+            groups["matrices" if shape.ndim > 1 else "others"].append(array.reshape(-1))
+    return joined | {name: mx.concatenate(arrays) for name, arrays in groups.items() if arrays}
 
 
-def _part(shapes: dict, joined: dict[str, mx.array]) -> dict:
+def _part(shapes: dict, joined: dict[str, mx.array], config: OptimizerConfig) -> dict:
     """What `_join` joined, as a tree like ``shapes``."""
-    named, done = [], dict.fromkeys(joined, 0)
-    for name, shape in flat(shapes).items():
-        group = "matrices" if shape.ndim > 1 else "others"
-        start, done[group] = done[group], done[group] + shape.size
-        named.append((name, joined[group][start : done[group]].reshape(shape.shape)))
-    return tree_unflatten(named)
+
+    def named() -> Iterator[tuple[str, mx.array]]:
+        done = dict.fromkeys(joined, 0)
+        for name, shape in flat(shapes).items():
+            if parts := _muon_parts(name, config):
+                yield name, mx.concatenate([joined[key] for key in _keys(name, parts)], axis=1)
+                continue
+            group = "matrices" if shape.ndim > 1 else "others"
+            start, done[group] = done[group], done[group] + shape.size
+            yield name, joined[group][start : done[group]].reshape(shape.shape)
+
+    return tree_unflatten(list(named()))

@@ -76,7 +76,7 @@ class TrainingStep:
             execution=self.execution,
         )  # fmt: skip
         self.optimizer.learning_rate = lr
-        taken = apply_gradients(self.model, self.optimizer, found.gradients, self.config.clip)
+        taken = apply_gradients(self.model, self.optimizer, found.gradients, self.config)
         self.execution.queue(self.model.parameters(), self.optimizer.state, found.loss, taken)
         self.execution.wait(self._in_flight)
         self._in_flight = found.loss

@@ -224,7 +224,9 @@ class Trainer:
 
     def _rate(self) -> float:
         """Learning rate of the next step."""
-        return self.progress.rate(self.samples / self.config.training.samples)
+        warm_up = self.config.optimizer.warm_up
+        risen = min(1.0, (self.step + 1) / warm_up) if warm_up else 1.0
+        return risen * self.progress.rate(self.samples / self.config.training.samples)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def test_load_gives_the_model_back(folder):
 def test_training_state_comes_back_to_the_bit(folder):
     model = make_model(history="output", state_norm=True)
     optimizer = make_optimizer(OptimizerConfig(), model)
-    apply_gradients(model, optimizer, model.trainable_parameters(), 1.0)
+    apply_gradients(model, optimizer, model.trainable_parameters(), OptimizerConfig())
     counters = {"step": 7, "progress": {"lr": 0.1 + 0.2}}
     carry = [[mx.ones((2, 3)), mx.zeros(1)]]
     folder.write_training(model, optimizer.state, counters, carry)

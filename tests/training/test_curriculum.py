@@ -140,3 +140,59 @@ def test_without_stages_the_best_is_kept_and_a_collapse_seen():
 def test_the_rate_over_the_samples(decay, rates):
     progress = Progress(ProgressConfig(lr_decay=decay), 1.0, CHANCE)
     assert [progress.rate(done) for done in (0, 0.5, 1)] == pytest.approx(rates)
+
+
+def test_linear_decay_and_its_floor():
+    progress = Progress(ProgressConfig(lr_decay="linear", lr_floor=0.2), 1.0, CHANCE)
+    assert [progress.rate(done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.6, 0.2])
+    progress = Progress(ProgressConfig(lr_decay="cosine", lr_floor=0.0), 1.0, CHANCE)
+    assert [progress.rate(done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0.0], abs=1e-9)
+    with pytest.raises(UserError, match="lr_floor"):
+        ProgressConfig(lr_floor=1.5)
+
+
+def plateau(**changes):
+    return make(lr=1.0, **{"lr_rule": "plateau", "advance_below": 0.03, "plateau_patience": 3, **changes})
+
+
+def test_the_plateau_rule_falls_with_the_length():
+    """The rate is lr √(128/N) above 128 noise tokens."""
+    curriculum, rates = plateau(start_noise=32), {}
+    while not curriculum.final:
+        rates[curriculum.noise] = curriculum.rate(0.0)
+        assert curriculum.observe(0.029) is Verdict.ADVANCED
+    assert rates == pytest.approx({n: min(1.0, math.sqrt(128 / n)) for n in (32, 64, 128, 256, 512, 1024, 2048)})
+
+
+def test_the_plateau_rule_halves_the_rate_of_a_stage_that_stands_still():
+    curriculum = plateau()
+    seen = []
+    for loss in (1.0, 0.98, 0.975, 0.971, 0.8, 0.79, 0.785, 0.78):  # only the fifth falls by 3 %
+        curriculum.observe(loss)
+        seen.append(curriculum.rate(0.0))
+    assert seen == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25]
+    curriculum.observe(0.02)
+    assert curriculum.rate(0.0) == pytest.approx(math.sqrt(0.5))  # a new stage begins with its whole rate
+
+
+def test_the_plateau_rule_goes_back_after_a_spike_that_lasts():
+    curriculum = plateau(plateau_patience=20)
+    losses = (0.5, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0)  # far above 1.6 times the best; two in a row are forgiven
+    verdicts = [curriculum.observe(loss) for loss in losses]
+    assert verdicts == [Verdict.BEST, *[Verdict.GOING] * 5, Verdict.COLLAPSED]
+    assert curriculum.rate(0.0) == 0.5
+
+
+def test_the_plateau_rule_goes_through_json_and_older_runs_lack_its_state():
+    first, second = plateau(), plateau()
+    for loss in (0.5, 0.5, 1.0):
+        first.observe(loss)
+    second.restore(json.loads(json.dumps(first.state())))
+    for loss in (1.0, 1.0, 0.4, 0.4, 0.4, 0.4, 0.02, 0.5):
+        assert first.observe(loss) is second.observe(loss)
+        assert first.rate(0.3) == second.rate(0.3)
+    older = {name: value for name, value in first.state().items() if name not in ("cut", "level", "flat", "worse")}
+    third = plateau()
+    third.restore(older)
+    assert third.noise == first.noise
+    assert third.cut == 1.0

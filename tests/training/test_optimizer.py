@@ -27,7 +27,8 @@ def adam(w, gradients, lr, clip, beta2=0.999, decay=0.0):
 )
 def test_steps_are_adams(clip, beta2, decay):
     model, generator = make_model(), np.random.default_rng(0)
-    optimizer = make_optimizer(OptimizerConfig(lr=0.01, clip=clip, beta2=beta2, weight_decay=decay), model)
+    config = OptimizerConfig(lr=0.01, clip=clip, beta2=beta2, weight_decay=decay)
+    optimizer = make_optimizer(config, model)
     names, weights = zip(*tree_flatten(model.parameters()), strict=True)
     flat = np.concatenate([np.array(w).ravel() for w in weights])
     decays = np.concatenate([np.full(w.size, decay if w.ndim > 1 else 0.0) for w in weights])  # on matrices only
@@ -35,7 +36,7 @@ def test_steps_are_adams(clip, beta2, decay):
     for gradient in gradients:
         parts = np.split(gradient, np.cumsum([w.size for w in weights])[:-1])
         shaped = {n: mx.array(p.reshape(w.shape)) for n, p, w in zip(names, parts, weights, strict=True)}
-        assert apply_gradients(model, optimizer, _fill(model.parameters(), shaped), clip).item()
+        assert apply_gradients(model, optimizer, _fill(model.parameters(), shaped), config).item()
     after = np.concatenate([np.array(w).ravel() for _, w in tree_flatten(model.parameters())])
     assert np.abs(after - adam(flat, gradients, 0.01, clip, beta2, decays)).max() < 1e-4
 
@@ -47,22 +48,92 @@ def _fill(tree, values):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("kind", ["adam", "muon"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_changes_nothing(bad, decay):
+def test_a_gradient_that_is_not_finite_changes_nothing(bad, decay, kind):
     model = make_model()
-    optimizer = make_optimizer(OptimizerConfig(weight_decay=decay), model)
+    config = OptimizerConfig(weight_decay=decay, optimizer=kind)
+    optimizer = make_optimizer(config, model)
     good = tree_map(mx.ones_like, model.trainable_parameters())
-    assert apply_gradients(model, optimizer, good, 1.0).item()
+    assert apply_gradients(model, optimizer, good, config).item()
     before = {n: np.array(a) for n, a in tree_flatten([model.parameters(), optimizer.state])}
     spoilt = tree_map(mx.ones_like, model.trainable_parameters())
     spoilt["embedding"]["tokens"][0, 0] = bad
-    assert not apply_gradients(model, optimizer, spoilt, 1.0).item()
+    assert not apply_gradients(model, optimizer, spoilt, config).item()
     for name, array in tree_flatten([model.parameters(), optimizer.state]):
         assert np.array_equal(np.array(array), before[name]), name
-    assert apply_gradients(model, optimizer, good, 1.0).item()
+    assert apply_gradients(model, optimizer, good, config).item()
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0}, {"clip": -1}, {"beta2": 1.0}, {"weight_decay": -0.1}])
+def orthogonalised(matrix, steps=5):
+    """The Newton–Schulz iteration of Jordan et al. (2024), in float64."""
+    X = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    X = X / (np.linalg.norm(X) + 1e-7)
+    for _ in range(steps):
+        A = X @ X.T
+        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    return X.T if matrix.shape[0] > matrix.shape[1] else X
+
+
+def muon(w, gradients, lr, decay):
+    """Muon with Nesterov momentum 0.95, scaled as Liu et al. (2025) have it, with decoupled decay."""
+    v = np.zeros_like(w)
+    for g in gradients:
+        v = 0.95 * v + 0.05 * g
+        update = 0.2 * np.sqrt(max(w.shape)) * orthogonalised(0.05 * g + 0.95 * v)
+        w = w * (1 - lr * decay) - lr * update
+    return w
+
+
+@pytest.mark.parametrize("decay", [0.0, 2.0])
+def test_layers_matrices_go_by_muon_and_all_else_by_adam(kind, decay):
+    """Queries, keys and values each by themselves."""
+    model, generator = make_model(kind, tie_embeddings=False), np.random.default_rng(0)
+    config = OptimizerConfig(optimizer="muon", lr=0.01, clip=0, weight_decay=decay)
+    optimizer = make_optimizer(config, model)
+    before = {name: np.array(w, np.float64) for name, w in tree_flatten(model.parameters())}
+    gradients = [{name: generator.standard_normal(w.shape) for name, w in before.items()} for _ in range(3)]
+    for gradient in gradients:
+        shaped = {name: mx.array(g.astype(np.float32)) for name, g in gradient.items()}
+        assert apply_gradients(model, optimizer, _fill(model.parameters(), shaped), config).item()
+    for name, found in tree_flatten(model.parameters()):
+        own, w = [gradient[name] for gradient in gradients], before[name]
+        last = name.rpartition(".")[2]
+        if last == "qkv":
+            parts = zip(np.split(w, 3, axis=1), zip(*(np.split(g, 3, axis=1) for g in own), strict=True), strict=True)
+            expected = np.concatenate([muon(part, steps, 0.01, decay) for part, steps in parts], axis=1)
+        elif last in ("attention_out", "mlp_in", "mlp_out"):
+            expected = muon(w, own, 0.01, decay)
+        else:
+            expected = adam(w, own, 0.01, 0, decay=decay if w.ndim > 1 else 0.0)
+        assert np.abs(np.array(found) - expected).max() < 1e-4, name
+
+
+def test_updates_of_muon_and_adam_are_of_one_size():
+    """So one learning rate serves both: the root mean square of an update is 0.2 to 1.2 of the rate."""
+    model, generator = make_model(dim=32, heads=4), np.random.default_rng(0)
+    config = OptimizerConfig(optimizer="muon", lr=0.01, clip=0)
+    optimizer = make_optimizer(config, model)
+    before = dict(tree_flatten(model.parameters()))
+    drawn = {name: mx.array(generator.standard_normal(w.shape).astype(np.float32)) for name, w in before.items()}
+    apply_gradients(model, optimizer, _fill(model.parameters(), drawn), config)
+    for name, after in tree_flatten(model.parameters()):
+        size = float(mx.sqrt(mx.square(after - before[name]).mean()))
+        assert 0.001 < size < 0.012, name
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lr": 0},
+        {"lr": float("inf")},
+        {"warm_up": -1},
+        {"optimizer": "sgd"},
+        {"clip": -1},
+        {"beta2": 1.0},
+        {"weight_decay": -0.1},
+    ],
+)
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         OptimizerConfig(**wrong)

@@ -252,6 +252,38 @@ def test_a_run_stopped_anywhere_goes_on_bit_exactly(tmp_path, whole, stop):
     assert [v["loss"] for v in events(tmp_path, "validation")] == [v["loss"] for v in events(whole, "validation")]
 
 
+@pytest.mark.parametrize(
+    "optimizer", [{"optimizer": "muon", "warm_up": 20}, {"optimizer": "muon", "weight_decay": 0.1}]
+)
+def test_a_run_by_muon_goes_on_bit_exactly(tmp_path, optimizer):
+    rules = replace(TINY.progress, lr_rule="plateau", lr_decay="linear", plateau_patience=1)
+    config = replace(TINY, optimizer=OptimizerConfig(lr=1e-2, **optimizer), progress=rules)
+    make(tmp_path / "whole", config).fit()
+    trainer = make(tmp_path / "parts", config)
+    step = trainer._take_step
+
+    def interrupted():
+        step()
+        if trainer.step == 17:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer._take_step = interrupted
+    assert trainer.fit() is None
+    make(tmp_path / "parts", config, resume=True).fit()
+    same(saved(tmp_path / "parts"), saved(tmp_path / "whole"))
+
+
+def test_a_warm_up_rises_to_the_rate(tmp_path):
+    config = replace(
+        TINY, optimizer=OptimizerConfig(lr=1e-2, warm_up=4), progress=replace(TINY.progress, lr_rule="constant")
+    )
+    trainer = make(tmp_path, config)
+    rates = []
+    for trainer.step in range(6):
+        rates.append(trainer._rate())
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
+
+
 def test_a_killed_run_goes_on_bit_exactly(tmp_path, whole):
     """Killed without warning after a random line of output, it repeats what it had not saved."""
     command = [sys.executable, "-u", "-m", "mlx_rtx.train", *FLAGS, "--report-every", "1", "--out", str(tmp_path)]
