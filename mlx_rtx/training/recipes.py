@@ -31,7 +31,13 @@ SELECTIVE_COPY_PAPER = replace(
     progress=CurriculumConfig(lr_rule="paper", start_noise=32),
     training=replace(COPY_PAPER.training, samples=1_200_000),
 )
-SELECTIVE_COPY = replace(SELECTIVE_COPY_PAPER, optimizer=OptimizerConfig(lr=1e-3, clip=1.0))
+SELECTIVE_COPY = RunConfig(
+    task=SelectiveCopyTask(),
+    architecture=replace(COPY.architecture, state_norm=True, tie_embeddings=False, embedding_std=0.3),
+    progress=CurriculumConfig(start_noise=32, advance_below=0.03, lr_rule="plateau"),
+    optimizer=OptimizerConfig(optimizer="muon", lr=1e-3, warm_up=100),
+    training=LoopConfig(samples=900_000, batch=64, validate_every=50, report_every=50),
+)
 IMAGE_PAPER = RunConfig(
     task=ImageTask(validate_on="test"),
     architecture=Architecture(dim=32, heads=4, block=32, dropout=0.05, history="output", tie_embeddings=False),
@@ -41,7 +47,12 @@ IMAGE_PAPER = RunConfig(
         samples=600_000, batch=120, segment=16, validate_every=250, validate_samples=None, report_every=50
     ),
 )
-IMAGE = replace(IMAGE_PAPER, task=ImageTask(), optimizer=OptimizerConfig(lr=5e-4, clip=1.0))
+IMAGE = replace(
+    IMAGE_PAPER,
+    task=ImageTask(),
+    progress=ProgressConfig(lr_decay="cosine", lr_floor=0.02),
+    optimizer=OptimizerConfig(optimizer="muon", lr=2e-3, warm_up=100),
+)
 TEXT_PAPER = RunConfig(
     task=TextTask(),
     architecture=Architecture(dim=384, heads=6, block=16, dropout=0.2, activation="gelu", history="output"),
