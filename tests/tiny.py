@@ -1,11 +1,22 @@
 """Tiny models, tokens and runs for all tests."""
 
+import json
 import sys
+from dataclasses import replace
 
 from mlx_rtx import ModelConfig, RecurrentTransformer, train
+from mlx_rtx.model.config import Architecture
 from mlx_rtx.support.parsing import run_command
+from mlx_rtx.tasks import CopyTask, TextTask
+from mlx_rtx.training.checkpoint import RunFolder
+from mlx_rtx.training.curriculum import CurriculumConfig, ProgressConfig
+from mlx_rtx.training.optimizer import OptimizerConfig
+from mlx_rtx.training.settings import LoopConfig, RunConfig
+from mlx_rtx.training.stored_settings import to_stored
+from mlx_rtx.training.trainer import Trainer
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx.utils import tree_map
 
@@ -34,11 +45,47 @@ def make_tokens(length: int, batch: int = 2, seed: int = 1) -> mx.array:
     return mx.random.randint(0, 7, (batch, length), key=mx.random.key(seed))
 
 
-FLAGS = [  # a tiny run of copy from the command line: `TINY` of training/test_trainer.py
+TINY = RunConfig(
+    task=CopyTask(noise=12, payload=2, alphabet=5),
+    architecture=Architecture(dim=16, heads=2, block=4, dropout=0.1, history="output", positions="block"),
+    progress=CurriculumConfig(  # stages pass within 40 steps
+        start_noise=3, advance_below=0.95, lr_rule="paper", stop_loss=0, test_samples=32
+    ),
+    optimizer=OptimizerConfig(lr=1e-2),
+    training=LoopConfig(samples=16 * 40, batch=16, segment=2, validate_every=7, validate_samples=32),
+)
+FLAGS = [  # `TINY` from the command line
     "copy", "--noise=12", "--payload=2", "--alphabet=5", "--dim=16", "--heads=2", "--block=4", "--dropout=0.1",
     "--history=output", "--start-noise=3", "--advance-below=0.95", "--lr-rule=paper", "--lr=1e-2", "--samples=640",
     "--batch=16", "--segment=2", "--stop-loss=0", "--validate-every=7", "--validate-samples=32", "--test-samples=32",
 ]  # fmt: skip
+
+
+def make_trainer(path, config=TINY, resume=False):
+    folder, data = RunFolder(path), config.task.load()
+    folder.write_config(to_stored("text" if data.vocabulary else "copy", config, data))
+    return Trainer(config, data, folder, resume)
+
+
+def saved(path):
+    arrays, metadata = mx.load(str(path / "training.safetensors"), return_metadata=True)
+    return {name: np.array(array) for name, array in arrays.items()}, json.loads(metadata["counters"])
+
+
+def events(path, kind):
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def text_run(path, **changes):
+    """Settings of a run on a small text that repeats itself."""
+    (path / "text.txt").write_text("".join(f"{i % 10} times {i % 7} is {i % 10 * (i % 7)}.\n" for i in range(300)))
+    return replace(
+        TINY,
+        task=TextTask(**{"data": str(path / "text.txt"), "length": 16, "sample": 12, **changes}),
+        progress=ProgressConfig(),
+        training=replace(TINY.training, validate_samples=None),
+    )
 
 
 def complaint(arguments, capsys, monkeypatch, main=train.main):

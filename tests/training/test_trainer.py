@@ -9,46 +9,20 @@ import sys
 from dataclasses import replace
 
 from mlx_rtx import RegularTransformer, UserError, load
-from mlx_rtx.model.config import Architecture
-from mlx_rtx.tasks import CopyTask, SelectiveCopyTask, TextTask
-from mlx_rtx.training.checkpoint import RunFolder
-from mlx_rtx.training.curriculum import CurriculumConfig, ProgressConfig
+from mlx_rtx.tasks import CopyTask, SelectiveCopyTask
+from mlx_rtx.training.curriculum import CurriculumConfig
 from mlx_rtx.training.evaluation import evaluate
 from mlx_rtx.training.optimizer import OptimizerConfig
-from mlx_rtx.training.settings import LoopConfig, RunConfig
-from mlx_rtx.training.stored_settings import to_stored
-from mlx_rtx.training.trainer import Trainer
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from tiny import FLAGS
-
-TINY = RunConfig(
-    task=CopyTask(noise=12, payload=2, alphabet=5),
-    architecture=Architecture(dim=16, heads=2, block=4, dropout=0.1, history="output", positions="block"),
-    progress=CurriculumConfig(  # stages pass within 40 steps
-        start_noise=3, advance_below=0.95, lr_rule="paper", stop_loss=0, test_samples=32
-    ),
-    optimizer=OptimizerConfig(lr=1e-2),
-    training=LoopConfig(samples=16 * 40, batch=16, segment=2, validate_every=7, validate_samples=32),
-)
-
+from tiny import FLAGS, TINY, events, saved, text_run
+from tiny import make_trainer as make
 
 SLOWLY = CurriculumConfig(start_noise=3, advance_below=0.5, stop_loss=0.1, test_samples=32)
-
-
-def make(path, config=TINY, resume=False):
-    folder, data = RunFolder(path), config.task.load()
-    folder.write_config(to_stored("text" if data.vocabulary else "copy", config, data))
-    return Trainer(config, data, folder, resume)
-
-
-def saved(path):
-    arrays, metadata = mx.load(str(path / "training.safetensors"), return_metadata=True)
-    return {name: np.array(array) for name, array in arrays.items()}, json.loads(metadata["counters"])
 
 
 def same(first, second):
@@ -56,11 +30,6 @@ def same(first, second):
     assert first[0].keys() == second[0].keys()
     for name, array in first[0].items():
         assert np.array_equal(array, second[0][name]), name
-
-
-def events(path, kind):
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
 
 
 @pytest.fixture(scope="module")
@@ -122,17 +91,6 @@ def test_a_regular_transformer_trains_too(tmp_path):
     assert isinstance(model, RegularTransformer)
     assert loaded.layers == 2
     assert all(report["alpha"] == [] for report in events(tmp_path, "train"))
-
-
-def text_run(path, **changes):
-    """Settings of a run on a small text that repeats itself."""
-    (path / "text.txt").write_text("".join(f"{i % 10} times {i % 7} is {i % 10 * (i % 7)}.\n" for i in range(300)))
-    return replace(
-        TINY,
-        task=TextTask(**{"data": str(path / "text.txt"), "length": 16, "sample": 12, **changes}),
-        progress=ProgressConfig(),
-        training=replace(TINY.training, validate_samples=None),
-    )
 
 
 @pytest.mark.parametrize("reading", [{}, {"stateful": True}, {"without_replacement": True}], ids=str)
