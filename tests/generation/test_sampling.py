@@ -1,6 +1,7 @@
 """Samplers: what each rule leaves, and that what is left is drawn as often as it is probable."""
 
 from mlx_rtx import UserError, make_sampler
+from mlx_rtx.generation.sampling import _nucleus
 
 import mlx.core as mx
 import numpy as np
@@ -27,6 +28,7 @@ def draws(count=4000, probabilities=P, **rules):
         ({"min_p": 0.3}, 3),
         ({"min_p": 1.0}, 1),
         ({"top_k": 4, "top_p": 0.9, "min_p": 0.5}, 2),
+        ({"top_k": 2, "top_p": 0.5}, 2),  # each rule looks at all tokens, not at what another left
     ],
 )
 def test_the_rest_is_drawn_as_often_as_it_is_probable(rules, kept):
@@ -40,6 +42,55 @@ def test_the_rest_is_drawn_as_often_as_it_is_probable(rules, kept):
 def test_temperature(temp):
     expected = P ** (1 / temp) / (P ** (1 / temp)).sum()
     assert np.abs(draws(temp=temp) - expected).max() < 5 * np.sqrt(0.25 / 4000)
+
+
+@pytest.mark.parametrize("temp", [0.5, 2.0])
+@pytest.mark.parametrize(
+    ("rules", "kept"), [({"top_p": 0.71}, 3), ({"min_p": 0.3}, 3), ({"top_k": 3, "top_p": 0.9, "min_p": 0.5}, 2)]
+)
+def test_rules_look_at_probabilities_at_temperature_1(rules, kept, temp):
+    """What they keep is the same at every temperature; only then is it made more even, or less."""
+    weights = np.where(np.arange(5) < kept, P, 0) ** (1 / temp)
+    expected = weights / weights.sum()
+    found = draws(temp=temp, **rules)
+    assert (found[:kept] > 0).all()
+    assert (found[kept:] == 0).all()
+    assert np.abs(found - expected).max() < 5 * np.sqrt(0.25 / 4000)
+
+
+@pytest.mark.parametrize(
+    ("p", "least"), [(0.499, 1 / 2), (0.5, 1 / 2), (0.501, 1 / 4), (0.75, 1 / 4), (0.751, 1 / 8), (0.999, 1 / 8)]
+)
+def test_tokens_that_together_have_just_p_are_enough(p, least):
+    """Halves of halves add up without rounding."""
+    probabilities = mx.array([[1 / 8, 1 / 2, 1 / 8, 1 / 4]])
+    assert _nucleus(probabilities, p).item() == least
+
+
+@pytest.mark.parametrize(
+    ("rules", "kept"),
+    [
+        ({"top_k": 1}, 1),
+        ({"top_k": 2}, 3),
+        ({"top_k": 3}, 3),
+        ({"top_k": 4}, 5),
+        ({"top_p": 0.3}, 1),
+        ({"top_p": 0.5}, 3),
+        ({"top_p": 0.9}, 5),
+        ({"min_p": 0.5}, 3),
+    ],
+)
+def test_equally_likely_tokens_stay_together(rules, kept):
+    found = draws(probabilities=np.array([0.4, 0.22, 0.22, 0.08, 0.08]), temp=1.0, **rules)
+    assert (found[:kept] > 0).all()
+    assert (found[kept:] == 0).all()
+
+
+@pytest.mark.parametrize("rules", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}], ids=str)
+def test_the_likeliest_stay_whatever_is_left_out(rules):
+    found = draws(probabilities=np.array([0.2, 0.4, 0.4]), temp=1.0, **rules)
+    assert found[0] == 0
+    assert np.abs(found[1:] - 0.5).max() < 5 * np.sqrt(0.25 / 4000)
 
 
 def test_temperature_0_takes_the_likeliest():
@@ -58,6 +109,10 @@ def test_a_stream_draws_by_its_own_key():
     together = sampler(logits, keys)
     alone = [sampler(logits[i : i + 1], keys[i : i + 1]).item() for i in range(3)]
     assert together.tolist() == alone
+
+
+def test_values_at_the_ends_of_their_ranges_switch_a_rule_off():
+    assert np.array_equal(draws(temp=1.0, top_k=0, top_p=1.0, min_p=0.0), draws(temp=1.0))
 
 
 @pytest.mark.parametrize("wrong", [{"temp": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}, {"min_p": 2}])

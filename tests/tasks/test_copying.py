@@ -24,6 +24,14 @@ def test_a_batch_asks_for_its_payload(kind, noise, payload, alphabet):
     assert np.array_equal(body[body != 0].reshape(50, payload), targets)  # in order
 
 
+@pytest.mark.parametrize("kind", TASKS)
+def test_chance_is_the_loss_of_a_guess_among_the_payload_symbols(kind):
+    assert kind().chance == pytest.approx(2.639, abs=5e-4)  # ln 14
+    task = kind(noise=3, alphabet=7)
+    symbols = np.unique(np.array(task.draw(mx.random.key(0), 200)[1]))
+    assert task.chance == pytest.approx(np.log(len(symbols)))
+
+
 def test_copy_puts_the_payload_first():
     tokens, targets = CopyTask(noise=10, payload=4).draw(mx.random.key(0), 8)
     assert mx.array_equal(tokens[:, :4], targets)

@@ -191,6 +191,10 @@ def test_what_trains_and_what_does_not(npz, colours, habit, train, validation):
     assert np.array_equal(tokens, again)
 
 
+def test_chance_is_the_loss_of_a_guess_among_the_classes(npz):
+    assert ImageTask(data=str(npz)).load().chance == pytest.approx(2.3026, abs=1e-4)  # ln 10
+
+
 def arrays_of(colours, count):
     rgb, labels = colours["train"]
     return cifar.grey(rgb).reshape(-1, 1024)[:count], labels[:count]

@@ -136,6 +136,35 @@ def test_batches_come_from_the_first_nine_tenths(file):
     assert np.array_equal(tokens[:, 1:], targets[:, :-1])
 
 
+@pytest.fixture
+def counting(tmp_path):
+    """A text of 200 characters no two of which are alike, so that each tells its place; 180 of them train."""
+    path = tmp_path / "counting.txt"
+    path.write_text("".join(map(chr, range(0x4E00, 0x4E00 + 200))))
+    return path
+
+
+@pytest.mark.parametrize("length", [1, 16, 179])
+def test_batches_begin_at_every_place_that_a_window_and_what_follows_fit_in(counting, length):
+    tokens, targets = (np.array(a) for a in load(counting, length=length).draw(mx.random.key(0), 5000))
+    begins = tokens[:, 0]
+    assert set(begins) == set(range(180 - length))  # the last target is the last character that trains
+    assert np.array_equal(tokens, begins[:, None] + np.arange(length))
+    assert np.array_equal(targets, tokens + 1)
+
+
+@pytest.mark.parametrize("reading", [{"stateful": True}, {"without_replacement": True}], ids=str)
+def test_each_turn_begins_somewhere_in_what_is_left_over(counting, reading):
+    """179 characters have one after them: 11 windows of 16 and 3 to spare, so a turn may begin at 4 places."""
+    data = load(counting, **reading)
+    turns = [data.batch(5, turn, 11) for turn in range(60)]  # of one batch each
+    assert {int(turn.tokens[:, 0].min()) for turn in turns} == {0, 1, 2, 3}
+    for turn in turns:
+        read = np.sort(np.array(turn.tokens), axis=None)
+        assert np.array_equal(read, read[0] + np.arange(11 * 16))
+        assert mx.array_equal(turn.targets, turn.tokens + 1)
+
+
 @pytest.mark.parametrize("length", [7, 16, 53, 500])
 @pytest.mark.parametrize("split", ["validation", "stream"])
 def test_every_held_out_character_is_scored_once(file, split, length):
@@ -208,6 +237,12 @@ def test_training_on_less_leaves_what_is_held_out(file):
         load(file, characters=5000)
     with pytest.raises(UserError, match="characters=10: too few for sequences of 16"):
         load(file, characters=10)
+
+
+def test_training_on_less_reads_the_beginning(counting):
+    tokens, targets = (np.array(a) for a in load(counting, characters=50).draw(mx.random.key(0), 5000))
+    assert set(tokens.ravel()) == set(range(49))
+    assert targets.max() == 49
 
 
 def test_a_stateful_run_validates_in_long_windows(file):

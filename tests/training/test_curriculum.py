@@ -11,8 +11,8 @@ import pytest
 CHANCE = math.log(14)
 
 
-def make(noise=4096, lr=5e-4, **changes):
-    return Curriculum(CurriculumConfig(**changes), noise, lr, CHANCE)
+def make(noise=4096, lr=5e-4, chance=CHANCE, **changes):
+    return Curriculum(CurriculumConfig(**changes), noise, lr, chance)
 
 
 def test_noise_doubles_up_to_the_tasks_own():
@@ -22,6 +22,14 @@ def test_noise_doubles_up_to_the_tasks_own():
         curriculum.observe(0.1)
     assert seen == [128, 256, 512, 1024, 2048, 3000, 3000]
     assert curriculum.final
+
+
+def test_noise_grows_by_the_factor_that_is_set():
+    curriculum, seen = make(noise=100, start_noise=2, growth=5), []
+    for _ in range(4):
+        seen.append(curriculum.noise)
+        curriculum.observe(0.1)
+    assert seen == [2, 10, 50, 100]
 
 
 def test_a_short_task_has_one_stage():
@@ -106,6 +114,88 @@ def test_a_loss_that_is_no_number_is_a_collapse_at_once():
     assert make().observe(math.nan) is Verdict.COLLAPSED
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_collapse_lowers_all_rates_to_come(loss):
+    """Else the next stage, or the loss at full noise, would bring the rate back that training collapsed at."""
+    for rule, noise, rate in (("settle", 128, 0.3), ("paper", 256, 0.5)):
+        curriculum = make(noise=noise, lr=1e-3, lr_rule=rule)
+        assert curriculum.observe(loss) is Verdict.COLLAPSED
+        assert curriculum.lr == 5e-4
+        curriculum.observe(0.001)
+        assert curriculum.lr == pytest.approx(rate * 5e-4)
+
+
+def test_what_a_stage_ends_with_is_no_measure_of_the_next():
+    """Its first good validation is its best, however much better the stage before had become."""
+    curriculum = make(collapse_patience=2)
+    assert [curriculum.observe(loss) for loss in (0.01, 0.9, 1.0, 0.8)] == [
+        Verdict.ADVANCED, Verdict.BEST, Verdict.GOING, Verdict.BEST
+    ]  # fmt: skip
+
+
+def test_patience_begins_again_with_a_stage():
+    curriculum = make(collapse_patience=2, advance_below=0.9)
+    assert [curriculum.observe(loss) for loss in (1.0, 2.0, 0.5, 2.0, 2.1, 2.0)] == [
+        Verdict.BEST, Verdict.GOING, Verdict.ADVANCED, Verdict.GOING, Verdict.GOING, Verdict.COLLAPSED
+    ]  # fmt: skip
+
+
+BEST, GOING, ADVANCED, COLLAPSED = Verdict.BEST, Verdict.GOING, Verdict.ADVANCED, Verdict.COLLAPSED
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdicts"),
+    [
+        ([0.25, 0.2499], [BEST, ADVANCED]),  # a stage ends below its threshold, not at it
+        ([0.5, 0.5], [BEST, GOING]),  # the best is better than the one before
+        ([0.1, 1.0, 0.999], [ADVANCED, GOING, BEST]),  # half of a guess's loss is not good yet
+        ([0.1, 1.5, 1.5, 1.5], [ADVANCED, GOING, GOING, COLLAPSED]),  # as low as the lowest is no progress
+        ([0.1, 1.0, 1.0, 1.0], [ADVANCED, GOING, GOING, COLLAPSED]),  # nor is half of a guess's loss
+        ([1.0, 1.5, 1.5, 1.5], [BEST, GOING, GOING, GOING]),  # what was never good cannot collapse
+        ([0.999, 1.5, 1.5], [BEST, GOING, COLLAPSED]),  # the first to last as long as patience does
+        ([0.999, 1.5, 0.999, 1.5, 1.5], [BEST, GOING, GOING, GOING, COLLAPSED]),  # in a row
+    ],
+    ids=str,
+)
+def test_each_threshold_belongs_to_one_side(losses, verdicts):
+    """With a guess's loss of 2, a stage that ends below 0.25 and patience for two, all exact in binary."""
+    curriculum = make(chance=2.0, advance_below=0.25, collapse_patience=2)
+    assert [curriculum.observe(loss) for loss in losses] == verdicts
+
+
+@pytest.mark.parametrize("patience", [1, 2, 5])
+def test_a_collapse_takes_as_many_validations_as_are_set(patience):
+    progress = Progress(ProgressConfig(collapse_patience=patience), 1e-3, CHANCE)
+    verdicts = [progress.observe(loss) for loss in (0.1, *[CHANCE] * patience)]
+    assert verdicts == [BEST, *[GOING] * (patience - 1), COLLAPSED]
+
+
+def test_at_full_noise_there_is_no_stage_to_pass():
+    curriculum = make(noise=256)
+    assert [curriculum.observe(loss) for loss in (0.2, 0.2, 0.1)] == [ADVANCED, BEST, BEST]
+    assert (curriculum.noise, curriculum.passed) == (256, 1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "right", "noise", "solved"),
+    [
+        (0.0, 1.0, 128, True),
+        (0.25, 1.0, 128, True),  # at most this
+        (0.2501, 1.0, 128, False),
+        (0.0, 0.999, 128, False),  # some sequences are wrong, however low the loss
+        (0.0, 1.0, 256, False),  # more noise is to come
+    ],
+)
+def test_solved_is_a_low_loss_and_every_sequence_right_at_full_noise(loss, right, noise, solved):
+    assert make(noise=noise, stop_loss=0.25).solved(loss, right) is solved
+
+
+def test_a_run_that_uses_all_samples_names_no_other_end():
+    assert make(stop_loss=0).stop_condition == ""
+    assert "noise 4096" in make(stop_loss=0.01).stop_condition
+    assert Progress(ProgressConfig(), 1e-3, CHANCE).stop_condition == ""
+
+
 def test_the_state_goes_through_json():
     first, second = make(), make()
     for loss in (2.0, 0.2, CHANCE):
@@ -117,11 +207,26 @@ def test_the_state_goes_through_json():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"start_noise": 0}, {"growth": 1}, {"advance_below": 0}, {"collapse_patience": 0}, {"lr_rule": "x"}]
+    "wrong",
+    [
+        {"start_noise": 0},
+        {"growth": 1},
+        {"advance_below": 0},
+        {"collapse_patience": 0},
+        {"lr_rule": "x"},
+        {"lr_decay": "x"},
+        {"stop_loss": -0.01},
+        {"test_samples": 0},
+    ],
 )
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         CurriculumConfig(**wrong)
+
+
+def test_the_least_settings_are_taken():
+    least = {"start_noise": 1, "growth": 2, "collapse_patience": 1, "stop_loss": 0, "test_samples": 1}
+    assert CurriculumConfig(**least, advance_below=1e-9).final_samples == 1
 
 
 def test_without_stages_the_best_is_kept_and_a_collapse_seen():

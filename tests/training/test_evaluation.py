@@ -95,6 +95,15 @@ def test_the_mode_is_kept():
     assert model.training
 
 
+def test_nothing_is_dropped_in_any_mode(kind):
+    scores = []
+    for training in (True, False):
+        model = make_model(kind, dropout=0.5, vocab_size=8)
+        model.train(training)
+        scores.append(evaluate(model, TASK.held_out("fresh", 20, 8, mx.random.key(0))))
+    assert scores[0] == scores[1]
+
+
 def test_no_samples_are_refused():
     with pytest.raises(UserError, match="nothing to score"):
         evaluate(Fixed(), TASK.held_out("fresh", 0, 2, mx.random.key(0)))

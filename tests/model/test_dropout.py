@@ -1,0 +1,99 @@
+"""Dropout: it falls on embeddings and on both branches of a layer, and no two masks have anything in common.
+
+With α = 0 and its two output matrices at zero a layer hands on what it is given, so the masks can be seen from outside:
+that of the embedding where the outputs are zero, and that of the one branch which is left open where it adds nothing.
+"""
+
+from mlx_rtx import RecurrentTransformer
+from mlx_rtx.model import recurrence, recurrent, regular
+from mlx_rtx.model.segment import Segment
+from mlx_rtx.support.trees import flat
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_unflatten
+
+from tiny import HISTORIES, K, make_model, make_tokens
+
+RATE, B, D, LENGTH = 0.25, 16, 64, 2 * K  # a row of D is long enough for no two to be dropped alike by chance
+
+
+def make_training(kind, history):
+    model = make_model(kind, history=history, layers=2, dim=D, dropout=RATE, alpha=0.0)
+    model.train()
+    return model
+
+
+def run(model, length, opened=None):
+    """The first ``length`` tokens in training, with no branch open but that of one output matrix."""
+    named = {
+        name: mx.zeros_like(weight) if name.endswith("_out") and name != opened else weight
+        for name, weight in flat(model.parameters()).items()
+    }
+    keys = model.dropout_keys(LENGTH, mx.random.key(5))[: model.masked_parts(length)]
+    wanted = min(length, K) if isinstance(model, RecurrentTransformer) else length
+    weights = model.fold_weights(tree_unflatten(list(named.items())))
+    return model.run(weights, Segment(make_tokens(LENGTH, B)[:, :length], 0, wanted, False, keys))
+
+
+def masks(model):
+    """What each draw keeps, by name: (B, K, D) for each block, layer, branch and use of τ, or for the sequence."""
+    recurs, found = isinstance(model, RecurrentTransformer), {}
+    for length in range(K, LENGTH + 1, K) if recurs else [LENGTH]:
+        x = run(model, length).y
+        found[length, "embedding"] = x != 0
+        for name in flat(model.parameters()):
+            if not name.endswith("_out"):
+                continue
+            out, before = run(model, length, name), x
+            if recurs:
+                before = out.carry[int(name.split(".")[1])].h
+                found[length, name, "h"] = before != x
+            found[length, name, "y"] = out.y != before
+    return {name: np.array(mask) for name, mask in found.items()}
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_each_use_drops_its_share(kind, history):
+    found = masks(make_training(kind, history))
+    assert len(found) == (2 * (1 + 2 * 2 * 2) if kind is RecurrentTransformer else 1 + 2 * 2)
+    for name, mask in found.items():
+        assert abs(mask.mean() - (1 - RATE)) < 5 * np.sqrt(RATE * (1 - RATE) / mask.size), name
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_no_row_is_dropped_like_another(kind, history):
+    """Not in another sequence, block, layer or branch, nor where τ makes h and where it makes y."""
+    rows = [row.tobytes() for mask in masks(make_training(kind, history)).values() for row in mask.reshape(-1, D)]
+    assert len(set(rows)) == len(rows)
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_what_is_kept_of_an_embedding_is_scaled_up(kind, history):
+    model = make_training(kind, history)
+    whole = model.embedding(make_tokens(LENGTH, B), model.parameters()["embedding"])
+    for length in (K, LENGTH):
+        y = run(model, length).y
+        expected = mx.where(y != 0, whole[:, :length][:, -y.shape[1] :] / (1 - RATE), 0.0)
+        assert mx.allclose(y, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_a_key_has_one_use(kind, history, monkeypatch):
+    """Draws of different shapes from one key look unlike each other; a key that is split must not be drawn from."""
+    used = []
+
+    def noting(real):
+        def noted(keys, *rest):
+            used.extend(map(tuple, keys.tolist()))
+            return real(keys, *rest)
+
+        return noted
+
+    for module in (recurrence, recurrent, regular):
+        for name in ("draw_scales", "split_keys"):
+            monkeypatch.setattr(module, name, noting(getattr(module, name)))
+    make_training(kind, history)(make_tokens(LENGTH), key=mx.random.key(5))
+    assert len(used) >= 1 + 1 + 2  # split, embedding, two layers
+    assert len(set(used)) == len(used)

@@ -1,0 +1,59 @@
+"""A layer by itself: what it starts as, and what its dropout scales."""
+
+import math
+
+from mlx_rtx.model.dropout import DropoutScales
+from mlx_rtx.model.layer import TransformerLayer
+from mlx_rtx.support.trees import flat
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from tiny import make_config, make_model
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_weights_start_normal_and_narrower_where_they_write_to_the_stream(layers):
+    """N(0, 0.02), and N(0, 0.02/√(2r)) for r stacked layers; gains are 1. Bounds are five standard errors."""
+    mx.random.seed(0)
+    layer = TransformerLayer(make_config(dim=64, layers=layers))
+    for name, weight in flat(layer.parameters()).items():
+        values = np.array(weight)
+        if values.ndim == 1:
+            assert (values == 1).all(), name
+            continue
+        std = 0.02 / math.sqrt(2 * layers) if name in ("attention_out", "mlp_out") else 0.02
+        assert abs(values.mean()) < 5 * std / math.sqrt(values.size), name
+        assert values.std() == pytest.approx(std, rel=5 / math.sqrt(2 * values.size)), name
+        within = (np.abs(values) < std).mean()  # of a normal distribution 68.3 %, of a uniform one 57.7 %
+        assert abs(within - 0.6827) < 5 * math.sqrt(0.6827 * 0.3173 / values.size), name
+
+
+@pytest.mark.parametrize("rows", [None, 3, 1])
+@pytest.mark.parametrize("mask", ["causal", "additive"])
+def test_dropout_scales_what_each_branch_adds(rows, mask):
+    """x + a ⊙ attention(x), then + b ⊙ MLP of that: each output is linear in its own scales."""
+    layer, N = make_model(layers=1).layers[0].tau, 8
+    n = rows or N
+    x = mx.random.normal((2, N, 8), key=mx.random.key(1))
+    weights = layer.fold_weights(layer.parameters())
+    above = mx.where(mx.arange(N)[:, None] < mx.arange(N), -mx.inf, 0.0)[N - n :]
+
+    def run(attention, mlp):
+        return layer(x, weights, rows, mask if mask == "causal" else above, DropoutScales(attention, mlp))
+
+    def close(first, second):
+        return mx.allclose(first, second, atol=1e-5)
+
+    whole = layer(x, weights, rows, mask if mask == "causal" else above)
+    zeros, ones = mx.zeros((2 * n, 8)), mx.ones((2 * n, 8))
+    a, b = 2 * mx.random.uniform(shape=(2, 2 * n, 8), key=mx.random.key(2))
+    last = x[:, N - n :]
+    assert close(run(ones, ones), whole)
+    assert mx.array_equal(run(zeros, zeros), last)
+    after_attention = run(a, zeros)
+    assert close(after_attention - last, a.reshape(2, n, 8) * (run(ones, zeros) - last))
+    assert close(run(a, b) - after_attention, b.reshape(2, n, 8) * (run(a, ones) - after_attention))
+    for part in (run(ones, zeros) - last, run(a, ones) - after_attention):
+        assert mx.abs(part).min() > 0  # else there would be nothing to scale

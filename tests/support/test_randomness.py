@@ -1,0 +1,27 @@
+"""Keys: another one for each seed, step and purpose, and always the same."""
+
+import itertools
+from typing import get_args
+
+from mlx_rtx.support.randomness import Purpose, step_key
+
+import mlx.core as mx
+
+SEEDS = (0, 1, 2, 2**31 - 1)
+STEPS = (0, 1, 2, 1000)
+
+
+def keys():
+    return [step_key(*which).tolist() for which in itertools.product(SEEDS, STEPS, get_args(Purpose))]
+
+
+def test_seeds_steps_and_purposes_have_keys_of_their_own():
+    assert set(get_args(Purpose)) == {"data", "dropout", "validation", "test"}
+    assert len(set(map(tuple, keys()))) == len(SEEDS) * len(STEPS) * 4
+
+
+def test_what_was_drawn_before_changes_no_key():
+    before = keys()
+    mx.random.seed(7)
+    mx.eval(mx.random.uniform(shape=(3,)))
+    assert keys() == before

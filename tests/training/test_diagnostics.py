@@ -1,0 +1,54 @@
+"""Signs of failure: at what values, in which layers, and after how many validations in a row."""
+
+from mlx_rtx.training.diagnostics import FailureSigns
+
+import pytest
+
+GOOD = (1.0, 1.0, [0.5])  # training loss, validation loss, α of each layer
+
+
+def said(*validations, patience=1, **settings):
+    """The warnings of validations, joined; a guess has a loss of 2."""
+    signs = FailureSigns(chance=2.0, patience=patience, **settings)
+    return " ".join(text for validation in validations for text in signs.observe(*validation))
+
+
+@pytest.mark.parametrize(
+    ("alphas", "words"),
+    [
+        ([1.0, 1.0], "pinned at 1"),
+        ([1.0, 0.5], ""),  # one layer still forgets
+        ([0.98], ""),
+        ([0.0, 0.0], "pinned at 0"),
+        ([0.0, 0.5], ""),  # one layer still remembers
+        ([0.02], ""),
+        ([], ""),  # a regular transformer
+    ],
+)
+def test_alpha_is_pinned_where_it_is_so_in_every_layer(alphas, words):
+    found = said((1.0, 1.0, alphas))
+    assert words in found
+    assert bool(found) == bool(words)
+
+
+def test_forgetting_is_no_bad_sign_where_nothing_is_far_apart():
+    assert not said((1.0, 1.0, [0.0]), long_range=False)
+    assert "pinned at 1" in said((1.0, 1.0, [1.0]), long_range=False)
+
+
+@pytest.mark.parametrize(
+    ("train_loss", "loss", "words"),
+    [(1.95, 1.95, "not moving"), (1.93, 1.93, ""), (0.5, 1.11, "leaving training"), (0.5, 1.09, ""), (0.0, 0.09, "")],
+)
+def test_losses_are_signs_beyond_their_thresholds(train_loss, loss, words):
+    """A loss above 97 % of a guess's; a validation above twice the training loss and 0.1."""
+    found = said((train_loss, loss, [0.5]))
+    assert words in found
+    assert bool(found) == bool(words)
+
+
+def test_a_sign_must_last_without_a_break():
+    bad = (1.0, 1.0, [1.0])
+    assert not said(bad, bad, GOOD, bad, bad, patience=3)
+    assert said(bad, bad, GOOD, bad, bad, bad, patience=3).count("pinned") == 1
+    assert not said(*[bad] * 9, patience=10)

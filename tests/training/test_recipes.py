@@ -1,0 +1,108 @@
+"""The recipes, setting by setting: the paper's as it and its program have them, the others as they were measured.
+
+A changed value changes what every run of that recipe comes to, so it is changed here too, and on purpose.
+"""
+
+import ast
+from dataclasses import asdict
+
+from mlx_rtx.tasks import CopyTask, ImageTask, SelectiveCopyTask, TextTask
+from mlx_rtx.training.curriculum import CurriculumConfig, ProgressConfig
+from mlx_rtx.training.recipes import RECIPES, recipes_by_task
+
+import pytest
+
+TASKS = {"copy": CopyTask, "selective-copy": SelectiveCopyTask, "image": ImageTask, "text": TextTask}
+NAMES = ("default", "paper")
+
+# A - stands where a task has no such setting.
+TABLE = """
+                    copy                selective-copy        image                 text
+                    default   paper     default    paper      default    paper      default   paper
+noise               4096      4096      4096       4096       -          -          -         -
+payload             16        16        16         16         -          -          -         -
+alphabet            16        16        16         16         -          -          -         -
+data                -         -         -          -          None       None       None      None
+validate_on         -         -         -          -          held-out   test       -         -
+length              -         -         -          -          -          -          256       256
+stateful            -         -         -          -          -          -          False     False
+without_replacement -         -         -          -          -          -          False     False
+characters          -         -         -          -          -          -          None      None
+sample              -         -         -          -          -          -          160       160
+
+model               recurrent recurrent recurrent  recurrent  recurrent  recurrent  recurrent recurrent
+dim                 96        96        96         96         32         32         384       384
+heads               6         6         6          6          4          4          6         6
+block               32        32        32         32         32         32         16        16
+layers              1         1         1          1          1          1          1         1
+dropout             0.0       0.05      0.05       0.05       0.05       0.05       0.2       0.2
+activation          relu      relu      relu       relu       relu       relu       gelu      gelu
+positions           block     absolute  absolute   absolute   absolute   absolute   block     absolute
+history             output    output    output     output     output     output     hidden    output
+state_norm          False     False     False      False      False      False      False     False
+tie_embeddings      True      True      True       True       False      False      True      True
+alpha               0.5       0.5       0.5        0.5        0.5        0.5        0.5       0.5
+train_alpha         True      True      True       True       True       True       True      True
+dtype               float32   float32   float32    float32    float32    float32    float32   float32
+
+lr_decay            none      none      none       none       none       none       none      none
+collapse_patience   8         8         8          8          8          8          8         8
+start_noise         128       128       32         32         -          -          -         -
+growth              2         2         2          2          -          -          -         -
+advance_below       0.3       0.3       0.3        0.3        -          -          -         -
+lr_rule             settle    paper     paper      paper      -          -          -         -
+stop_loss           0.015     0.015     0.015      0.015      -          -          -         -
+test_samples        256       256       256        256        -          -          -         -
+
+lr                  1e-3      5e-4      1e-3       5e-4       5e-4       5e-4       1e-3      1e-3
+clip                1.0       0         1.0        0          1.0        0          1.0       1.0
+beta2               0.999     0.999     0.999      0.999      0.999      0.999      0.95      0.95
+weight_decay        0.0       0.0       0.0        0.0        0.0        0.0        0.1       0.1
+
+samples             20_000    60_000    1_200_000  1_200_000  600_000    600_000    960_000   960_000
+batch               32        64        64         64         120        120        64        64
+segment             8         8         8          8          16         16         8         8
+detach              None      None      None       None       None       None       None      None
+validate_every      15        50        50         50         250        250        250       250
+validate_samples    64        64        64         64         None       None       None      None
+report_every        5         5         5          5          50         50         50        50
+seed                0         0         0          0          0          0          0         0
+"""
+
+
+def column(task, name):
+    """The settings of a recipe by the table."""
+    at = list(TASKS).index(task) * len(NAMES) + NAMES.index(name)
+    rows = [line.split() for line in TABLE.strip().splitlines()[2:] if line]
+    assert {len(row) for row in rows} == {1 + len(TASKS) * len(NAMES)}
+    return {setting: read(values[at]) for setting, *values in rows if values[at] != "-"}
+
+
+def read(text):
+    try:
+        return ast.literal_eval(text)
+    except ValueError:  # a name
+        return text
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_recipe_is_as_the_table_has_it(task, name):
+    config = RECIPES[task][name]
+    found: dict[str, object] = {}
+    for concern, value in asdict(config).items():
+        part = value if isinstance(value, dict) else {concern: value}
+        assert not found.keys() & part.keys()  # flags have one meaning
+        found |= part
+    assert found == column(task, name)
+    assert type(config.task) is TASKS[task]
+    staged = task in ("copy", "selective-copy")
+    assert type(config.progress) is (CurriculumConfig if staged else ProgressConfig)
+
+
+def test_a_task_has_its_default_recipe_where_there_is_none_of_that_name(monkeypatch):
+    monkeypatch.setitem(RECIPES, "new", {"default": RECIPES["text"]["default"]})
+    by_paper = recipes_by_task("paper")
+    assert by_paper["new"] is RECIPES["text"]["default"]
+    assert by_paper["copy"] is RECIPES["copy"]["paper"]
+    assert recipes_by_task("default")["copy"] is RECIPES["copy"]["default"]
