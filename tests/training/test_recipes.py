@@ -35,37 +35,42 @@ dim                 96        96        96         96         32         32     
 heads               6         6         6          6          4          4          6         6
 block               32        32        32         32         32         32         16        16
 layers              1         1         1          1          1          1          1         1
-dropout             0.0       0.05      0.05       0.05       0.05       0.05       0.2       0.2
+dropout             0.0       0.05      0.0        0.05       0.05       0.05       0.2       0.2
 activation          relu      relu      relu       relu       relu       relu       gelu      gelu
-positions           block     absolute  absolute   absolute   absolute   absolute   block     absolute
+positions           block     absolute  block      absolute   absolute   absolute   block     absolute
 history             output    output    output     output     output     output     hidden    output
-state_norm          False     False     False      False      False      False      False     False
-tie_embeddings      True      True      True       True       False      False      True      True
+state_norm          False     False     True       False      False      False      False     False
+tie_embeddings      True      True      False      True       False      False      True      True
+embedding_std       0.02      0.02      0.3        0.02       0.02       0.02       0.02      0.02
 alpha               0.5       0.5       0.5        0.5        0.5        0.5        0.5       0.5
 train_alpha         True      True      True       True       True       True       True      True
 dtype               float32   float32   float32    float32    float32    float32    float32   float32
 
-lr_decay            none      none      none       none       none       none       none      none
+lr_decay            none      none      none       none       cosine     none       none      none
+lr_floor            0.1       0.1       0.1        0.1        0.02       0.1        0.1       0.1
 collapse_patience   8         8         8          8          8          8          8         8
 start_noise         128       128       32         32         -          -          -         -
 growth              2         2         2          2          -          -          -         -
-advance_below       0.3       0.3       0.3        0.3        -          -          -         -
-lr_rule             settle    paper     paper      paper      -          -          -         -
+advance_below       0.3       0.3       0.03       0.3        -          -          -         -
+lr_rule             settle    paper     plateau    paper      -          -          -         -
+plateau_patience    8         8         8          8          -          -          -         -
 stop_loss           0.015     0.015     0.015      0.015      -          -          -         -
 test_samples        256       256       256        256        -          -          -         -
 
-lr                  1e-3      5e-4      1e-3       5e-4       5e-4       5e-4       1e-3      1e-3
+optimizer           adam      adam      muon       adam       muon       adam       adam      adam
+lr                  1e-3      5e-4      1e-3       5e-4       2e-3       5e-4       1e-3      1e-3
+warm_up             0         0         100        0          100        0          0         0
 clip                1.0       0         1.0        0          1.0        0          1.0       1.0
 beta2               0.999     0.999     0.999      0.999      0.999      0.999      0.95      0.95
 weight_decay        0.0       0.0       0.0        0.0        0.0        0.0        0.1       0.1
 
-samples             20_000    60_000    1_200_000  1_200_000  600_000    600_000    960_000   960_000
+samples             20_000    60_000    900_000    1_200_000  600_000    600_000    960_000   960_000
 batch               32        64        64         64         120        120        64        64
 segment             8         8         8          8          16         16         8         8
 detach              None      None      None       None       None       None       None      None
 validate_every      15        50        50         50         250        250        250       250
 validate_samples    64        64        64         64         None       None       None      None
-report_every        5         5         5          5          50         50         50        50
+report_every        5         5         50         5          50         50         50        50
 seed                0         0         0          0          0          0          0         0
 """
 
