@@ -4,7 +4,16 @@ import json
 import math
 
 from mlx_rtx import UserError
-from mlx_rtx.training.curriculum import Curriculum, CurriculumConfig, Progress, ProgressConfig, Verdict
+from mlx_rtx.training.curriculum import (
+    PLATEAU_GAIN,
+    SPIKE,
+    SPIKE_LEAST,
+    Curriculum,
+    CurriculumConfig,
+    Progress,
+    ProgressConfig,
+    Verdict,
+)
 
 import pytest
 
@@ -217,6 +226,7 @@ def test_the_state_goes_through_json():
         {"lr_decay": "x"},
         {"stop_loss": -0.01},
         {"test_samples": 0},
+        {"plateau_patience": 0},
     ],
 )
 def test_bad_settings_are_refused(wrong):
@@ -226,7 +236,7 @@ def test_bad_settings_are_refused(wrong):
 
 def test_the_least_settings_are_taken():
     least = {"start_noise": 1, "growth": 2, "collapse_patience": 1, "stop_loss": 0, "test_samples": 1}
-    assert CurriculumConfig(**least, advance_below=1e-9).final_samples == 1
+    assert CurriculumConfig(**least, advance_below=1e-9, lr_floor=0, plateau_patience=1).final_samples == 1
 
 
 def test_without_stages_the_best_is_kept_and_a_collapse_seen():
@@ -286,6 +296,19 @@ def test_the_plateau_rule_goes_back_after_a_spike_that_lasts():
     verdicts = [curriculum.observe(loss) for loss in losses]
     assert verdicts == [Verdict.BEST, *[Verdict.GOING] * 5, Verdict.COLLAPSED]
     assert curriculum.rate(0.0) == 0.5
+
+
+def test_the_plateau_rules_thresholds_belong_to_one_side():
+    """A loss must fall by more than 3 % to count, and stand above 1.6 times the level and 0.05 to be far above it."""
+    fallen, far = (1 - PLATEAU_GAIN) * 0.5, SPIKE * 0.5 + SPIKE_LEAST
+    for loss, cut in ((fallen, 0.5), (math.nextafter(fallen, 0), 1.0)):
+        curriculum = plateau(plateau_patience=2)
+        for observed in (0.5, 0.5, loss):
+            curriculum.observe(observed)
+        assert curriculum.rate(0.0) == cut
+    for loss, last in ((far, Verdict.GOING), (math.nextafter(far, 9), Verdict.COLLAPSED)):
+        curriculum = plateau(plateau_patience=20)
+        assert [curriculum.observe(observed) for observed in (0.5, loss, loss, loss)][-1] is last
 
 
 def test_the_plateau_rule_goes_through_json_and_older_runs_lack_its_state():
