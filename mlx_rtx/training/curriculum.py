@@ -244,7 +244,7 @@ class Curriculum(Progress):
 
     def solved(self, loss: float, sequence_accuracy: float) -> bool:
         """Whether a validation of this stage found the task done at full noise."""
-        return self.final and loss <= self.config.stop_loss and sequence_accuracy == 1
+        return self.final and 0 < self.config.stop_loss >= loss and sequence_accuracy == 1
 
 
 def make_progress(config: ProgressConfig, stage: dict[str, int], lr: float, chance: float) -> Progress:

@@ -324,3 +324,7 @@ def test_the_plateau_rule_goes_through_json_and_older_runs_lack_its_state():
     third.restore(older)
     assert third.noise == first.noise
     assert third.cut == 1.0
+
+
+def test_a_run_that_is_to_use_all_samples_is_never_solved():
+    assert not make(noise=128, stop_loss=0).solved(0.0, 1.0)
