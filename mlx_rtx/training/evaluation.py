@@ -35,10 +35,10 @@ class Scores:
         """Loss in bits instead of nats, where the targets are characters."""
         return self.loss / math.log(2)
 
-    def text(self, figures: Iterable[str]) -> str:
+    def text(self, metrics: Iterable[str]) -> str:
         """``name=value(error)`` of some of the scores, and over how many sequences."""
         parts = []
-        for name in figures:
+        for name in metrics:
             value, error = getattr(self, name), getattr(self, name + "_se", math.nan)
             number, spread = ("{:.2%}", "({:.2%})") if name.endswith("accuracy") else ("{:.4g}", "({:.1g})")
             parts.append(f"{name}={number.format(value)}" + ("" if math.isnan(error) else spread.format(error)))
