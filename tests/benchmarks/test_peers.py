@@ -129,8 +129,8 @@ def test_peers_from_end_to_end(tiny, tmp_path, capsys):
 
 
 def test_the_faster_round_counts():
-    slow, fast = (contender.Timing(s, s, s, 1.0, gb, "", None, "") for s, gb in ((0.2, 4.0), (0.1, 4.0)))
-    theirs = contender.Timing(0.4, 0.4, 0.4, 30.0, 8.0, "", None, "")
+    slow, fast = (contender.ContenderTiming(s, s, s, 1.0, gb, "", None, "") for s, gb in ((0.2, 4.0), (0.1, 4.0)))
+    theirs = contender.ContenderTiming(0.4, 0.4, 0.4, 30.0, 8.0, "", None, "")
     group = sweep.Group("copy", "recurrent", 1, "training")
     run = peers.Race(group, 64, {"mlx": [slow, fast], "torch eager": [theirs, "it died"], "torch graphs": ["no"]})
     assert peers.words(run) == (
