@@ -75,15 +75,15 @@ def main(arguments: list[str]) -> None:
 def load_data(command: EvaluateCommand, settings: RunConfig) -> Data:
     """The data to score on: the run's, with what the command changes of it."""
     task = settings.task
-    if command.noise is not None:
-        if not hasattr(task, "noise"):
-            raise UserError(f"--noise {command.noise}: only the copy tasks have noise; drop the flag")
-        task = replace(task, noise=command.noise)  # type: ignore[call-arg]
     if command.data is not None:
         if not isinstance(task, StoredTask):
             raise UserError(f"--data {command.data}: this task makes its own data; drop the flag")
         task = replace(task, data=command.data)
-    return task.load(RunFolder(command.run).vocabulary())
+    data = task.load(RunFolder(command.run).vocabulary())
+    if command.noise is not None:
+        require("noise" in data.stage, f"--noise {command.noise}: only the copy tasks have noise; drop the flag")
+        data = data.at_stage({"noise": command.noise})
+    return data
 
 
 def intervals(scores: Scores, data: Data) -> str:
