@@ -44,7 +44,7 @@ def test_products_are_in_bfloat16_and_the_carry_is_not():
     assert {weight.dtype for weight in tau.cast(weights.layers[0].tau)} == {mx.bfloat16}
 
 
-def test_kernels_are_for_float32(monkeypatch):
+def test_kernels_are_for_float32_where_nothing_else_is_asked_for(monkeypatch):
     def scan(*_):
         raise RuntimeError("kernels")
 
@@ -52,7 +52,8 @@ def test_kernels_are_for_float32(monkeypatch):
     monkeypatch.setattr(recurrence, "scan", scan)
     with pytest.raises(RuntimeError, match="kernels"):
         make_model()(make_tokens(2 * K))
-    assert make_model(dtype="bfloat16")(make_tokens(2 * K)).shape[1] == 2 * K
+    for plain in ({"dtype": "bfloat16"}, {"implementation": "plain"}, {"implementation": "exportable"}):
+        assert make_model(**plain)(make_tokens(2 * K)).shape[1] == 2 * K
 
 
 def test_a_stream_runs_in_float32():
