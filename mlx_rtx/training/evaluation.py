@@ -117,7 +117,7 @@ def iter_logits(
     execution = execution or Execution()
     carry: Carries | None = None
     model.embedding.check(length)
-    weights = model.fold_weights()
+    weights = execution(model, type(model).fold_weights, model.parameters())
     for start, end in model.spans(length, SEGMENT):
         outputs_wanted = max(end - max(start, length - last), 0)
         segment = Segment(read_tokens(start, end), mx.array(start), outputs_wanted, end == length)

@@ -106,7 +106,7 @@ def carried_loss_and_grad(
     model.embedding.check(L)
     segments = _cut(model, tokens, n, segment, close, model.dropout_keys(L, key))
     parameters = model.parameters()
-    weights = model.fold_weights(parameters)
+    weights = execution(model, type(model).fold_weights, parameters)
 
     boundaries = [Boundary(carry)]
     for current in segments[:-1]:
