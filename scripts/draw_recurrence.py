@@ -7,7 +7,7 @@ from mlx_rtx.plots.figures import COLOURS
 
 import matplotlib
 
-matplotlib.rcParams |= {"svg.hashsalt": "recurrence", "svg.fonttype": "none", "mathtext.fontset": "cm"}
+matplotlib.rcParams |= {"svg.hashsalt": "recurrence", "mathtext.fontset": "cm"}
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch  # noqa: E402
 
