@@ -17,20 +17,26 @@ def layer_norm(x, weight):
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * weight
 
 
+def rms_norm(x):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
+
+
 def tau(x, p, prefix, config):
     """One causal transformer layer on (B, N, D)."""
     _, N, D = x.shape
     d = D // config.heads
     normed = layer_norm(x, p[prefix + "attention_norm.weight"])
-    q, k, v = np.split(normed @ p[prefix + "qkv"], 3, axis=-1)
+    q, k, v = (part.reshape(-1, N, config.heads, d) for part in np.split(normed @ p[prefix + "qkv"], 3, axis=-1))
+    if config.qk_norm:
+        q, k = 3 * rms_norm(q), 3 * rms_norm(k)
     mixed = np.zeros_like(x)
     for head in range(config.heads):
         cols = slice(head * d, (head + 1) * d)
         for i in range(N):
-            scores = np.einsum("bd,bjd->bj", q[:, i, cols], k[:, : i + 1, cols]) / math.sqrt(d)
+            scores = np.einsum("bd,bjd->bj", q[:, i, head], k[:, : i + 1, head]) / math.sqrt(d)
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             weights /= weights.sum(-1, keepdims=True)
-            mixed[:, i, cols] = np.einsum("bj,bjd->bd", weights, v[:, : i + 1, cols])
+            mixed[:, i, cols] = np.einsum("bj,bjd->bd", weights, v[:, : i + 1, head])
     x = x + mixed @ p[prefix + "attention_out"]
     hidden = layer_norm(x, p[prefix + "mlp_norm.weight"]) @ p[prefix + "mlp_in"]
     if config.activation == "relu":
@@ -42,13 +48,21 @@ def tau(x, p, prefix, config):
 
 def recurrence(x, p, prefix, config, close):
     """Eqs. 5–7 on embedded input (B, L, D)."""
-    K, alpha = config.block, np.clip(p[prefix + "alpha"], 0, 1)
-    norm = (lambda a: a / np.sqrt((a**2).mean(-1, keepdims=True) + 1e-5)) if config.state_norm else (lambda a: a)
+    K, norm = config.block, rms_norm if config.state_norm else (lambda a: a)
     blocks = [x[:, i : i + K] for i in range(0, x.shape[1], K)]
     T = len(blocks)
 
     def layer(window):
         return tau(window, p, prefix + "tau.", config)
+
+    def remember(history, rows):
+        """Rows with α times the history added."""
+        alpha, shares = p[prefix + "alpha"], config.dim // config.heads
+        if config.alpha_kind == "gated":
+            alpha = np.repeat(1 / (1 + np.exp(-(rows @ p[prefix + "gate"] + alpha))), shares, axis=-1)
+        elif config.alpha_kind == "head":
+            alpha = np.repeat(alpha, shares)
+        return rows + (alpha if config.alpha_kind == "gated" else np.clip(alpha, 0, 1)) * history
 
     h = {0: np.zeros_like(blocks[0]), 1: norm(layer(blocks[0]))}  # (5)
     y = {0: norm(blocks[0])}
@@ -57,13 +71,13 @@ def recurrence(x, p, prefix, config, close):
         history = h[i - 1] if config.history == "hidden" else y[i - 1]
         following = blocks[i]
         r = following.shape[1]
-        window = np.concatenate([alpha * history + h[i], alpha * history[:, :r] + following], axis=1)
+        window = np.concatenate([remember(history, h[i]), remember(history[:, :r], following)], axis=1)
         both = layer(window)  # (6)
         outputs[i], h[i + 1] = both[:, :K], norm(both[:, K:])
         y[i] = norm(outputs[i])
     r = blocks[-1].shape[1]
     history = (h[T - 1] if config.history == "hidden" else y[T - 1])[:, :r]
-    outputs[T] = layer(h[T] if close else alpha * history + h[T])  # (7), or (6) as in a stream
+    outputs[T] = layer(h[T] if close else remember(history, h[T]))  # (7), or (6) as in a stream
     return np.concatenate([outputs[i] for i in range(1, T + 1)], axis=1)
 
 

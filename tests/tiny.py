@@ -33,10 +33,10 @@ def make_model(kind=RecurrentTransformer, seed=0, implementation="auto", **chang
     """A model whose weights are large enough for every part of it to matter."""
     mx.random.seed(seed)
     model = kind(make_config(**changes), implementation)
-    alphas = [mx.array(alpha) for alpha in model.alphas]
+    alphas = [mx.array(layer.alpha) for layer in model.layers if "alpha" in layer]
     model.update(tree_map(lambda w: w + 0.3 * mx.random.normal(w.shape), model.parameters()))
     for layer, alpha in zip(model.layers, alphas, strict=False):
-        layer.alpha = alpha
+        layer.alpha = alpha + 0.1 * mx.random.normal(alpha.shape) if alpha.ndim else alpha
     model.eval()
     return model
 

@@ -16,11 +16,12 @@ import mlx.core as mx
 HELPERS = (
     "vectors", "rows", "window", "activation", "narrow_products", "softmax", "narrow_attention", "narrow_carry",
 )  # fmt: skip
+LANES = 8  # threads that share a row
 WEIGHTS = ("wqkv", "wo", "w1", "w2")
-SAVED = ("win", "qkv", "att", "u", "z")
+SAVED = ("win", "qkv", "att", "u", "z")  # scratch of the forward pass
 INPUTS = {
     "narrow_forward": ("alpha", "h", "m", "x", *WEIGHTS, "dropout"),
-    "narrow_backward": ("alpha", *SAVED, "out", "h", "m", "dropout", "dout", *(f"{w}_t" for w in WEIGHTS)),
+    "narrow_backward": ("alpha", *SAVED, "raw", "out", "h", "m", "dropout", "dout", *(f"{w}_t" for w in WEIGHTS)),
 }
 OUTPUTS = {
     "narrow_forward": ("out", *SAVED),
@@ -36,7 +37,7 @@ def forward(options: Options, inputs: ScanInputs) -> mx.array:
     S, B, K, D = x.shape
     n = options.rows(K)
     scratch = [(B, 2 * K, D), (B, 2 * K, 3 * D), (B, n, D), (B, n, D), (B, n, 4 * D)]
-    arrays = [alpha[None], h, m, x, *weights, x if dropout is None else dropout]
+    arrays = [alpha, h, m, x, *weights, x if dropout is None else dropout]
     return _kernel("narrow_forward", options, K, D, dropout is not None)(B, arrays, [(S, B, n, D), *scratch])[0]
 
 
@@ -47,20 +48,21 @@ def backward(
     alpha, m, h, x, weights, dropout = inputs
     (S, B, K, D), n, a = x.shape, out.shape[2], activations
     shapes = [
-        (S, B, K, D), (B, K, D), (B, K, D), (B,),
+        (S, B, K, D), (B, K, D), (B, K, D), (B, thread_count(K, D) // LANES, D),
         (S, B, n, D), (S, B, n, 4 * D), (S, B, n, D), (S, B, 2 * K, 3 * D),
         (B, n, D), (B, 2 * K, D), (B, options.heads, n, 2),
     ]  # fmt: skip
     transposed = (mx.contiguous(weight.T) for weight in weights)
-    saved = a.window, a.qkv, a.attended, a.u, a.activated if options.activation == "relu" else a.z  # same derivative
-    arrays = [alpha[None], *saved, out, h, m, dout if dropout is None else dropout, dout, *transposed]
+    z = a.activated if options.activation == "relu" else a.z  # same derivative
+    saved = a.window, a.scored, a.attended, a.u, z, a.qkv
+    arrays = [alpha, *saved, out, h, m, dout if dropout is None else dropout, dout, *transposed]
     made = _kernel("narrow_backward", options, K, D, dropout is not None)(B, arrays, shapes)
     dx, dh, dm, dalpha, dmlp, dz, dattention, dqkv = made[:8]
     if dropout is not None:
         dattention, dmlp = dattention * dropout[:, 0], dmlp * dropout[:, 1]
     pairs = (a.normed, dqkv), (a.attended, dattention), (a.normed_u, dz), (a.activated, dmlp)
     dweights = [rows.T @ gradient.reshape(-1, gradient.shape[-1]) for rows, gradient in pairs]
-    return ScanGradient(dalpha.sum(), dm, dh, dx, dweights)
+    return ScanGradient(dalpha.sum((0, 1)), dm, dh, dx, dweights)
 
 
 def thread_count(K: int, D: int) -> int:
@@ -74,8 +76,8 @@ def constants(options: Options, K: int, D: int, dropout: bool) -> source.Constan
         "K": K,
         "D": D,
         "LENGTH": D,
-        "LANES": 8,
-        "HEADS": options.heads,
+        "LANES": LANES,
+        **options.of_heads,
         "ROWS": options.rows(K),
         "GELU": options.activation == "gelu",
         "STATE_NORM": options.state_norm,

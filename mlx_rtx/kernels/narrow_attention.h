@@ -38,6 +38,39 @@ INLINE void store_head(GLOBAL float* to, LOCAL float* x, float factor) {
   UNROLL for (int j = 0; j < HEAD; j += HEAD_V) store<HEAD_V>(to + j, x + j);
 }
 
+INLINE float head_factor(const LOCAL float* x) {
+  float sum = 0;
+  UNROLL for (int j = 0; j < HEAD; ++j) sum += x[j] * x[j];
+  return rsqrt(sum * (1.0f / HEAD) + EPS);
+}
+
+// Queries and keys of each head at RMS 1, queries then times QK_SCALE, in their place.
+INLINE void normalise_heads(GLOBAL float* qkv, int rank) {
+  for (int item = rank; item < 2 * HEADS * WINDOW; item += THREADS) {
+    const int head = item % (2 * HEADS);
+    GLOBAL float* at = qkv + item / (2 * HEADS) * 3 * D + head * HEAD;
+    float x[HEAD];
+    load_head(x, at);
+    store_head(at, x, head_factor(x) * (head < HEADS ? QK_SCALE : 1));
+  }
+  BARRIER();
+}
+
+INLINE void normalise_heads_vjp(const GLOBAL float* qkv, GLOBAL float* dqkv, int rank) {
+  for (int item = rank; item < 2 * HEADS * WINDOW; item += THREADS) {
+    const int head = item % (2 * HEADS), at = item / (2 * HEADS) * 3 * D + head * HEAD;
+    float x[HEAD], dx[HEAD], along = 0;
+    load_head(x, qkv + at);
+    load_head(dx, dqkv + at);
+    const float factor = head_factor(x);
+    UNROLL for (int j = 0; j < HEAD; ++j) along += x[j] * dx[j];
+    along *= factor * factor * (1.0f / HEAD);
+    UNROLL for (int j = 0; j < HEAD; ++j) dx[j] -= along * x[j];
+    store_head(dqkv + at, dx, factor * (head < HEADS ? QK_SCALE : 1));
+  }
+  BARRIER();
+}
+
 INLINE void attend(const GLOBAL float* qkv, GLOBAL float* att, int rank) {
   for (int item = rank; item < HEADS * ROWS; item += THREADS) {
     const int row = item_row<ROWS>(item), head = item_head<ROWS>(item), last = row + SKIPPED;

@@ -1,8 +1,8 @@
-// Gradient of Eq. 6 over all windows of one sequence b, last one first. Shapes: alpha (1), h m (B, K, D), win
-// (S·B·2K, D), qkv (S·B·2K, 3D), att u (S·B·ROWS, D), z (S·B·ROWS, 4D), out dout (S, B, ROWS, D), dropout (S, 2, B,
-// ROWS, D), weights transposed: wqkv_t (3D, D), wo_t (D, D), w1_t (4D, D), w2_t (D, 4D); dx (S, B, K, D), dh dm (B,
-// K, D), dalpha (B), dtotal du (S, B, ROWS, D), dz (S, B, ROWS, 4D), dqkv (S, B, 2K, 3D); of the window in hand datt
-// (B, ROWS, D), dwin (B, 2K, D), statistics (B, HEADS, ROWS, 2).
+// Gradient of Eq. 6 over all windows of one sequence b, last one first. Shapes: alpha (D), h m (B, K, D), win
+// (S·B·2K, D), qkv raw (S·B·2K, 3D), with queries and keys normalised and not, att u (S·B·ROWS, D), z (S·B·ROWS, 4D),
+// out dout (S, B, ROWS, D), dropout (S, 2, B, ROWS, D), weights transposed: wqkv_t (3D, D), wo_t (D, D), w1_t (4D, D),
+// w2_t (D, 4D); dx (S, B, K, D), dh dm (B, K, D), dalpha (B, TEAMS, D), dtotal du (S, B, ROWS, D), dz (S, B, ROWS, 4D),
+// dqkv (S, B, 2K, 3D); of the window in hand datt (B, ROWS, D), dwin (B, 2K, D), statistics (B, HEADS, ROWS, 2).
 SHARED_ARRAY float4 storage[TILE / 4];
 SHARED float* tile = (SHARED float*)storage;
 const int S = dout_shape[0], B = dout_shape[1], lane = rank % LANES, team = rank / LANES;
@@ -12,11 +12,12 @@ GLOBAL float* dm_b = dm + b * K * D;
 GLOBAL float* datt_b = datt + b * ROWS * D;
 GLOBAL float* dwin_b = dwin + b * WINDOW * D;
 GLOBAL float* statistics_b = statistics + b * HEADS * ROWS * 2;
-float dalpha_part = 0;
+float dalpha_part[SHARE] = {};
 for (int i = S - 1; i >= 0; --i) {
   const size_t step = size_t(i) * B + b;
   const GLOBAL float* win_i = win + step * WINDOW * D;
   const GLOBAL float* qkv_i = qkv + step * WINDOW * 3 * D;
+  const GLOBAL float* raw_i = raw + step * WINDOW * 3 * D;
   const GLOBAL float* att_i = att + step * ROWS * D;
   const GLOBAL float* u_i = u + step * ROWS * D;
   const GLOBAL float* z_i = z + step * ROWS * 4 * D;
@@ -62,10 +63,12 @@ for (int i = S - 1; i >= 0; --i) {
   product<ROWS, D, D>(Dropped{du_i, attention_scales}, wo_t, Store<D>{datt_b}, tile, rank);
   attend_vjp_queries(qkv_i, att_i, datt_b, dqkv_i, statistics_b, rank);
   attend_vjp_keys(qkv_i, datt_b, statistics_b, dqkv_i, rank);
+  if (QK_NORM) normalise_heads_vjp(raw_i, dqkv_i, rank);
   product<WINDOW, 3 * D, D>(Plain<3 * D>{dqkv_i}, wqkv_t, Store<D>{dwin_b}, tile, rank);
   for (int above = 0; above < K; above += TEAMS) {
     const int row = min(above + team, K - 1);
-    float both[2][SHARE], history[SHARE];
+    float both[2][SHARE], weight[SHARE], history[SHARE];
+    load_row(weight, alpha, lane);
     UNROLL for (int side = 0; side < 2; ++side) {
       const int r = side * K + row;
       float y[SHARE];
@@ -83,8 +86,8 @@ for (int i = S - 1; i >= 0; --i) {
       store_row(dx + (step * K + row) * D, both[1], lane);
       UNROLL for (int j = 0; j < SHARE; ++j) {
         both[1][j] += both[0][j];
-        dalpha_part += history[j] * both[1][j];
-        both[1][j] *= alpha[0];
+        dalpha_part[j] += history[j] * both[1][j];
+        both[1][j] *= weight[j];
       }
       if (ROWS == K && i < S - 1) {  // the next window's m is this one's h
         load_row(history, dm_b + row * D, lane);
@@ -96,9 +99,4 @@ for (int i = S - 1; i >= 0; --i) {
   }
   BARRIER();
 }
-tile[rank] = dalpha_part;
-BARRIER();
-if (rank == 0) {
-  for (int j = 1; j < THREADS; ++j) dalpha_part += tile[j];
-  dalpha[b] = dalpha_part;
-}
+store_row(dalpha + (b * TEAMS + team) * D, dalpha_part, lane);

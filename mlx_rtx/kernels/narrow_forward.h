@@ -1,4 +1,4 @@
-// Eq. 6 over all windows of one sequence b. Shapes: alpha (1), h m (B, K, D), x (S, B, K, D), wqkv (D, 3D), wo (D, D),
+// Eq. 6 over all windows of one sequence b. Shapes: alpha (D), h m (B, K, D), x (S, B, K, D), wqkv (D, 3D), wo (D, D),
 // w1 (D, 4D), w2 (4D, D), dropout (S, 2, B, ROWS, D); out (S, B, ROWS, D), and of the window in hand, for each b:
 // win (2K, D), qkv (2K, 3D), att u (ROWS, D), z (ROWS, 4D).
 SHARED_ARRAY float4 storage[TILE / 4];
@@ -17,13 +17,14 @@ for (int i = 0; i < S; ++i) {
   const GLOBAL float* mlp_scales = attention_scales + (DROPOUT ? size_t(B) * ROWS * D : 0);
   for (int above = 0; above < K; above += TEAMS) {
     const int row = min(above + team, K - 1);
-    float history[SHARE], state[SHARE], input[SHARE];
+    float weight[SHARE], history[SHARE], state[SHARE], input[SHARE];
+    load_row(weight, alpha, lane);
     carry.load_m(history, i, row, lane);
     carry.load_h(state, i, row, lane);
     load_row(input, x + (step * K + row) * D, lane);
     UNROLL for (int j = 0; j < SHARE; ++j) {
-      state[j] += alpha[0] * history[j];
-      input[j] += alpha[0] * history[j];
+      state[j] += weight[j] * history[j];
+      input[j] += weight[j] * history[j];
     }
     if (above + team < K) {
       store_row(win_b + row * D, state, lane);
@@ -32,6 +33,7 @@ for (int i = 0; i < S; ++i) {
   }
   BARRIER();
   product<WINDOW, D, 3 * D>(Normalised{win_b, 0, 0}, wqkv, Store<3 * D>{qkv_b}, tile, rank);
+  if (QK_NORM) normalise_heads(qkv_b, rank);
   attend(qkv_b, att_b, rank);
   product<ROWS, D, D>(Plain<D>{att_b}, wo, Residual{win_b + SKIPPED * D, attention_scales, u_b}, tile, rank);
   product<ROWS, D, 4 * D>(Normalised{u_b, 0, 0}, w1, Store<4 * D>{z_b}, tile, rank);

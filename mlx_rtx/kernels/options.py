@@ -12,11 +12,17 @@ class Options(NamedTuple):
     history: str
     activation: str
     state_norm: bool
+    qk_scale: float | None  # of the scores of normalised queries and keys; None where they are not normalised
     epsilon: float
 
     def rows(self, K: int) -> int:
         """Rows n of a window that have outputs."""
         return K if self.history == "hidden" else 2 * K
+
+    @property
+    def of_heads(self) -> dict[str, int | float]:
+        """What kernels that see heads are compiled for."""
+        return {"HEADS": self.heads, "QK_NORM": self.qk_scale is not None, "QK_SCALE": self.qk_scale or 1.0}
 
 
 # weights of τ with gains and scale folded in: qkv (D, 3D), attention_out (D, D), mlp_in (D, 4D), mlp_out (4D, D)
@@ -26,7 +32,7 @@ Products = tuple[mx.array, mx.array, mx.array, mx.array]
 class ScanInputs(NamedTuple):
     """What a scan over S windows takes; n rows of each have outputs."""
 
-    alpha: mx.array  # scalar
+    alpha: mx.array  # (D,)
     m: mx.array  # (B, K, D), the carry into the first window
     h: mx.array  # (B, K, D)
     x: mx.array  # (S, B, K, D), the blocks that the windows take
@@ -37,7 +43,7 @@ class ScanInputs(NamedTuple):
 class ScanGradient(NamedTuple):
     """Gradient of a scan's inputs, in their order."""
 
-    alpha: mx.array  # scalar
+    alpha: mx.array  # (D,)
     m: mx.array  # (B, K, D)
     h: mx.array  # (B, K, D)
     x: mx.array  # (S, B, K, D)

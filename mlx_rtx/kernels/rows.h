@@ -23,6 +23,15 @@ INLINE void add(LOCAL float* x, float factor, const LOCAL float* y) {
   UNROLL for (int i = 0; i < SHARE; ++i) x[i] += factor * y[i];
 }
 
+// these two with a factor a column
+INLINE void add_columns(LOCAL float* x, const LOCAL float* factor, const LOCAL float* y) {
+  UNROLL for (int i = 0; i < SHARE; ++i) x[i] += factor[i] * y[i];
+}
+
+INLINE void scale_columns(LOCAL float* x, const LOCAL float* factor) {
+  UNROLL for (int i = 0; i < SHARE; ++i) x[i] *= factor[i];
+}
+
 INLINE void scale(LOCAL float* x, float factor) {
   UNROLL for (int i = 0; i < SHARE; ++i) x[i] *= factor;
 }

@@ -1,4 +1,4 @@
-"""The scan of a wide model, window by window: products by MLX, all between them in eight fused kernels.
+"""The scan of a wide model, window by window: products by MLX, all between them in fused kernels.
 
 Letters: B batch, S windows, K block width, D width, H heads, n rows of a window that have outputs. Matrices have the
 rows of all sequences: (B·rows, width).
@@ -28,9 +28,11 @@ class Kernel(NamedTuple):
 
 ROW = ("vectors", "rows", "window", "residual")
 HEAD = ("vectors", "rows", "window", "softmax", "wide_attention_rows")
+HEADS = ("vectors", "rows")
 NUMBER = ("vectors", "activation")
 KERNELS = {
     "wide_window_norm": Kernel(ROW, ("alpha", "m", "u", "product", "dropout", "x"), ("out", "carried", "win", "n1")),
+    "wide_head_norm": Kernel(HEADS, ("qkv",), ("scored",)),
     "wide_attention": Kernel(HEAD, ("qkv",), ("att",)),
     "wide_residual_norm": Kernel(ROW, ("win", "product", "dropout"), ("u", "n2")),
     "wide_activation": Kernel(NUMBER, ("z",), ("r",)),
@@ -42,6 +44,7 @@ KERNELS = {
     "wide_activation_vjp": Kernel(NUMBER, ("z", "dr"), ("dz",)),
     "wide_residual_norm_vjp": Kernel(ROW, ("u", "dn2", "dtotal", "dropout"), ("du", "dproduct")),
     "wide_attention_vjp": Kernel(HEAD, ("qkv", "att", "datt"), ("dqkv",)),
+    "wide_head_norm_vjp": Kernel(HEADS, ("qkv", "dscored"), ("dqkv",)),
 }
 
 
@@ -66,6 +69,7 @@ class SavedActivations(NamedTuple):
     window: mx.array  # (·, D)
     normed: mx.array  # (·, D)
     qkv: mx.array  # (·, 3D)
+    scored: mx.array  # (·, 3D): the same with queries and keys normalised, if they are
     attended: mx.array  # (·, D)
     u: mx.array  # (·, D): after the first residual
     normed_u: mx.array  # (·, D)
@@ -84,19 +88,21 @@ def activations(options: Options, inputs: ScanInputs) -> SavedActivations:
     S, B, K, D = x.shape
     sizes = Sizes(S * B, K, D, dropout is not None, options)
     m, h, x = (array.flatten(0, 1) for array in (m, h, x))
-    _, _, window, normed = _launcher("wide_window_norm", sizes)(inputs=[alpha[None], m, h, h, h, x])
+    _, _, window, normed = _launcher("wide_window_norm", sizes)(inputs=[alpha, m, h, h, h, x])
     return _finish(sizes, window, normed, weights, h if dropout is None else dropout[:, 0])
 
 
 def _finish(sizes: Sizes, window: mx.array, normed: mx.array, weights: Products, dropout: mx.array) -> SavedActivations:
     """Windows from their normed rows on; of ``dropout`` it needs the attention's scales, which come first."""
     wqkv, wo, w1, _ = weights
-    qkv = normed @ wqkv
-    (attended,) = _launcher("wide_attention", sizes)(inputs=[qkv])
+    scored = qkv = normed @ wqkv
+    if sizes.options.qk_scale is not None:
+        (scored,) = _launcher("wide_head_norm", sizes)(inputs=[qkv])
+    (attended,) = _launcher("wide_attention", sizes)(inputs=[scored])
     u, normed_u = _launcher("wide_residual_norm", sizes)(inputs=[window, attended @ wo, dropout])
     z = normed_u @ w1
     (activated,) = _launcher("wide_activation", sizes)(inputs=[z])
-    return SavedActivations(window, normed, qkv, attended, u, normed_u, z, activated)
+    return SavedActivations(window, normed, qkv, scored, attended, u, normed_u, z, activated)
 
 
 def forward(options: Options, inputs: ScanInputs) -> tuple[list[mx.array], list[SavedActivations]]:
@@ -104,7 +110,7 @@ def forward(options: Options, inputs: ScanInputs) -> tuple[list[mx.array], list[
     alpha, m, h, x, weights, dropout = inputs
     S, B, K, D = x.shape
     sizes = Sizes(B, K, D, dropout is not None, options)
-    window_norm, alpha = _launcher("wide_window_norm", sizes), alpha[None]
+    window_norm = _launcher("wide_window_norm", sizes)
     u = product = scales = h  # a product of three axes tells the kernel that no window is before, and u is h
     outs: list[mx.array] = []
     windows: list[SavedActivations] = []
@@ -134,7 +140,7 @@ def backward(
     names = "wide_window_norm_vjp", "wide_activation_vjp", "wide_residual_norm_vjp", "wide_attention_vjp"
     window_norm_vjp, activation_vjp, residual_norm_vjp, attention_vjp = (_launcher(name, sizes) for name in names)
     wqkv, wo, w1, w2 = (w.T for w in weights)
-    alpha, dm, dalpha = alpha[None], mx.zeros((B, K, D)), mx.zeros((B * K,))
+    dm, dalpha = mx.zeros((B, K, D)), mx.zeros((B * K, D))
     dweights: dict[str, mx.array] = {}
 
     def accumulate(name: str, inputs: mx.array, gradient: mx.array) -> None:
@@ -154,7 +160,9 @@ def backward(
         du, dropped = residual_norm_vjp(inputs=[w.u, dz @ w1, dtotal, w.u if dropout is None else scales[i]])
         dropped = du if dropout is None else dropped
         accumulate("attention_out", w.attended, dropped)
-        (dqkv,) = attention_vjp(inputs=[w.qkv, w.attended, dropped @ wo])
+        (dqkv,) = attention_vjp(inputs=[w.scored, w.attended, dropped @ wo])
+        if options.qk_scale is not None:
+            (dqkv,) = _launcher("wide_head_norm_vjp", sizes)(inputs=[w.qkv, dqkv])
         accumulate("qkv", w.normed, dqkv)
         # of the window before; that there is none the kernel knows by an output of two axes
         before = [outs[i - 1], douts[i - 1], w.u if dropout is None else scales[i - 1]] if i else [w.window] * 3
@@ -167,7 +175,7 @@ def backward(
         dh = dtotal.reshape(B, K, D)
     else:
         dm, dh = mx.split(dtotal.reshape(B, 2 * K, D), 2, axis=1)
-    return ScanGradient(dalpha.sum(), dm, dh, mx.stack(dblocks[::-1]), [dweights[name] for name in WEIGHTS])
+    return ScanGradient(dalpha.sum(0), dm, dh, mx.stack(dblocks[::-1]), [dweights[name] for name in WEIGHTS])
 
 
 def lane_count(length: int) -> int:
@@ -179,17 +187,20 @@ def _shapes(name: str, s: Sizes) -> tuple[tuple[int, ...], ...]:
     """Shapes of a kernel's outputs."""
     hidden, block, rows = s.options.history == "hidden", (s.B, s.K, s.D), s.B * s.rows
     window, output, wide = (s.B * 2 * s.K, s.D), (rows, s.D), (rows, 4 * s.D)
+    of_heads = (s.B * 2 * s.K, 3 * s.D)
     dropped = output if s.dropout else UNUSED
     carried = block if hidden and s.options.state_norm else UNUSED
     return {
         "wide_window_norm": ((s.B, s.rows, s.D), carried, window, window),
+        "wide_head_norm": (of_heads,),
         "wide_attention": (output,),
         "wide_residual_norm": (output, output),
         "wide_activation": (wide,),
-        "wide_window_norm_vjp": (block, block if hidden else UNUSED, (s.B * s.K,), output, dropped),
+        "wide_window_norm_vjp": (block, block if hidden else UNUSED, (s.B * s.K, s.D), output, dropped),
         "wide_activation_vjp": (wide,),
         "wide_residual_norm_vjp": (output, dropped),
-        "wide_attention_vjp": ((s.B * 2 * s.K, 3 * s.D),),
+        "wide_attention_vjp": (of_heads,),
+        "wide_head_norm_vjp": (of_heads,),
     }[name]
 
 
@@ -198,15 +209,17 @@ def _layout(name: str, s: Sizes) -> tuple[int, source.Constants]:
     helpers, heads = KERNELS[name].helpers, s.options.heads
     if helpers is NUMBER:
         return -(-s.B * s.rows * s.D // 256), {"GELU": s.options.activation == "gelu", "THREADS": 256}
-    length = s.D // heads if helpers is HEAD else s.D
+    length = s.D // heads if helpers in (HEAD, HEADS) else s.D
     lanes = lane_count(length)
     if helpers is HEAD:
         groups, threads = s.B * heads, min(256, -(-s.K * lanes // 32) * 32)
-        choices = {"HEADS": heads}
+        choices = s.options.of_heads
     else:
-        rows, threads = s.B * (s.rows if "residual" in name else s.K), 128
+        window = s.B * 2 * s.K
+        rows = window * 3 * heads if helpers is HEADS else s.B * s.rows if "residual" in name else window // 2
+        threads = 128
         groups = -(-rows * lanes // threads)
-        choices = {"STATE_NORM": s.options.state_norm, "DROPOUT": s.dropout}
+        choices = s.options.of_heads | {"STATE_NORM": s.options.state_norm, "DROPOUT": s.dropout}
     sizes = {"K": s.K, "ROWS": s.rows, "LENGTH": length, "LANES": lanes, "THREADS": threads}
     return groups, {**sizes, **choices, "EPS": s.options.epsilon}
 

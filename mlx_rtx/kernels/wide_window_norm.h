@@ -1,5 +1,5 @@
 // The window (w, alpha m + x) and its norm, from what the window before left unfinished: out = u + dropout(product).
-// Shapes: alpha (1), m x (B, K, D), u product (B·ROWS, D), or (B, K, D) where no window is before and u is h,
+// Shapes: alpha (D), m x (B, K, D), u product (B·ROWS, D), or (B, K, D) where no window is before and u is h,
 // dropout (2, B, ROWS, D); out (B, ROWS, D), carried (B, K, D), win n1 (B·2K, D).
 const bool first = product_ndim == 3;  // no product of a window before: the carry is given, as m and u
 const int count = x_shape[0] * K, lane = rank % LANES, team = b * TEAMS + rank / LANES, item = min(team, count - 1);
@@ -7,7 +7,8 @@ const int row = item % K, above = (item / K * ROWS + row) * LENGTH, below = abov
 const int win_above = (item / K * 2 * K + row) * LENGTH, win_below = win_above + K * LENGTH;
 const GLOBAL float* mlp_scales = dropout + (DROPOUT ? count / K * ROWS * LENGTH : 0);
 const bool busy = team < count;
-float history[SHARE], state[SHARE], input[SHARE];
+float weight[SHARE], history[SHARE], state[SHARE], input[SHARE];
+load_row(weight, alpha, lane);
 load_row(input, x + item * LENGTH, lane);
 if (first) {
   load_row(state, u + item * LENGTH, lane);
@@ -26,8 +27,8 @@ if (STATE_NORM && !first) {
   if (ROWS > K) rms_norm(history);
 }
 if (STATE_NORM && ROWS == K && busy) store_row(carried + item * LENGTH, state, lane);
-add(state, alpha[0], history);
-add(input, alpha[0], history);
+add_columns(state, weight, history);
+add_columns(input, weight, history);
 if (busy) {
   store_row(win + win_above, state, lane);
   store_row(win + win_below, input, lane);

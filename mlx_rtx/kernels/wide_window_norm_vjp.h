@@ -1,7 +1,7 @@
 // Gradient of wide_window_norm: dtotal is that of the output of the window before, with what comes back by the
-// carry. Shapes: alpha (1), m (B, K, D), win dn1 (B·2K, D), du (B·ROWS, D), out dout (B, ROWS, D), or (·, D) where
-// no window is before, dropout (2, B, ROWS, D), dm_later (B, K, D), dalpha_later (B·K); dx dm (B, K, D), dalpha
-// (B·K), dtotal dproduct (B·ROWS, D).
+// carry. Shapes: alpha (D), m (B, K, D), win dn1 (B·2K, D), du (B·ROWS, D), out dout (B, ROWS, D), or (·, D) where
+// no window is before, dropout (2, B, ROWS, D), dm_later (B, K, D), dalpha_later (B·K, D); dx dm (B, K, D), dalpha
+// (B·K, D), dtotal dproduct (B·ROWS, D).
 const bool first = out_ndim == 2;  // no output of a window before: what is left is the given carry's cotangent
 const int count = m_shape[0] * K, lane = rank % LANES, team = b * TEAMS + rank / LANES, item = min(team, count - 1);
 const int row = item % K, above = (item / K * ROWS + row) * LENGTH, below = above + (ROWS - K) * LENGTH;
@@ -28,8 +28,11 @@ if (first || ROWS == K) {
   load_row(y, out + above, lane);
   if (STATE_NORM) rms_norm(y);
 }
-const float along = dot(dcarry[1], y);
-scale(dcarry[1], alpha[0]);
+float weight[SHARE], along[SHARE];
+load_row(along, dalpha_later + item * LENGTH, lane);
+add_columns(along, dcarry[1], y);
+load_row(weight, alpha, lane);
+scale_columns(dcarry[1], weight);
 if (ROWS == K) {  // the later window's m is this one's h
   load_row(y, dm_later + item * LENGTH, lane);
   add(dcarry[0], 1, y);
@@ -48,7 +51,7 @@ UNROLL for (int side = 0; side < ROWS / K; ++side) {
   }
 }
 if (team < count) {
-  if (lane == 0) dalpha[item] = dalpha_later[item] + along;
+  store_row(dalpha + item * LENGTH, along, lane);
   store_row(dx + item * LENGTH, dwin[1], lane);
   if (ROWS == K) store_row(dm + item * LENGTH, dcarry[1], lane);
   UNROLL for (int side = 0; side < ROWS / K; ++side) {

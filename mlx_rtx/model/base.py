@@ -60,8 +60,8 @@ class Transformer(nn.Module, ABC):
 
     @property
     def alphas(self) -> list[mx.array]:
-        """The accumulation parameter α of each layer that has one."""
-        return [layer.alpha for layer in self.layers if "alpha" in layer]
+        """The mean accumulation parameter α of each layer that has one, in [0, 1]."""
+        return [layer.mean_alpha for layer in self.layers if "alpha" in layer]
 
     def fold_weights(self, parameters: dict[str, Any] | None = None) -> ModelWeights:
         """The weights that `run` takes.

@@ -31,10 +31,15 @@ class Architecture:
     """What Eq. 6 mixes in: h as printed in the paper, or y as the author's program does."""
     state_norm: bool = False
     """RMS-normalise what is carried from block to block, so that it cannot grow."""
+    qk_norm: bool = False
+    """RMS-normalise queries and keys, each head's by itself, and multiply their scores by 9: within ±9√(D/H)."""
     tie_embeddings: bool = True
     """Use the token embedding as the output head."""
     alpha: float = 0.5
     """Initial value of the accumulation parameter, in [0, 1]."""
+    alpha_kind: Literal["scalar", "head", "channel", "gated"] = "scalar"
+    """One alpha a layer, as in the paper; one a head or a channel; or gated: one a head and row, a sigmoid of the row
+    that history is added to (by plain operations, slower on a GPU)."""
     embedding_std: float = 0.02
     """Standard deviation of the initial token and position embeddings."""
     train_alpha: bool = True
@@ -49,6 +54,10 @@ class Architecture:
         require(self.embedding_std > 0, f"embedding_std={self.embedding_std}: must be above 0, e.g. 0.02")
         require(0 <= self.alpha <= 1, f"alpha={self.alpha}: must lie in [0, 1]")
         require_choices(self)
+        require(
+            self.alpha_kind != "gated" or 0 < self.alpha < 1,
+            f"alpha={self.alpha}: a gate starts between 0 and 1, and can't at either; e.g. 0.5",
+        )
 
     def _pairs(self) -> str:
         """Say which heads fit this width, and which widths near it fit these heads."""

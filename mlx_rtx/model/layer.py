@@ -31,6 +31,7 @@ def gelu(x: mx.array) -> mx.array:
 
 
 ACTIVATIONS = {"relu": relu, "gelu": gelu}
+QK_SHARPNESS = 9.0  # of scores of normalised queries and keys, before 1/√d
 
 
 def causal_mask(rows: int) -> mx.array:
@@ -47,8 +48,9 @@ def normal(inputs: int, outputs: int, std: float = 0.02) -> mx.array:
 class FoldedWeights(NamedTuple):
     """A layer's weights as its products take them, each (inputs, outputs).
 
-    Each norm's gain g, and the scale of attention, are folded in: ``(x ⊙ g) W = x (diag(g) W)``. It pays where one
-    set of weights serves many calls: they launch and save less, above all in the backward pass.
+    Each norm's gain g is folded in, ``(x ⊙ g) W = x (diag(g) W)``, and so is the scale of attention, unless queries are
+    normalised. It pays where one set of weights serves many calls: they launch and save less, above all in the backward
+    pass.
     """
 
     qkv: mx.array  # (D, 3D)
@@ -68,7 +70,8 @@ class TransformerLayer(nn.Module):
         super().__init__()
         D, residual_std = config.dim, 0.02 / math.sqrt(2 * config.layers)
         self.heads = config.heads
-        self.scale = 1 / math.sqrt(D // config.heads)  # of attention scores
+        self.qk_norm = config.qk_norm
+        self.scale = (QK_SHARPNESS if config.qk_norm else 1) / math.sqrt(D // config.heads)  # of attention scores
         self.dtype = getattr(mx, config.dtype)  # of products
         self.activation = ACTIVATIONS[config.activation]
         self.attention_norm = nn.LayerNorm(D, eps=NORM_EPS, bias=False)
@@ -81,9 +84,11 @@ class TransformerLayer(nn.Module):
     def fold_weights(self, parameters: dict[str, Any]) -> FoldedWeights:
         """The weights that `__call__` takes, in float32, from a tree like ``self.parameters()``."""
         D = parameters["qkv"].shape[0]
-        scales = mx.where(mx.arange(3 * D) < D, self.scale, 1.0)  # of queries, keys, values
+        qkv = parameters["qkv"] * parameters["attention_norm"]["weight"][:, None]
+        if not self.qk_norm:
+            qkv = qkv * mx.where(mx.arange(3 * D) < D, self.scale, 1.0)  # queries, keys, values
         return FoldedWeights(
-            qkv=parameters["qkv"] * parameters["attention_norm"]["weight"][:, None] * scales,
+            qkv=qkv,
             attention_out=parameters["attention_out"],
             mlp_in=parameters["mlp_in"] * parameters["mlp_norm"]["weight"][:, None],
             mlp_out=parameters["mlp_out"],
@@ -122,7 +127,10 @@ class TransformerLayer(nn.Module):
         else:
             q, k, v = mx.split(normed.reshape(B * N, D) @ w.qkv, 3, axis=1)
         q, k, v = (part.reshape(B, -1, self.heads, D // self.heads).swapaxes(1, 2) for part in (q, k, v))
-        attended = _attend(q[:, :, q.shape[2] - n :], k.swapaxes(2, 3), v, mask, 1.0)  # (B·n, D)
+        q = q[:, :, q.shape[2] - n :]
+        if self.qk_norm:
+            q, k = _rms_norm(q), _rms_norm(k)
+        attended = _attend(q, k.swapaxes(2, 3), v, mask, self.scale if self.qk_norm else 1.0)  # (B·n, D)
         x = x[:, N - n :].reshape(B * n, D)
         x = _add_product(x, attended, w.attention_out, dropout and dropout.attention)
         hidden = self.activation(_layer_norm(x, None).astype(w.mlp_in.dtype) @ w.mlp_in)  # (B·n, 4D)
@@ -152,6 +160,8 @@ class TransformerLayer(nn.Module):
         x = x.reshape(B * n, D)
         qkv = (_layer_norm(x, p["attention_norm"]["weight"]) @ p["qkv"]).reshape(B, n, 3, H, D // H)
         qkv = qkv.transpose(2, 0, 3, 1, 4)  # (3, B, H, n, d)
+        if self.qk_norm:
+            qkv = mx.concatenate([_rms_norm(qkv[:2]), qkv[2:]])
         cache = write(cache, qkv[1:])
         k, v = each(cache)
         attended = _attend(qkv[:1].squeeze(0), k.swapaxes(2, 3), v, mask, self.scale)  # (B·n, D)
@@ -162,6 +172,10 @@ class TransformerLayer(nn.Module):
 
 def _layer_norm(x: mx.array, gain: mx.array | None) -> mx.array:
     return mx.fast.layer_norm(x, gain, None, NORM_EPS)
+
+
+def _rms_norm(x: mx.array) -> mx.array:
+    return mx.fast.rms_norm(x, None, NORM_EPS)
 
 
 def _add_product(x: mx.array, rows: mx.array, weight: mx.array, scales: mx.array | None) -> mx.array:

@@ -13,6 +13,7 @@ and the last block of a closed sequence has w_T = h_T (Eq. 7). What the next blo
 *carry*, is (m_i-1, h_i). With ``state_norm`` the m and h that are carried are RMS-normalised.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from mlx_rtx.model.config import NORM_EPS, Architecture
 from mlx_rtx.model.dropout import DropoutScales, draw_scales, split_keys
 from mlx_rtx.model.layer import FoldedWeights, TransformerLayer, causal_mask
 from mlx_rtx.model.segment import Carry, Saved
-from mlx_rtx.model.window import clamp, exportable_clamp, exportable_window, window
+from mlx_rtx.model.window import Alpha, Gate, accumulate, clamp, exportable_clamp, exportable_window, window
 from mlx_rtx.support.trees import each
 
 import mlx.core as mx
@@ -35,7 +36,7 @@ import mlx.nn as nn
 class RecurrenceWeights(NamedTuple):
     """A recurrence's parameters as all its blocks take them."""
 
-    alpha: mx.array  # clamped to [0, 1]
+    alpha: Alpha  # a scalar or (D,), clamped to [0, 1]; or a gate
     tau: FoldedWeights
 
 
@@ -71,7 +72,10 @@ class Recurrence(nn.Module):
     def __init__(self, config: Architecture, implementation: Implementation = "auto"):
         super().__init__()
         self.tau = TransformerLayer(config)
-        self.alpha = mx.array(config.alpha, dtype=mx.float32)
+        self.alpha_kind = config.alpha_kind
+        self.alpha = _initial_alpha(config)
+        if config.alpha_kind == "gated":  # its bias is alpha; at first it is as deaf as a fixed α
+            self.gate = mx.zeros((config.dim, config.heads))
         self.block = config.block
         self.rate = config.dropout
         self.history = config.history
@@ -79,15 +83,30 @@ class Recurrence(nn.Module):
         self.implementation = implementation
         exportable = implementation == "exportable"
         self._clamp, self._window = (exportable_clamp, exportable_window) if exportable else (clamp, window)
-        self._options = Options(config.heads, config.history, config.activation, config.state_norm, NORM_EPS)
+        qk_scale = self.tau.scale if config.qk_norm else None
+        self._options = Options(config.heads, config.history, config.activation, config.state_norm, qk_scale, NORM_EPS)
         self._mask = causal_mask(2 * config.block).astype(self.tau.dtype)
         self._rows = mx.eye(2 * config.block).astype(mx.bool_)  # row by row: where it is
         if not config.train_alpha:
-            self.freeze(keys=["alpha"], recurse=False)
+            self.freeze(keys=["alpha", "gate"], recurse=False)
 
     def fold_weights(self, parameters: dict[str, Any]) -> RecurrenceWeights:
         """The weights that `__call__` takes, from a tree like ``self.parameters()``."""
-        return RecurrenceWeights(self._clamp(parameters["alpha"]), self.tau.fold_weights(parameters["tau"]))
+        return RecurrenceWeights(self._alpha(parameters), self.tau.fold_weights(parameters["tau"]))
+
+    def _alpha(self, parameters: dict[str, Any]) -> Alpha:
+        """α as all blocks take it."""
+        alpha = parameters["alpha"]
+        if self.alpha_kind == "gated":
+            return Gate(parameters["gate"], alpha)
+        alpha = self._clamp(alpha)
+        return mx.repeat(alpha, self.tau.qkv.shape[0] // len(alpha)) if self.alpha_kind == "head" else alpha
+
+    @property
+    def mean_alpha(self) -> mx.array:
+        """The mean of α, a scalar in [0, 1]; of a gate, that of rows of zeros."""
+        alpha = self.alpha
+        return (mx.sigmoid(alpha) if self.alpha_kind == "gated" else mx.clip(alpha, 0, 1)).mean()
 
     def __call__(
         self,
@@ -134,7 +153,7 @@ class Recurrence(nn.Module):
             y = self._half(w, tau, dropout.last).reshape(B, wanted * K, D)
         else:
             m, h = carry
-            y = self._half(h if close else alpha * m + h, tau, dropout.last)  # (7) or (6)
+            y = self._half(h if close else accumulate(alpha, m, h), tau, dropout.last)  # (7) or (6)
             if wanted > 1:  # the windows gave those before
                 earlier = mx.stack(states[1 - wanted :], axis=1)[:, :, :K]  # (B, wanted - 1, K, D)
                 y = mx.concatenate([earlier.flatten(1, 2), y], axis=1)
@@ -151,7 +170,7 @@ class Recurrence(nn.Module):
     def _scan(
         self,
         x: mx.array,
-        alpha: mx.array,
+        alpha: Alpha,
         carry: Carry,
         tau: FoldedWeights,
         dropout: mx.array | None,
@@ -165,9 +184,10 @@ class Recurrence(nn.Module):
             both its halves (B, 2K, D), as they are; the carry that the last one leaves; what a fused scan saved).
         """
         S, hidden = x.shape[1] // self.block, self.history == "hidden"
-        if self.implementation == "auto" and self.tau.dtype == mx.float32 and kernels.available():
+        if self._fused and not isinstance(alpha, Gate):
             blocks = mx.unflatten(x, 1, (S, self.block)).swapaxes(0, 1)  # (S, B, K, D)
-            outs, saved = scan(self._options, ScanInputs(alpha, *carry, blocks, tau, dropout), saved, differentiated)
+            inputs = ScanInputs(mx.broadcast_to(alpha, x.shape[-1:]), *carry, blocks, tau, dropout)
+            outs, saved = scan(self._options, inputs, saved, differentiated)
             if not hidden:
                 return outs, self._halves(self._normalise(outs[-1])), saved
             states = [self._normalise(out) for out in outs]
@@ -184,17 +204,21 @@ class Recurrence(nn.Module):
             states.append(carried if hidden else out)
         return states, carry, ()
 
+    @property
+    def _fused(self) -> bool:
+        """Whether windows run by fused kernels."""
+        return self.implementation == "auto" and self.tau.dtype == mx.float32 and kernels.available()
+
     @staticmethod
     def _halves(window: mx.array) -> Carry:
         """The carry that a whole window (B, 2K, D) leaves: y_i, h_i+1."""
         return Carry(*mx.split(window, 2, axis=1))
 
-    def _first_halves(self, h: mx.array, alpha: mx.array, close: bool) -> mx.array:
+    def _first_halves(self, h: mx.array, alpha: Alpha, close: bool) -> mx.array:
         """w_i = α h_i-1 + h_i of the blocks of h (B, n + 1, K, D) but the first; w_T = h_T if closed (7)."""
         n = h.shape[1] - 1
-        if close:
-            alpha = alpha * (mx.arange(n) < n - 1)[:, None, None]
-        return alpha * h[:, :-1] + h[:, 1:]
+        before = h[:, :-1] * (mx.arange(n) < n - 1)[:, None, None] if close else h[:, :-1]
+        return accumulate(alpha, before, h[:, 1:])
 
     def _draw_dropout(self, keys: mx.array | None, x: mx.array, windows: int, wanted: int) -> SegmentDropout:
         """A block's key is that of the window which makes its h, and which gives the y of the block before."""
@@ -232,16 +256,16 @@ class Recurrence(nn.Module):
         Returns:
             (y (B, n, D) by Eq. 6, state).
         """
-        (_, n, _), K, alpha, tau = x.shape, self.block, self._clamp(parameters["alpha"]), parameters["tau"]
+        (_, n, _), K, alpha, tau = x.shape, self.block, self._alpha(parameters), parameters["tau"]
         m_prev, mask = state.m_prev, self._mask[K + at : K + at + n]
         if first:
             mask = mx.where(mx.arange(2 * K) < K, -mx.inf, mask)  # nothing before x_1
             if self.history == "output":
                 m_prev = self._write(m_prev, self._normalise(x), at)  # y_0 = x_1
-        rows = alpha * state.m_prev2[:, at : at + n] + x
+        rows = accumulate(alpha, state.m_prev2[:, at : at + n], x)
         h, window_kv = self.tau.step(rows, tau, mask, state.window_kv, partial(self._write, at=K + at))
         h = self._normalise(h)
-        rows = alpha * m_prev[:, at : at + n] + h
+        rows = accumulate(alpha, m_prev[:, at : at + n], h)
         y, output_kv = self.tau.step(
             rows, tau, self._mask[at : at + n, :K], state.output_kv, partial(self._write, at=at)
         )
@@ -257,3 +281,10 @@ class Recurrence(nn.Module):
         if new.shape[-2] == 1:
             return mx.where(self._rows[: rows.shape[-2], at : at + 1], new, rows)
         return mx.slice_update(rows, new, mx.array([at]), [rows.ndim - 2])
+
+
+def _initial_alpha(config: Architecture) -> mx.array:
+    """α at the start, of the shape that its kind has; of a gate, its bias."""
+    start = math.log(config.alpha / (1 - config.alpha)) if config.alpha_kind == "gated" else config.alpha
+    shape = {"scalar": (), "channel": (config.dim,)}.get(config.alpha_kind, (config.heads,))
+    return mx.full(shape, start, dtype=mx.float32)

@@ -3,9 +3,27 @@
 MLX cannot export a function with a gradient of its own, nor can a graph be walked that holds one.
 """
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import mlx.core as mx
+
+
+class Gate(NamedTuple):
+    """An α that the rows decide to which history is added: σ(z W + b), a number a head and row z."""
+
+    weight: mx.array  # W (D, H)
+    bias: mx.array  # b (H,)
+
+
+Alpha = mx.array | Gate  # a scalar, a number a channel (D,), or a gate
+
+
+def accumulate(alpha: Alpha, m: mx.array, z: mx.array) -> mx.array:
+    """α m + z: history m added to rows z, both (…, D)."""
+    if isinstance(alpha, Gate):
+        by_head = mx.sigmoid(z @ alpha.weight + alpha.bias)  # (…, H)
+        alpha = mx.repeat(by_head, z.shape[-1] // by_head.shape[-1], axis=-1)
+    return alpha * m + z
 
 
 @mx.custom_function
@@ -33,7 +51,7 @@ def exportable_clamp(alpha: mx.array) -> mx.array:
 def _window(alpha, m, h, x):
     B, K, D = x.shape
     first_half = mx.array([True, False])[:, None, None]
-    rows = mx.where(first_half, h[:, None], x[:, None]) + alpha * m[:, None]  # (B, 2, K, D)
+    rows = mx.where(first_half, h[:, None], x[:, None]) + (alpha * m)[:, None]  # (B, 2, K, D)
     return rows.reshape(B, 2 * K, D)
 
 
@@ -44,14 +62,15 @@ def _window_vjp(primals, cotangent, _):
     cotangent = cotangent.reshape(B, 2, K, D)
     h_grad, x_grad = cotangent[:, 0], cotangent[:, 1]
     both = h_grad + x_grad
-    return (m * both).sum(), alpha * both, h_grad, x_grad
+    of_alpha = (m * both).sum(axis=(0, 1) if alpha.ndim else None)
+    return of_alpha, alpha * both, h_grad, x_grad
 
 
-def window(alpha: mx.array, m: mx.array, h: mx.array, x: mx.array) -> mx.array:
-    """The window (α m + h, α m + x) of blocks (B, K, D): (B, 2K, D) in one operation, and one backward."""
-    return cast(mx.array, _window(alpha, m, h, x))
+def window(alpha: Alpha, m: mx.array, h: mx.array, x: mx.array) -> mx.array:
+    """The window (α m + h, α m + x) of blocks (B, K, D): (B, 2K, D); but for a gate in one operation, one backward."""
+    return exportable_window(alpha, m, h, x) if isinstance(alpha, Gate) else cast(mx.array, _window(alpha, m, h, x))
 
 
-def exportable_window(alpha: mx.array, m: mx.array, h: mx.array, x: mx.array) -> mx.array:
+def exportable_window(alpha: Alpha, m: mx.array, h: mx.array, x: mx.array) -> mx.array:
     """The same in operations with gradients of their own."""
-    return mx.concatenate([h, x], axis=1) + mx.tile(alpha * m, (1, 2, 1))
+    return accumulate(alpha, mx.tile(m, (1, 2, 1)), mx.concatenate([h, x], axis=1))

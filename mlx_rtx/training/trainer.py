@@ -156,7 +156,7 @@ class Trainer:
         self._clock = time.perf_counter()
 
     def _alphas(self) -> list[float]:
-        return [min(max(float(alpha), 0.0), 1.0) for alpha in self.model.alphas]
+        return [float(alpha) for alpha in self.model.alphas]
 
     def _validate(self) -> None:
         """Score the weights and act on it: keep them, move on, go back, or end."""

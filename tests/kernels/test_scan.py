@@ -18,6 +18,8 @@ VARIANTS = [
     {"history": "output", "state_norm": True, "activation": "gelu"},
     {"history": "hidden", "dropout": 0.3, "activation": "gelu"},
     {"history": "hidden", "state_norm": True, "heads": 1, "dim": 6},
+    {"history": "output", "state_norm": True, "alpha_kind": "channel", "qk_norm": True},
+    {"history": "hidden", "dropout": 0.3, "alpha_kind": "head", "qk_norm": True},
 ]
 
 
@@ -102,7 +104,7 @@ def test_on_metal_kernels_run_only_where_they_are_asked_for(monkeypatch, metal, 
 def test_the_metal_variant_reads_as_cpp():
     if shutil.which("g++") is None:
         pytest.skip("g++ reads it")
-    options = Options(heads=6, history="output", activation="gelu", state_norm=True, epsilon=1e-5)
+    options = Options(heads=6, history="output", activation="gelu", state_norm=True, qk_scale=2.25, epsilon=1e-5)
     for name in narrow.INPUTS:
         constants = narrow.constants(options, 32, 96, True)
         emulator.parse_for_metal(name, narrow.HELPERS, narrow.INPUTS[name], narrow.OUTPUTS[name], constants)

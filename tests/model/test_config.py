@@ -18,6 +18,8 @@ from tiny import make_config
         ({"dim": 8, "heads": 9}, "heads=9 does not divide dim=8.*dim 9"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"alpha": 1.5}, "alpha=1.5"),
+        ({"alpha": 0.0, "alpha_kind": "gated"}, "alpha=0.0: a gate"),
+        ({"alpha_kind": "token"}, "alpha_kind"),
         ({"positions": "rotary"}, "positions='rotary'.*absolute, block, none"),
         ({"history": "y"}, "history='y'.*hidden, output"),
         ({"activation": "silu"}, "activation='silu'.*relu, gelu"),

@@ -17,7 +17,9 @@ from tiny import HISTORIES, K, make_model, make_tokens
 ROUNDING = 2**-8  # of one number to bfloat16
 
 
-@pytest.mark.parametrize("variant", [{}, {"dropout": 0.4, "activation": "gelu"}, {"state_norm": True}], ids=str)
+@pytest.mark.parametrize(
+    "variant", [{}, {"dropout": 0.4, "activation": "gelu"}, {"state_norm": True}, {"qk_norm": True}], ids=str
+)
 @pytest.mark.parametrize("history", HISTORIES)
 def test_bfloat16_is_float32_to_rounding(history, variant, kind):
     tokens, key = make_tokens(6 * K - 1), mx.random.key(5)
@@ -32,7 +34,11 @@ def test_bfloat16_is_float32_to_rounding(history, variant, kind):
         gradients[dtype] = mx.concatenate([array.reshape(-1) for _, array in tree_flatten(found)])
     for values in (logits, gradients):
         exact, found = np.array(values["float32"]), np.array(values["bfloat16"])
-        assert 0 < np.linalg.norm(found - exact) / np.linalg.norm(exact) < 16 * ROUNDING
+        most = (
+            64 if "qk_norm" in variant else 16
+        ) * ROUNDING  # its scores are larger, and so what rounding does to them
+        error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+        assert 0 < error < most
 
 
 def test_products_are_in_bfloat16_and_the_carry_is_not():

@@ -10,9 +10,10 @@ from mlx_rtx.support.trees import flat
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_unflatten
 
 from reference import cross_entropy, parameters, recurrent_logits, regular_logits
-from tiny import HISTORIES, LENGTHS, K, make_model, make_tokens
+from tiny import HISTORIES, LENGTHS, K, make_config, make_model, make_tokens
 
 IMAGE = {"vocab_size": 256, "out_size": 10, "tie_embeddings": False, "max_len": 1024, "dim": 32, "heads": 4}
 VARIANTS = [
@@ -22,6 +23,10 @@ VARIANTS = [
     {"layers": 2, "state_norm": True},
     {"positions": "block", "activation": "gelu"},
     {"positions": "none", "tie_embeddings": False, "out_size": 5},
+    {"qk_norm": True, "state_norm": True},
+    {"alpha_kind": "head", "layers": 2},
+    {"alpha_kind": "channel", "qk_norm": True},
+    {"alpha_kind": "gated"},
 ]
 
 
@@ -50,8 +55,9 @@ def test_variants_equal_the_reference(history, variant):
         close_to(model(tokens, close=close), expected)
 
 
-def test_regular_equals_the_reference():
-    model, tokens = make_model(RegularTransformer, layers=3), make_tokens(17)
+@pytest.mark.parametrize("variant", [{}, {"qk_norm": True}], ids=str)
+def test_regular_equals_the_reference(variant):
+    model, tokens = make_model(RegularTransformer, layers=3, **variant), make_tokens(17)
     close_to(model(tokens), regular_logits(np.array(tokens), parameters(model), model.config))
 
 
@@ -59,9 +65,20 @@ def test_regular_equals_the_reference():
 @pytest.mark.parametrize("alpha", [0.0, 0.37, 1.0])
 @pytest.mark.parametrize("history", HISTORIES)
 def test_gradients_equal_the_reference(history, alpha, length):
+    check_gradients(make_model(history=history, alpha=alpha, activation="gelu"), make_tokens(length))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("history", HISTORIES)
+def test_gradients_of_variants_equal_the_reference(history, variant):
+    model = make_model(history=history, alpha=0.37, **{**variant, "activation": "gelu"})
+    classes = model.config.outputs
+    check_gradients(model, make_tokens(5 * K - 1), classes)
+
+
+def check_gradients(model, tokens, classes=7):
     """Along a random direction of each weight, by central differences of the float64 reference."""
-    model, tokens = make_model(history=history, alpha=alpha, activation="gelu"), make_tokens(length)
-    targets = make_tokens(min(3, length), seed=2)
+    targets = make_tokens(min(3, tokens.shape[1]), seed=2) % classes
     loss, gradients = loss_and_grad(model, tokens, targets, segment=1)
     p, inputs, classes = parameters(model), np.array(tokens), np.array(targets)
     generator, step = np.random.default_rng(0), 1e-6
@@ -71,11 +88,12 @@ def test_gradients_equal_the_reference(history, alpha, length):
 
     close_to(loss, reference("embedding.tokens", 0.0))
     for name, gradient in flat(gradients).items():
-        if name.endswith("alpha") and alpha in (0.0, 1.0):
+        if name.endswith("alpha") and model.config.alpha in (0.0, 1.0):
             continue  # at the boundary the clamp has a kink; test_alpha_comes_back covers it
         direction = generator.standard_normal(p[name].shape)
         slope = (reference(name, step * direction) - reference(name, -step * direction)) / (2 * step)
-        close_to((np.array(gradient, dtype=np.float64) * direction).sum(), slope, 1e-4)
+        sharp = 3 if model.config.qk_norm else 1  # scores are larger, and with them float32's rounding
+        close_to((np.array(gradient, dtype=np.float64) * direction).sum(), slope, sharp * 1e-4)
 
 
 @pytest.mark.parametrize("history", HISTORIES)
@@ -115,7 +133,13 @@ def test_outputs_not_read_are_not_computed(monkeypatch):
     assert calls == [2] * 6 + [2 * 6]
 
 
-@pytest.mark.parametrize("variant", [{}, {"layers": 2}, {"state_norm": True}, {"positions": "block"}], ids=str)
+STREAMED = [
+    {}, {"layers": 2}, {"state_norm": True}, {"positions": "block"},
+    {"alpha_kind": "channel", "qk_norm": True}, {"alpha_kind": "gated"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", STREAMED, ids=str)
 @pytest.mark.parametrize("history", HISTORIES)
 def test_streaming_equals_the_whole(history, variant, kind):
     model = make_model(kind, history=history, **variant)
@@ -204,12 +228,25 @@ def test_alpha_outside_has_the_same_gradient_by_segments(segment):
         close_to(gradients["layers"][0]["alpha"], plain["layers"][0]["alpha"])
 
 
-def test_frozen_alpha_has_no_gradient():
-    model = make_model(train_alpha=False)
+@pytest.mark.parametrize("kind", ["scalar", "head", "channel", "gated"])
+def test_alpha_starts_as_told_whatever_its_kind(kind):
+    """Untrained models of all kinds of α are the same model."""
+    model, same = (RecurrentTransformer(make_config(alpha=0.3, alpha_kind=k)) for k in (kind, "scalar"))
+    same.update(
+        tree_unflatten([(n, a) for n, a in flat(model.parameters()).items() if not n.endswith(("alpha", "gate"))])
+    )
+    tokens = make_tokens(4 * K)
+    close_to(model(tokens), same(tokens))
+    assert [alpha.item() for alpha in model.alphas] == pytest.approx([0.3])
+
+
+@pytest.mark.parametrize("kind", ["scalar", "head", "channel", "gated"])
+def test_frozen_alpha_has_no_gradient(kind):
+    model = make_model(train_alpha=False, alpha_kind=kind)
     _, gradients = loss_and_grad(model, make_tokens(9), make_tokens(9))
     names = list(flat(gradients))
     assert names
-    assert not any("alpha" in name for name in names)
+    assert not any("alpha" in name or "gate" in name for name in names)
 
 
 @pytest.mark.parametrize(

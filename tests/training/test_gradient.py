@@ -32,7 +32,17 @@ def difference(first, second):
 
 @pytest.mark.parametrize("segment", [None, 1, 2, 3, 100])
 @pytest.mark.parametrize(
-    "variant", [{}, {"layers": 2}, {"state_norm": True}, {"dropout": 0.4}, {"dropout": 0.4, "layers": 2}], ids=str
+    "variant",
+    [
+        {},
+        {"layers": 2},
+        {"state_norm": True},
+        {"dropout": 0.4},
+        {"dropout": 0.4, "layers": 2},
+        {"alpha_kind": "channel", "qk_norm": True},
+        {"alpha_kind": "gated"},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("history", HISTORIES)
 def test_segmented_equals_plain(history, variant, segment, kind):

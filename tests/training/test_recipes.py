@@ -40,9 +40,11 @@ activation          relu      relu      relu       relu       relu       relu   
 positions           block     absolute  block      absolute   absolute   absolute   block     absolute
 history             output    output    output     output     output     output     hidden    output
 state_norm          False     False     True       False      False      False      False     False
+qk_norm             False     False     False      False      False      False      False     False
 tie_embeddings      True      True      False      True       False      False      True      True
 embedding_std       0.02      0.02      0.3        0.02       0.02       0.02       0.02      0.02
 alpha               0.5       0.5       0.5        0.5        0.5        0.5        0.5       0.5
+alpha_kind          scalar    scalar    scalar     scalar     scalar     scalar     scalar    scalar
 train_alpha         True      True      True       True       True       True       True      True
 dtype               float32   float32   float32    float32    float32    float32    float32   float32
 
