@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> None:
     ]
     if response.finish_reason == "limit":
         say.append(
-            f"ended early: this model has absolute positions for {model.limit} tokens; "
+            f"ended early: this model has {model.config.positions} positions for {model.limit} tokens; "
             "one trained with --positions block has no limit"
         )
     print(*say, sep="\n", file=sys.stderr)

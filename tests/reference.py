@@ -88,6 +88,9 @@ def embed(tokens, p, config):
         x = x + p["embedding.positions"][:L]
     elif config.positions == "block":
         x = x + p["embedding.positions"][np.arange(L) % config.block]
+    elif config.positions == "axial":
+        x = x + np.stack([p["embedding.positions"][t % config.block] for t in range(L)])
+        x = x + np.stack([p["embedding.blocks"][t // config.block] for t in range(L)])
     return x
 
 

@@ -98,6 +98,8 @@ class Transformer(nn.Module):
         super().__init__()
         if config.state_norm:
             raise ValueError("state_norm=True: not in the paper, and not in this model")
+        if config.positions == "axial":
+            raise ValueError("positions='axial': not in the paper, and not in this model")
         D, outputs = config.dim, config.out_size or config.vocab_size
         rows = {"absolute": config.max_len, "block": config.block, "none": 0}[config.positions]
         self.block = config.block if config.positions == "block" else None

@@ -74,8 +74,8 @@ def token_stream(
     require(lengths.min() >= 1, "prompt: empty; give at least one character, e.g. a line break")
     require(
         model.limit is None or begin + lengths.max() <= model.limit,
-        f"prompt: ends at {begin + lengths.max():,} tokens, the model has absolute positions for {model.limit} "
-        "(max_len); shorten it, or train with --positions block, which has no limit",
+        f"prompt: ends at {begin + lengths.max():,} tokens, the model has {model.config.positions} positions for "
+        f"{model.limit} (max_len); shorten it, or train with --positions block, which has no limit",
     )
     shortest, longest = int(lengths.min()), int(lengths.max())
     given = mx.array([row + [0] * (longest - len(row)) for row in rows])

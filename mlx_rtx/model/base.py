@@ -76,7 +76,7 @@ class Transformer(nn.Module, ABC):
     @property
     def limit(self) -> int | None:
         """Longest sequence in tokens that has positions; None where there is no limit."""
-        return self.config.max_len if self.config.positions == "absolute" else None
+        return self.config.max_len if self.config.has_limit else None
 
     def dropout_keys(self, length: int, key: mx.array | None = None) -> mx.array | None:
         """A dropout key for each part of a sequence that draws its own masks; None when nothing is dropped."""

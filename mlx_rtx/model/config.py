@@ -25,8 +25,8 @@ class Architecture:
     """Dropout on embeddings, attention output and MLP output (not on attention weights)."""
     activation: Literal["relu", "gelu"] = "relu"
     """Nonlinearity of the MLP."""
-    positions: Literal["absolute", "block", "none"] = "absolute"
-    """Learned positions: one row per token of the sequence, K rows shared by all blocks, or none."""
+    positions: Literal["absolute", "block", "axial", "none"] = "absolute"
+    """Learned positions: a row per token, K rows shared by all blocks, those plus a row per block, or none."""
     history: Literal["hidden", "output"] = "hidden"
     """What Eq. 6 mixes in: h as printed in the paper, or y as the author's program does."""
     state_norm: bool = False
@@ -59,6 +59,11 @@ class Architecture:
             f"alpha={self.alpha}: a gate starts between 0 and 1, and can't at either; e.g. 0.5",
         )
 
+    @property
+    def has_limit(self) -> bool:
+        """Whether there are positions for sequences up to max_len only."""
+        return self.positions in ("absolute", "axial")
+
     def _pairs(self) -> str:
         """Say which heads fit this width, and which widths near it fit these heads."""
         fitting = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
@@ -81,7 +86,7 @@ class ModelConfig(Architecture):
     vocab_size: int
     """Input vocabulary V."""
     max_len: int
-    """Longest sequence in tokens: the rows of an absolute position table, no limit otherwise."""
+    """Longest sequence in tokens that absolute and axial positions have rows for; no limit otherwise."""
     out_size: int | None = None
     """Classes of the output head; the vocabulary when not given."""
 

@@ -14,20 +14,25 @@ class Embedding(nn.Module):
     """Token and position embedding, and the readout, whose head may be the token table.
 
     Args:
-        config: sizes; ``positions`` decides the rows of the position table (max_len, K or none).
+        config: sizes; ``positions`` decides what stands for the token at place t of a sequence: row t of a table of
+            max_len rows ("absolute"), row t mod K of one of K ("block"), that plus row ⌊t/K⌋ of a second table, of
+            ⌈max_len/K⌉ rows ("axial"), or nothing.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        D = config.dim
-        rows = {"absolute": config.max_len, "block": config.block, "none": 0}[config.positions]
+        D, K = config.dim, config.block
+        rows = {"absolute": config.max_len, "block": K, "axial": K, "none": 0}[config.positions]
         self.tokens = normal(config.vocab_size, D, config.embedding_std)
         if rows:
             self.positions = normal(rows, D, config.embedding_std)
+        if config.positions == "axial":
+            self.blocks = normal(-(-config.max_len // K), D, config.embedding_std)
         self.norm = nn.LayerNorm(D, eps=NORM_EPS, bias=False)
         if not config.tie_embeddings:
             self.head = normal(D, config.outputs)
         self._kind, self._rows = config.positions, rows
+        self._limit = config.max_len if config.has_limit else None
 
     def __call__(self, tokens: mx.array, weights: dict[str, Any], position: int | mx.array = 0) -> mx.array:
         """Embed tokens (B, n) that stand at ``position`` … of their sequences: (B, n, D).
@@ -42,17 +47,19 @@ class Embedding(nn.Module):
             return x
         if isinstance(position, int):
             self.check(position + n)
-            if position + n <= self._rows:
+            if position + n <= self._rows and self._kind != "axial":
                 return x + weights["positions"][position : position + n]
         elif self._kind == "absolute":
             return x + mx.slice(weights["positions"], position[None], [0], [n, x.shape[2]])
-        return x + weights["positions"][(mx.arange(n) + position) % self._rows]
+        at = mx.arange(n) + position
+        rows = weights["positions"][at % self._rows]
+        return x + (rows + weights["blocks"][at // self._rows] if self._kind == "axial" else rows)
 
     def check(self, length: int) -> None:
-        """Refuse sequences that are longer than the position table."""
+        """Refuse sequences that are longer than there are positions."""
         require(
-            self._kind != "absolute" or length <= self._rows,
-            f"length={length}: longer than the position table, max_len={self._rows}; shorten the input, "
+            self._limit is None or length <= self._limit,
+            f"length={length}: longer than the position table, max_len={self._limit}; shorten the input, "
             "or train with positions='block', which has no limit",
         )
 

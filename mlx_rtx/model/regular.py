@@ -25,7 +25,7 @@ class RegularTransformer(Transformer):
     """``config.layers`` causal layers over the whole sequence; same interface as the recurrent one.
 
     `run` takes whole sequences only and leaves no carry. ``block`` matters for
-    ``positions="block"`` only; ``history``, ``alpha`` and ``close`` have no meaning here.
+    ``positions="block"`` and ``"axial"`` only; ``history``, ``alpha`` and ``close`` have no meaning here.
     """
 
     def __init__(self, config: ModelConfig, implementation: Implementation = "auto"):

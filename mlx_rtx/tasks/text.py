@@ -69,8 +69,9 @@ class TextTask(StoredTask):
         K, L = architecture.block, self.length
         require(kind == "recurrent", f"model={kind}: has no state for stateful training to carry")
         require(
-            architecture.positions != "absolute",
-            "positions='absolute': end with a sequence, stateful training goes on; use --positions block",
+            not architecture.has_limit,
+            f"positions={architecture.positions!r}: end with a sequence, stateful training goes on; "
+            "use --positions block",
         )
         require(L % K == 0, f"length={L}: stateful training needs whole blocks, a multiple of block={K}")
 

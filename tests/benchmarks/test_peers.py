@@ -78,9 +78,10 @@ def test_the_same_weights_give_the_same_gradient(kind, changes):
         assert torch.allclose(found[name], gradient, rtol=0, atol=1e-4 * gradient.abs().max().item()), name
 
 
-def test_a_model_that_the_paper_does_not_have_is_refused():
-    with pytest.raises(ValueError, match="state_norm"):
-        torch_model.RecurrentTransformer(make_model(state_norm=True).config)
+@pytest.mark.parametrize(("name", "value"), [("state_norm", True), ("positions", "axial")])
+def test_a_model_that_the_paper_does_not_have_is_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        torch_model.RecurrentTransformer(make_model(**{name: value}).config)
 
 
 def test_a_frozen_alpha_is_frozen():

@@ -44,7 +44,7 @@ def test_functions_that_run_one_after_the_other_are_summed_up():
     assert y.tolist() == [2.0] * 8
 
 
-@pytest.mark.parametrize("positions", ["absolute", "block", "none"])
+@pytest.mark.parametrize("positions", ["absolute", "block", "axial", "none"])
 @pytest.mark.parametrize("history", HISTORIES)
 def test_a_walk_sees_both_passes_over_a_segment(history, positions):
     """A segment is run twice from the same arrays; the tracer, left alone, would merge the two."""

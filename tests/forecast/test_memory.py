@@ -32,6 +32,7 @@ def on_cpu():
         ("recurrent", COPY, 4, 16, 4),
         ("recurrent", COPY, 8, 16, 8),
         ("recurrent", {**COPY, "positions": "block", "state_norm": True}, 8, 16, 8),
+        ("recurrent", {**COPY, "positions": "axial"}, 8, 16, 8),
         ("recurrent", {**COPY, "block": 64, "dropout": 0.0}, 4, 16, 4),
         ("recurrent", IMAGE, 16, 1, 8),
         ("recurrent", {**IMAGE, "dtype": "bfloat16"}, 16, 1, 8),

@@ -21,7 +21,7 @@ def drawn(model, prompts, count, **settings):
     return [[token for token in row if token is not None] for row in zip(*columns, strict=True)]
 
 
-@pytest.mark.parametrize("positions", ["absolute", "block", "none"])
+@pytest.mark.parametrize("positions", ["absolute", "block", "axial", "none"])
 @pytest.mark.parametrize("history", HISTORIES)
 def test_each_token_is_the_likeliest_of_the_whole_forward(kind, history, positions):
     model = make_model(kind, history=history, positions=positions, layers=2)
@@ -101,16 +101,17 @@ def test_states_that_do_not_fit_are_refused(tmp_path):
         load_stream(path, model)
 
 
-def test_positions_that_run_out_end_the_text(kind):
+@pytest.mark.parametrize("positions", ["absolute", "axial"])
+def test_positions_that_run_out_end_the_text(kind, positions):
     """All positions are used: the last token drawn is the one after them."""
-    model = make_model(kind, max_len=10)
+    model = make_model(kind, max_len=10, positions=positions)
     responses = list(stream_generate(model, LETTERS, "abc", max_tokens=50))
     assert len(responses) == 8
     assert [r.finish_reason for r in responses] == [None] * 7 + ["limit"]
     assert [r.finish_reason for r in stream_generate(model, LETTERS, "abc", max_tokens=8)][-1] == "length"
-    with pytest.raises(UserError, match="absolute positions for 10"):
+    with pytest.raises(UserError, match=f"{positions} positions for 10"):
         generate(model, LETTERS, "a" * 11)
-    with pytest.raises(UserError, match="absolute positions for 10"):
+    with pytest.raises(UserError, match=f"{positions} positions for 10"):
         generate(model, LETTERS, "", stream=responses[-1].stream)
 
 

@@ -20,7 +20,7 @@ from tiny import make_config
         ({"alpha": 1.5}, "alpha=1.5"),
         ({"alpha": 0.0, "alpha_kind": "gated"}, "alpha=0.0: a gate"),
         ({"alpha_kind": "token"}, "alpha_kind"),
-        ({"positions": "rotary"}, "positions='rotary'.*absolute, block, none"),
+        ({"positions": "rotary"}, "positions='rotary'.*absolute, block, axial, none"),
         ({"history": "y"}, "history='y'.*hidden, output"),
         ({"activation": "silu"}, "activation='silu'.*relu, gelu"),
         ({"vocab_size": 0}, "vocab_size=0"),

@@ -8,7 +8,31 @@ from mlx_rtx.support.trees import flat
 import mlx.core as mx
 import pytest
 
-from tiny import make_config
+from tiny import K, make_config, make_tokens
+
+
+@pytest.mark.parametrize("positions", ["absolute", "block", "axial", "none"])
+def test_a_piece_of_a_sequence_is_embedded_as_in_the_whole(positions):
+    """Wherever it starts, which may be known beforehand or not."""
+    limit = 3 * K - 1
+    embedding = Embedding(make_config(positions=positions, max_len=limit))
+    tokens, weights = make_tokens(limit), embedding.parameters()
+    whole = embedding(tokens, weights)
+    for start in range(limit):
+        for end in range(start + 1, limit + 1):
+            for position in (start, mx.array(start)):
+                assert mx.array_equal(embedding(tokens[:, start:end], weights, position), whole[:, start:end])
+
+
+@pytest.mark.parametrize("positions", ["block", "axial", "none"])
+def test_tokens_and_places_start_alike_whatever_the_positions(positions):
+    """A seed draws the tables in one order."""
+    tables = []
+    for kind in ("absolute", positions):
+        mx.random.seed(3)
+        tables.append(Embedding(make_config(positions=kind, max_len=K)))
+    assert mx.array_equal(tables[0].tokens, tables[1].tokens)
+    assert positions == "none" or mx.array_equal(tables[0].positions, tables[1].positions)
 
 
 @pytest.mark.parametrize(
@@ -16,6 +40,7 @@ from tiny import make_config
     [
         ({}, {"tokens": (50, 64), "positions": (40, 64)}),
         ({"positions": "block"}, {"tokens": (50, 64), "positions": (16, 64)}),
+        ({"positions": "axial"}, {"tokens": (50, 64), "positions": (16, 64), "blocks": (3, 64)}),  # ⌈40/16⌉ blocks
         ({"positions": "none"}, {"tokens": (50, 64)}),
         (
             {"embedding_std": 0.3, "tie_embeddings": False},

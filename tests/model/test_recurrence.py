@@ -27,6 +27,8 @@ VARIANTS = [
     {"alpha_kind": "head", "layers": 2},
     {"alpha_kind": "channel", "qk_norm": True},
     {"alpha_kind": "gated"},
+    {"positions": "axial", "layers": 2},
+    {"positions": "axial", "max_len": 5 * K - 1},
 ]
 
 
@@ -55,17 +57,22 @@ def test_variants_equal_the_reference(history, variant):
         close_to(model(tokens, close=close), expected)
 
 
-@pytest.mark.parametrize("variant", [{}, {"qk_norm": True}], ids=str)
+@pytest.mark.parametrize(
+    "variant", [{}, {"qk_norm": True}, *({"positions": kind} for kind in ("block", "axial", "none"))], ids=str
+)
 def test_regular_equals_the_reference(variant):
     model, tokens = make_model(RegularTransformer, layers=3, **variant), make_tokens(17)
     close_to(model(tokens), regular_logits(np.array(tokens), parameters(model), model.config))
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("alpha", [0.0, 0.37, 1.0])
+@pytest.mark.parametrize(
+    ("alpha", "positions"), [(0.0, "absolute"), (0.37, "absolute"), (1.0, "absolute"), (0.37, "axial")]
+)
 @pytest.mark.parametrize("history", HISTORIES)
-def test_gradients_equal_the_reference(history, alpha, length):
-    check_gradients(make_model(history=history, alpha=alpha, activation="gelu"), make_tokens(length))
+def test_gradients_equal_the_reference(history, alpha, positions, length):
+    model = make_model(history=history, alpha=alpha, activation="gelu", positions=positions)
+    check_gradients(model, make_tokens(length))
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -134,7 +141,7 @@ def test_outputs_not_read_are_not_computed(monkeypatch):
 
 
 STREAMED = [
-    {}, {"layers": 2}, {"state_norm": True}, {"positions": "block"},
+    {}, {"layers": 2}, {"state_norm": True}, {"positions": "block"}, {"positions": "axial"},
     {"alpha_kind": "channel", "qk_norm": True}, {"alpha_kind": "gated"},
 ]  # fmt: skip
 
@@ -175,17 +182,36 @@ def test_a_state_can_be_used_twice(kind):
     assert mx.array_equal(first, second)
 
 
-def test_absolute_positions_end_and_block_positions_do_not():
-    tokens = make_tokens(41)
-    with pytest.raises(UserError, match=r"length=41.*max_len=40.*positions='block'"):
-        make_model()(tokens)
-    assert make_model(positions="block")(tokens).shape == (2, 41, 7)
+@pytest.mark.parametrize("positions", ["absolute", "axial"])
+@pytest.mark.parametrize("limit", [40, 41])  # 10 blocks, or not a whole number of them
+def test_positions_end_where_the_longest_sequence_does(kind, positions, limit):
+    model, tokens, refusal = make_model(kind, positions=positions, max_len=limit), make_tokens(limit + 1), []
+    assert model.limit == limit
+    assert model(tokens[:, :limit]).shape == (2, limit, 7)
+    _, state = model.step(tokens[:, :limit], model.initial_state(2))
+    for run in (
+        lambda: model(tokens),
+        lambda: model.step(tokens[:, :1], state),
+        lambda: loss_and_grad(model, tokens, tokens),
+    ):
+        with pytest.raises(UserError, match=rf"length={limit + 1}.*max_len={limit}.*positions='block'") as error:
+            run()
+        refusal.append(str(error.value))
+    assert len(set(refusal)) == 1
 
 
+@pytest.mark.parametrize("positions", ["block", "none"])
+def test_other_positions_do_not_end(kind, positions):
+    model = make_model(kind, positions=positions)
+    assert model.limit is None
+    assert model(make_tokens(41)).shape == (2, 41, 7)
+
+
+@pytest.mark.parametrize("positions", ["absolute", "axial"])
 @pytest.mark.parametrize("history", HISTORIES)
-def test_causality(history, kind):
+def test_causality(history, positions, kind):
     """Changing token j changes no output before j, and the one at j."""
-    model, length = make_model(kind, history=history, layers=2), 4 * K - 1
+    model, length = make_model(kind, history=history, positions=positions, layers=2), 4 * K - 1
     tokens = make_tokens(length, 1)
     before = np.array(model(tokens, close=False))
     for j in range(length):

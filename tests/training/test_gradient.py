@@ -41,6 +41,7 @@ def difference(first, second):
         {"dropout": 0.4, "layers": 2},
         {"alpha_kind": "channel", "qk_norm": True},
         {"alpha_kind": "gated"},
+        {"positions": "axial"},
     ],
     ids=str,
 )
@@ -56,9 +57,11 @@ def test_segmented_equals_plain(history, variant, segment, kind):
         assert difference(gradients, expected) < 1e-5
 
 
+@pytest.mark.parametrize("positions", ["absolute", "axial"])
 @pytest.mark.parametrize("history", HISTORIES)
-def test_every_parameter_receives_gradient(history, kind):
-    model, tokens = make_model(kind, history=history, layers=2, tie_embeddings=False), make_tokens(6 * K)
+def test_every_parameter_receives_gradient(history, positions, kind):
+    tokens = make_tokens(6 * K)
+    model = make_model(kind, history=history, layers=2, tie_embeddings=False, positions=positions)
     _, gradients = loss_and_grad(model, tokens, tokens, 2)
     assert [name for name, _ in tree_flatten(gradients)] == [name for name, _ in tree_flatten(model.parameters())]
     for name, gradient in tree_flatten(gradients):
