@@ -54,7 +54,7 @@ def read_history(path: Path) -> History:
     task, settings = from_stored(folder.read_config())
     lines = read_lines(folder.metrics)
     reports = [line for line in lines if line["kind"] == "train"]
-    checks = [line for line in lines if line["kind"] == "validation"]
+    checks = [line for line in lines if line["kind"] == "validation" and not line.get("averaged")]
     require(
         len(reports) > 1 and bool(checks),
         f"{path}: its run has not come to a second report and a validation; train on",

@@ -68,6 +68,7 @@ class Progress:
         self.config, self.chance = config, chance
         self.base_lr = self.lr = lr
         self.best = math.inf  # loss of this stage's best validation
+        self.keeps = False  # whether what was validated last is to be kept
         self.passed = 0  # stages
         self.lowest = math.inf  # loss since the stage began or training collapsed
         self.stale = 0  # validations in a row that neither lowered it nor were any good
@@ -91,8 +92,16 @@ class Progress:
             return self.lr * (1 - (1 - floor) * done)
         return self.lr
 
-    def observe(self, loss: float) -> Verdict:
-        """Take a validation loss; say what it means."""
+    def observe(self, loss: float, averaged: float = math.inf) -> Verdict:
+        """Take a validation loss; say what it means, and in `keeps` whether to keep the weights.
+
+        Args:
+            loss: of the weights that are trained; it decides.
+            averaged: of their average, which may be what is best.
+        """
+        lowest = min(loss, averaged) if math.isfinite(loss) else averaged
+        # while no weights of a later stage do its task, those that it began with are better
+        self.keeps = lowest < self.best and (lowest < self.chance / 2 or self.passed == 0)
         good = loss < self.chance / 2  # it does the task, if not well
         self.stale = 0 if good or loss < self.lowest else self.stale + 1
         self.lowest = min(loss, self.lowest)
@@ -100,9 +109,10 @@ class Progress:
         if not math.isfinite(loss) or (began_good and self.stale >= self.config.collapse_patience):
             self.lowest, self.stale = math.inf, 0
             self.base_lr, self.lr = self.base_lr / 2, self.lr / 2
+            self.best = lowest if self.keeps else self.best
             return Verdict.COLLAPSED
-        if loss < self.best and (good or self.passed == 0):  # else the weights the stage began with are better
-            self.best = loss
+        if self.keeps:
+            self.best = lowest
             return Verdict.BEST
         return Verdict.GOING
 
@@ -221,9 +231,9 @@ class Curriculum(Progress):
         """The noise of this stage."""
         return {"noise": self.noise}
 
-    def observe(self, loss: float) -> Verdict:
+    def observe(self, loss: float, averaged: float = math.inf) -> Verdict:
         """Take a validation loss at the present noise; move on, or say what to do."""
-        verdict = super().observe(loss)
+        verdict = super().observe(loss, averaged)
         if verdict is Verdict.COLLAPSED:
             return verdict
         if self.config.lr_rule == "plateau" and self._watch_plateau(loss):
@@ -234,6 +244,7 @@ class Curriculum(Progress):
             return verdict
         if loss >= self.config.advance_below:
             return verdict
+        self.keeps = self.keeps or math.isinf(self.best)  # a stage that passes leaves weights of its own
         self.noise = min(self.noise * self.config.growth, self.last_noise)
         if self.config.lr_rule == "paper":
             self.base_lr *= 1 - 0.5 * self.noise / self.last_noise

@@ -32,9 +32,12 @@ class OptimizerConfig:
     """Adam's memory of squared gradients; that of gradients is 0.9."""
     weight_decay: float = 0.0
     """Decoupled decay, on matrices only: not on gains of norms, nor on alpha."""
+    average: float = 0.0
+    """Decay of a moving average of the weights, e.g. 0.999: scored beside them, and kept if better; 0 for none."""
 
     def __post_init__(self):
         require_choices(self)
+        require(0 <= self.average < 1, f"average={self.average}: must be 0 (off) or below 1, e.g. 0.999")
         require(0 < self.lr < math.inf, f"lr={self.lr}: must be above 0 and finite, e.g. 1e-3")
         require(self.warm_up >= 0, f"warm_up={self.warm_up}: must be 0 (off) or above, e.g. 100")
         require(self.clip >= 0, f"clip={self.clip}: must be 0 (off) or above, e.g. 1.0")

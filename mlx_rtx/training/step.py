@@ -1,10 +1,11 @@
 """One training step: the gradient of a batch, by segments, applied to the weights."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mlx_rtx.model.base import Transformer
 from mlx_rtx.model.segment import Carries
 from mlx_rtx.support.compiled import Execution
+from mlx_rtx.training.averaging import WeightAverage
 from mlx_rtx.training.gradient import carried_loss_and_grad
 from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 
@@ -51,8 +52,26 @@ class TrainingStep:
         self.reset_optimizer()
 
     def reset_optimizer(self) -> None:
-        """Forget all moments."""
+        """Forget all moments; the average of the weights, if there is one, starts anew from the present ones."""
         self.optimizer = make_optimizer(self.config, self.model)
+        self.average: WeightAverage | None = None
+        if self.config.average:
+            self.average = WeightAverage(self.model, self.config.average, self.execution)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """All that steps go by besides the weights: a tree of arrays."""
+        state = dict(self.optimizer.state)
+        if self.average:
+            state["average"] = self.average.state
+        return state
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        if self.average:
+            self.average.state = state.pop("average")
+        self.optimizer.state = state
 
     def __call__(
         self,
@@ -77,7 +96,9 @@ class TrainingStep:
         )  # fmt: skip
         self.optimizer.learning_rate = lr
         taken = apply_gradients(self.model, self.optimizer, found.gradients, self.config)
-        self.execution.queue(self.model.parameters(), self.optimizer.state, found.loss, taken)
+        if self.average:
+            self.average.update(taken)
+        self.execution.queue(self.model.parameters(), self.state, found.loss, taken)
         self.execution.wait(self._in_flight)
         self._in_flight = found.loss
         return StepResult(found.loss, taken, found.carry)

@@ -3,12 +3,14 @@
 All randomness is a function of (seed, purpose, step), so the step number is the whole random state.
 """
 
+import math
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any, NamedTuple
 
 from mlx_rtx.generation.decoding import generate
 from mlx_rtx.generation.sampling import make_sampler
@@ -27,6 +29,14 @@ from mlx_rtx.training.step import TrainingStep
 import mlx.core as mx
 
 SAVE_SECONDS = 60  # save at least so often
+
+
+class Candidate(NamedTuple):
+    """Weights that may be kept."""
+
+    scores: Scores
+    weights: dict[str, Any]  # a tree like ``model.trainable_parameters()``
+    averaged: bool
 
 
 class Trainer:
@@ -93,14 +103,14 @@ class Trainer:
     def save(self) -> None:
         """Save all that `resume` needs."""
         counters = {"step": self.step, "finished": self.finished, "progress": self.progress.state()}
-        self.folder.write_training(self.model, self.train_step.optimizer.state, counters, self._carry)
+        self.folder.write_training(self.model, self.train_step.state, counters, self._carry)
         self._saved = time.perf_counter()
 
     def _restore(self) -> None:
         if self.folder.model.exists():
             self.folder.read_model(self.model)
             self._best = self.model.trainable_parameters()
-        self.train_step.optimizer.state, self._carry, counters = self.folder.read_training(self.model)
+        self.train_step.state, self._carry, counters = self.folder.read_training(self.model)
         self.step, self.finished = counters["step"], counters["finished"]
         self.progress.restore(counters["progress"])
 
@@ -163,7 +173,8 @@ class Trainer:
         self._report()
         training = self.config.training
         where = {"step": self.step, "samples": self.samples, **self.progress.stage}
-        scores = self._score("validation", self._stage_data(), training.validate_samples, self._key("validation"))
+        candidates = self._score_candidates()
+        scores = candidates[0].scores
         self._accuracy = scores.accuracy
         if self._skipped:
             self.log.event(
@@ -173,12 +184,14 @@ class Trainer:
                 skipped=self._skipped,
             )
         stuck = self._skipped >= training.validate_every
-        if self.progress.solved(scores.loss, scores.sequence_accuracy):
-            self._confirm()
-        verdict = self.progress.observe(float("nan") if stuck else scores.loss)
-        if verdict in (Verdict.BEST, Verdict.ADVANCED) or self.finished:
-            self._best = self.model.trainable_parameters()
-            self.folder.write_model(self.model)
+        ranked = sorted(candidates, key=lambda one: one.scores.loss if math.isfinite(one.scores.loss) else math.inf)
+        solving = [one for one in ranked if self.progress.solved(one.scores.loss, one.scores.sequence_accuracy)]
+        if solving:
+            self._confirm(solving[0])
+        losses = [math.nan] if stuck else [one.scores.loss for one in candidates]
+        verdict = self.progress.observe(*losses)
+        if self.progress.keeps or self.finished:
+            self._keep(solving[0] if self.finished else ranked[0])
         if verdict is Verdict.ADVANCED:
             following = {f"next_{name}": value for name, value in self.progress.stage.items()}
             text = f"stage passed: {line(following)} lr={self._rate():.3g}"
@@ -205,17 +218,49 @@ class Trainer:
         (text,) = generate(self.model, self.data.vocabulary, prompt, max_tokens=count, sampler=sampler, seed=seed)
         return text
 
-    def _confirm(self) -> None:
-        """End the run if the weights that a validation found all right are so on more fresh sequences."""
+    def _score_candidates(self) -> list[Candidate]:
+        """Score what may be kept on the same held-out sequences: the weights, then their average if there is one."""
+        own, average = self.model.trainable_parameters(), self.train_step.average
+        trees = [own, average.weights] if average else [own]
+        samples, found = self.config.training.validate_samples, []
+        for weights in trees:
+            key, averaged = self._key("validation"), weights is not own
+            with self._put_in(weights):
+                scores = self._score("validation", self._stage_data(), samples, key, averaged)
+            found.append(Candidate(scores, weights, averaged))
+        return found
+
+    @contextmanager
+    def _put_in(self, weights: dict[str, Any]) -> Iterator[None]:
+        """Let the model have other weights for a while."""
+        own = self.model.trainable_parameters()
+        self.model.update(weights)
+        try:
+            yield
+        finally:
+            self.model.update(own)
+
+    def _keep(self, chosen: Candidate) -> None:
+        """Make these the best weights."""
+        self._best = chosen.weights
+        with self._put_in(chosen.weights):
+            self.folder.write_model(self.model)
+
+    def _confirm(self, candidate: Candidate) -> None:
+        """End the run if weights that a validation found all right are so on more fresh sequences."""
         fresh = mx.random.split(self._key("test"))[0]
-        scores = self._score("confirmation", self.data, self.config.progress.final_samples, fresh)
+        with self._put_in(candidate.weights):
+            scores = self._score(
+                "confirmation", self.data, self.config.progress.final_samples, fresh, candidate.averaged
+            )
         self.finished = scores.sequence_accuracy == 1
 
-    def _score(self, event: str, data: Data, samples: int | None, key: mx.array) -> Scores:
-        """Score the weights on held-out sequences, and say so."""
+    def _score(self, event: str, data: Data, samples: int | None, key: mx.array, averaged: bool = False) -> Scores:
+        """Score the model's weights on held-out sequences, and say so, and whether they are an average."""
         scores = evaluate(self.model, data.held_out("validation", samples, self.config.training.batch, key))
-        text = " ".join([event, *filter(None, [line(data.stage)]), scores.text(data.metrics)])
-        self.log.event(event, text, step=self.step, samples=self.samples, **data.stage, **asdict(scores))
+        mark: dict[str, bool] = {"averaged": True} if averaged else {}
+        text = " ".join([event, *mark, *filter(None, [line(data.stage)]), scores.text(data.metrics)])
+        self.log.event(event, text, step=self.step, samples=self.samples, **mark, **data.stage, **asdict(scores))
         return scores
 
     def _stage_data(self) -> Data:
