@@ -33,6 +33,9 @@ class ImageTask(StoredTask):
     """held-out: 5,000 training images set aside. test: the test set, as the paper does; then all 50,000 train,
     and the weights kept are those that do best on the test set, which flatters them."""
 
+    mirror: bool = False
+    """Mirror each training image left to right with probability 1/2."""
+
     def __post_init__(self):
         require_choices(self)
 
@@ -44,7 +47,7 @@ class ImageTask(StoredTask):
     def load(self, vocabulary: Characters | None = None) -> "ImageData":
         """Read and check the images; see `mlx_rtx.tasks.cifar.load`."""
         splits, path = cifar.load(self.data)
-        return ImageData(splits, path.name, self.validate_on == "test")
+        return ImageData(splits, path.name, self.validate_on == "test", self.mirror)
 
 
 class ImageData(Data):
@@ -54,18 +57,20 @@ class ImageData(Data):
         splits: ``train`` and ``test``.
         source: name of what they came from.
         on_test: validate on the test set, and train on all other images.
+        mirror: mirror half of the training images, drawn anew each time.
     """
 
     splits = ("validation", "test")
     out_size = cifar.CLASSES
     vocab_size, length, chance = 256, cifar.PIXELS, math.log(cifar.CLASSES)
 
-    def __init__(self, splits: dict[str, Images], source: str, on_test: bool):
+    def __init__(self, splits: dict[str, Images], source: str, on_test: bool, mirror: bool = False):
         train, test = splits["train"], splits["test"]
         kept = len(train.labels) - (0 if on_test else round(SET_ASIDE * len(train.labels)))
         aside = Images(train.pixels[kept:], train.labels[kept:])
         self._held_out = {"validation": test if on_test else aside, "test": test}
         self._pixels, self._labels = mx.array(train.pixels[:kept]), mx.array(train.labels[:kept])
+        self._mirror = mirror
         self._described = {
             "length": self.length,
             "train": kept,
@@ -81,7 +86,11 @@ class ImageData(Data):
     def draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
         """Grey levels (size, 1024) and classes (size, 1) of training images drawn with replacement."""
         rows = mx.random.randint(0, len(self._labels), (size,), key=key)
-        return self._pixels[rows].astype(mx.int32), self._labels[rows][:, None].astype(mx.int32)
+        pixels = self._pixels[rows].astype(mx.int32)
+        if self._mirror:
+            mirrored = mx.random.bernoulli(0.5, (size, 1), key=mx.random.split(key)[1])
+            pixels = mx.where(mirrored, _mirrored(pixels), pixels)
+        return pixels, self._labels[rows][:, None].astype(mx.int32)
 
     def held_out(self, split: str, samples: int | None, batch: int, key: mx.array) -> Iterator[Sequences]:
         """The images of a split in their order, or the first ``samples`` of them."""
@@ -91,3 +100,9 @@ class ImageData(Data):
             rows = slice(start, min(start + batch, count))
             targets = mx.array(images.labels[rows, None].astype(np.int32))
             yield Sequences(self.length, partial(columns, images.pixels[rows]), targets)
+
+
+def _mirrored(pixels: mx.array) -> mx.array:
+    """Images (B, 1024), row by row, each of whose rows runs the other way."""
+    side = math.isqrt(cifar.PIXELS)
+    return pixels.reshape(-1, side, side)[:, :, ::-1].reshape(pixels.shape)

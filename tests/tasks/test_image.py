@@ -191,6 +191,43 @@ def test_what_trains_and_what_does_not(npz, colours, habit, train, validation):
     assert np.array_equal(tokens, again)
 
 
+def mirrored(images):
+    return images.reshape(-1, 32, 32)[:, :, ::-1].reshape(images.shape)
+
+
+def test_half_of_the_training_images_are_mirrored(npz):
+    """Each by a draw of its own, fixed by the key; which images are drawn does not hang on it."""
+    plain, data = ImageTask(data=str(npz)).load(), ImageTask(data=str(npz), mirror=True).load()
+    key, other = mx.random.key(1), mx.random.key(2)
+    (as_is, labels), (tokens, same_labels) = ([np.array(a) for a in each.draw(key, 3000)] for each in (plain, data))
+    assert np.array_equal(labels, same_labels)
+    assert tokens.dtype == as_is.dtype
+    turned = (tokens != as_is).any(axis=1)
+    assert np.array_equal(tokens[turned], mirrored(as_is[turned]))
+    assert abs(turned.mean() - 0.5) < 4 * 0.5 / 3000**0.5
+    both = {(row.tobytes(), turn) for row, turn in zip(as_is, turned, strict=True)}
+    assert len(both) == 2 * 90  # each image comes both ways
+    assert np.array_equal(tokens, data.draw(key, 3000)[0])
+    (again, _), (unturned, _) = data.draw(other, 3000), plain.draw(other, 3000)
+    assert (np.array(again != unturned).any(axis=1) != turned).mean() > 0.4  # drawn anew each time
+
+
+@pytest.mark.parametrize("habit", ["held-out", "test"])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_what_is_held_out_is_never_mirrored(npz, habit, split):
+    plain, data = (ImageTask(data=str(npz), validate_on=habit, mirror=mirror).load() for mirror in (False, True))
+    for one, other in zip(*(each.held_out(split, None, 7, mx.random.key(3)) for each in (plain, data)), strict=True):
+        assert mx.array_equal(one.read_tokens(0, 1024), other.read_tokens(0, 1024))
+
+
+def test_batches_are_mirrored_by_step_alone(npz):
+    """So a run that resumes reads what it would have read."""
+    first, second = (ImageTask(data=str(npz), mirror=True).load() for _ in range(2))
+    batches = [first.batch(5, step, 8).tokens for step in range(4)]
+    assert mx.array_equal(second.batch(5, 3, 8).tokens, batches[3])
+    assert not mx.array_equal(batches[2], batches[3])
+
+
 def test_chance_is_the_loss_of_a_guess_among_the_classes(npz):
     assert ImageTask(data=str(npz)).load().chance == pytest.approx(2.3026, abs=1e-4)  # ln 10
 

@@ -24,6 +24,7 @@ payload             16        16        16         16         -          -      
 alphabet            16        16        16         16         -          -          -         -
 data                -         -         -          -          None       None       None      None
 validate_on         -         -         -          -          held-out   test       -         -
+mirror              -         -         -          -          False      False      -         -
 length              -         -         -          -          -          -          256       256
 stateful            -         -         -          -          -          -          False     False
 without_replacement -         -         -          -          -          -          False     False
