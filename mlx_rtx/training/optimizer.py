@@ -24,6 +24,8 @@ class OptimizerConfig:
     """adam, with bias correction, or muon: Muon on the matrices of layers, Adam on everything else."""
     lr: float = 1e-3
     """Learning rate at the start; Muon's updates are scaled so that one rate serves both."""
+    muon_lr: float | None = None
+    """Muon's own learning rate at the start, e.g. 8e-3; --lr if not given. Both follow one schedule."""
     warm_up: int = 0
     """Steps over which the learning rate rises to its own; 0 for none."""
     clip: float = 1.0
@@ -39,6 +41,9 @@ class OptimizerConfig:
         require_choices(self)
         require(0 <= self.average < 1, f"average={self.average}: must be 0 (off) or below 1, e.g. 0.999")
         require(0 < self.lr < math.inf, f"lr={self.lr}: must be above 0 and finite, e.g. 1e-3")
+        if self.muon_lr is not None:
+            require(self.optimizer == "muon", f"muon_lr={self.muon_lr}: nothing uses it; add --optimizer muon")
+            require(0 < self.muon_lr < math.inf, f"muon_lr={self.muon_lr}: must be above 0 and finite, e.g. 8e-3")
         require(self.warm_up >= 0, f"warm_up={self.warm_up}: must be 0 (off) or above, e.g. 100")
         require(self.clip >= 0, f"clip={self.clip}: must be 0 (off) or above, e.g. 1.0")
         require(0 < self.beta2 < 1, f"beta2={self.beta2}: must lie between 0 and 1, e.g. 0.999")
@@ -49,19 +54,19 @@ class ScaledMuon(optim.Muon):
     """MLX's Muon with decoupled weight decay, and updates 0.2 √max(rows, columns) as large as an orthogonal matrix.
 
     So scaled they are about as large as Adam's (Liu et al. 2025, arXiv 2502.16982, Eq. 4), and one learning rate serves
-    both.
+    both. ``factor`` is how many times as large its own rate is.
     """
 
-    def __init__(self, learning_rate: float, weight_decay: float):
+    def __init__(self, learning_rate: float, weight_decay: float, factor: float = 1.0):
         super().__init__(learning_rate, weight_decay=0.0)
-        self.decay = weight_decay
+        self.decay, self.factor = weight_decay, factor
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         """The matrix after an update."""
         rows, columns = parameter.shape
         update = super().apply_single(gradient, mx.zeros_like(parameter), state)  # its scale: √max(1, rows / columns)
         scale = 0.2 * math.sqrt(max(rows, columns)) / max(1, rows / columns) ** 0.5
-        return parameter * (1 - self.learning_rate * self.decay) + scale * update
+        return parameter * (1 - self.learning_rate * (self.factor * self.decay)) + self.factor * scale * update
 
 
 def make_optimizer(config: OptimizerConfig, model: nn.Module) -> optim.Optimizer:
@@ -74,7 +79,8 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module) -> optim.Optimizer
     optimizers: list[optim.Optimizer] = []
     filters = []
     if config.optimizer == "muon":
-        optimizers.append(ScaledMuon(config.lr, config.weight_decay))
+        factor = (config.muon_lr or config.lr) / config.lr
+        optimizers.append(ScaledMuon(config.lr, config.weight_decay, factor))
         filters.append(lambda name, _: name not in ("matrices", "others"))
     if config.weight_decay:
         optimizers.append(optim.AdamW(config.lr, betas, weight_decay=config.weight_decay, bias_correction=True))

@@ -85,11 +85,13 @@ def muon(w, gradients, lr, decay):
     return w
 
 
+@pytest.mark.parametrize("muon_lr", [None, 0.03])
 @pytest.mark.parametrize("decay", [0.0, 2.0])
-def test_layers_matrices_go_by_muon_and_all_else_by_adam(kind, decay):
-    """Queries, keys and values each by themselves."""
+def test_layers_matrices_go_by_muon_and_all_else_by_adam(kind, decay, muon_lr):
+    """Queries, keys and values each by themselves; each optimizer at its own rate."""
     model, generator = make_model(kind, tie_embeddings=False), np.random.default_rng(0)
-    config = OptimizerConfig(optimizer="muon", lr=0.01, clip=0, weight_decay=decay)
+    config = OptimizerConfig(optimizer="muon", lr=0.01, muon_lr=muon_lr, clip=0, weight_decay=decay)
+    matrix_lr = muon_lr or 0.01
     optimizer = make_optimizer(config, model)
     before = {name: np.array(w, np.float64) for name, w in tree_flatten(model.parameters())}
     gradients = [{name: generator.standard_normal(w.shape) for name, w in before.items()} for _ in range(3)]
@@ -101,9 +103,9 @@ def test_layers_matrices_go_by_muon_and_all_else_by_adam(kind, decay):
         last = name.rpartition(".")[2]
         if last == "qkv":
             parts = zip(np.split(w, 3, axis=1), zip(*(np.split(g, 3, axis=1) for g in own), strict=True), strict=True)
-            expected = np.concatenate([muon(part, steps, 0.01, decay) for part, steps in parts], axis=1)
+            expected = np.concatenate([muon(part, steps, matrix_lr, decay) for part, steps in parts], axis=1)
         elif last in ("attention_out", "mlp_in", "mlp_out"):
-            expected = muon(w, own, 0.01, decay)
+            expected = muon(w, own, matrix_lr, decay)
         else:
             expected = adam(w, own, 0.01, 0, decay=decay if w.ndim > 1 else 0.0)
         assert np.abs(np.array(found) - expected).max() < 1e-4, name
@@ -122,9 +124,43 @@ def test_updates_of_muon_and_adam_are_of_one_size():
         assert 0.001 < size < 0.012, name
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_rate_of_muons_own_follows_the_schedule(decay):
+    """At half the rate that a step is given, both go half as far."""
+    moves = {}
+    for rate in (0.01, 0.005):
+        model, generator = make_model(), np.random.default_rng(0)
+        config = OptimizerConfig(optimizer="muon", lr=0.01, muon_lr=0.08, clip=0, weight_decay=decay)
+        optimizer = make_optimizer(config, model)
+        optimizer.learning_rate = rate
+        before = dict(tree_flatten(model.parameters()))
+        drawn = {name: mx.array(generator.standard_normal(w.shape).astype(np.float32)) for name, w in before.items()}
+        apply_gradients(model, optimizer, _fill(model.parameters(), drawn), config)
+        moves[rate] = {name: np.array(w - before[name]) for name, w in tree_flatten(model.parameters())}
+    for name, move in moves[0.01].items():
+        assert np.abs(move - 2 * moves[0.005][name]).max() < 1e-5, name
+
+
+def test_one_rate_for_both_is_said_or_left_out(kind):
+    after = []
+    for muon_lr in (None, 0.02):
+        model = make_model(kind)
+        config = OptimizerConfig(optimizer="muon", lr=0.02, muon_lr=muon_lr, weight_decay=0.1)
+        ones = tree_map(mx.ones_like, model.trainable_parameters())
+        apply_gradients(model, make_optimizer(config, model), ones, config)
+        after.append(dict(tree_flatten(model.parameters())))
+    for name, array in after[0].items():
+        assert mx.array_equal(array, after[1][name]), name
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"average": 1.0},
+        {"average": -0.1},
+        {"muon_lr": 0.0, "optimizer": "muon"},
+        {"muon_lr": float("nan"), "optimizer": "muon"},
+        {"muon_lr": 1e-3},
         {"lr": 0},
         {"lr": float("inf")},
         {"warm_up": -1},

@@ -62,6 +62,7 @@ test_samples        256       256       256        256        -          -      
 
 optimizer           adam      adam      muon       adam       muon       adam       adam      adam
 lr                  1e-3      5e-4      1e-3       5e-4       2e-3       5e-4       1e-3      1e-3
+muon_lr             None      None      None       None       None       None       None      None
 warm_up             0         0         100        0          100        0          0         0
 clip                1.0       0         1.0        0          1.0        0          1.0       1.0
 beta2               0.999     0.999     0.999      0.999      0.999      0.999      0.95      0.95
