@@ -139,7 +139,7 @@ class StepBenchmark:
         def update(parameters: dict, state: dict, gradients: dict) -> tuple:
             model.update(parameters)
             step.optimizer.state = state
-            taken = apply_gradients(model, step.optimizer, gradients, self.optimizer)
+            taken, _ = apply_gradients(model, step.optimizer, gradients, self.optimizer)
             return taken, model.trainable_parameters(), step.optimizer.state
 
         return execution.work.plus(count_work(update, parameters, state, parameters))

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mlx_rtx.support.errors import require, require_choices
 from mlx_rtx.support.trees import flat
+from mlx_rtx.training.spikes import SpikeGuard
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -30,6 +31,8 @@ class OptimizerConfig:
     """Steps over which the learning rate rises to its own; 0 for none."""
     clip: float = 1.0
     """Largest gradient norm; 0 for no clipping."""
+    skip_above: float = 0.0
+    """Take no step whose gradient norm is more than this many times its running mean, e.g. 5; 0 for no such limit."""
     beta2: float = 0.999
     """Adam's memory of squared gradients; that of gradients is 0.9."""
     weight_decay: float = 0.0
@@ -46,6 +49,8 @@ class OptimizerConfig:
             require(0 < self.muon_lr < math.inf, f"muon_lr={self.muon_lr}: must be above 0 and finite, e.g. 8e-3")
         require(self.warm_up >= 0, f"warm_up={self.warm_up}: must be 0 (off) or above, e.g. 100")
         require(self.clip >= 0, f"clip={self.clip}: must be 0 (off) or above, e.g. 1.0")
+        limit = self.skip_above
+        require(limit == 0 or 1 < limit < math.inf, f"skip_above={limit}: must be 0 (off) or above 1, e.g. 5")
         require(0 < self.beta2 < 1, f"beta2={self.beta2}: must lie between 0 and 1, e.g. 0.999")
         require(self.weight_decay >= 0, f"weight_decay={self.weight_decay}: must be 0 (off) or above, e.g. 0.1")
 
@@ -92,22 +97,33 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module) -> optim.Optimizer
     return optimizer
 
 
-def apply_gradients(model: nn.Module, optimizer: optim.Optimizer, gradients: dict, config: OptimizerConfig) -> mx.array:
-    """One optimizer step, unless a gradient is not finite: then weights and moments stay as they are.
+class Update(NamedTuple):
+    """What came of gradients; nothing of it need be computed yet."""
+
+    taken: mx.array  # scalar bool: whether they changed the weights
+    norm: mx.array  # scalar, of all gradients before clipping
+
+
+def apply_gradients(
+    model: nn.Module,
+    optimizer: optim.Optimizer,
+    gradients: dict,
+    config: OptimizerConfig,
+    guard: SpikeGuard | None = None,
+) -> Update:
+    """One optimizer step, unless a gradient is not finite or too large: then weights and moments stay as they are.
 
     Args:
         model: its trainable parameters are updated.
         optimizer: from `make_optimizer`.
         gradients: a tree like ``model.trainable_parameters()``.
         config: the optimizer's settings.
-
-    Returns:
-        Whether the step was taken, a scalar bool. Nothing is evaluated here.
+        guard: what is too large; nothing if not given.
     """
     own, state = model.trainable_parameters(), tree_map(lambda a: a, optimizer.state)
     weights, joined = _join(own, own, config), _join(own, gradients, config)
     joined, norm = optim.clip_grad_norm(joined, config.clip or math.inf)
-    taken = mx.isfinite(norm)
+    taken = guard.accepts(norm) if guard else mx.isfinite(norm)
     after = optimizer.apply_gradients(joined, weights)
 
     def choose(new, old):
@@ -115,7 +131,7 @@ def apply_gradients(model: nn.Module, optimizer: optim.Optimizer, gradients: dic
 
     model.update(_part(own, tree_map(choose, after, weights), config))
     optimizer.state = tree_map(choose, optimizer.state, state)
-    return taken
+    return Update(taken, norm)
 
 
 def _muon_parts(name: str, config: OptimizerConfig) -> int:

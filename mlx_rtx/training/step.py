@@ -8,6 +8,7 @@ from mlx_rtx.support.compiled import Execution
 from mlx_rtx.training.averaging import WeightAverage
 from mlx_rtx.training.gradient import carried_loss_and_grad
 from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
+from mlx_rtx.training.spikes import SpikeGuard
 
 import mlx.core as mx
 
@@ -16,7 +17,8 @@ class StepResult(NamedTuple):
     """What a step came to; nothing of it need be computed yet."""
 
     loss: mx.array  # scalar, nats
-    taken: mx.array  # scalar bool: whether the gradient was finite, else weights and moments are as before
+    taken: mx.array  # scalar bool: whether the gradient was finite and not too large, else the weights are as before
+    norm: mx.array  # scalar, of the gradient before clipping
     carry: Carries | None  # that the sequences leave
 
 
@@ -52,8 +54,11 @@ class TrainingStep:
         self.reset_optimizer()
 
     def reset_optimizer(self) -> None:
-        """Forget all moments; the average of the weights, if there is one, starts anew from the present ones."""
+        """Forget all moments and norms; the average, if there is one, starts anew from the present weights."""
         self.optimizer = make_optimizer(self.config, self.model)
+        self.guard: SpikeGuard | None = None
+        if self.config.skip_above:
+            self.guard = SpikeGuard(self.model, self.config.skip_above, self.execution)
         self.average: WeightAverage | None = None
         if self.config.average:
             self.average = WeightAverage(self.model, self.config.average, self.execution)
@@ -64,6 +69,8 @@ class TrainingStep:
         state = dict(self.optimizer.state)
         if self.average:
             state["average"] = self.average.state
+        if self.guard:
+            state["norms"] = self.guard.state
         return state
 
     @state.setter
@@ -71,6 +78,8 @@ class TrainingStep:
         state = dict(state)
         if self.average:
             self.average.state = state.pop("average")
+        if self.guard:
+            self.guard.state = state.pop("norms")
         self.optimizer.state = state
 
     def __call__(
@@ -95,10 +104,10 @@ class TrainingStep:
             execution=self.execution,
         )  # fmt: skip
         self.optimizer.learning_rate = lr
-        taken = apply_gradients(self.model, self.optimizer, found.gradients, self.config)
+        taken, norm = apply_gradients(self.model, self.optimizer, found.gradients, self.config, self.guard)
         if self.average:
             self.average.update(taken)
         self.execution.queue(self.model.parameters(), self.state, found.loss, taken)
         self.execution.wait(self._in_flight)
         self._in_flight = found.loss
-        return StepResult(found.loss, taken, found.carry)
+        return StepResult(found.loss, taken, norm, found.carry)

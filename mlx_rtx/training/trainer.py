@@ -65,8 +65,9 @@ class Trainer:
         self._signs = FailureSigns(data.chance, data.long_range)
         self._losses: list[mx.array] = []  # since the last report
         self._taken: list[mx.array] = []
+        self._norms: list[mx.array] = []
         self._recent: list[float] = []  # reported losses since the last validation
-        self._skipped = 0  # steps not taken since the last validation
+        self._skipped = self._spikes = 0  # steps not taken since the last validation: not finite, or too large
         self._accuracy: float | None = None
         self._clock = self._saved = time.perf_counter()
 
@@ -132,6 +133,7 @@ class Trainer:
         self._carry = result.carry
         self._losses.append(result.loss)
         self._taken.append(result.taken)
+        self._norms.append(result.norm)
         self.step += 1
 
     def _report(self) -> None:
@@ -140,7 +142,9 @@ class Trainer:
             return
         loss = float(mx.stack(self._losses).mean())
         steps = len(self._losses)
-        self._skipped += steps - int(float(mx.stack(self._taken).sum()))
+        finite = int(float(mx.isfinite(mx.stack(self._norms)).sum()))
+        self._skipped += steps - finite
+        self._spikes += finite - int(float(mx.stack(self._taken).sum()))
         seconds = time.perf_counter() - self._clock
         length = self._stage_data().length
         samples_per_s = steps * self.config.training.batch / seconds
@@ -161,7 +165,7 @@ class Trainer:
         self._restart_window()
 
     def _restart_window(self) -> None:
-        self._losses, self._taken = [], []
+        self._losses, self._taken, self._norms = [], [], []
         mx.reset_peak_memory()
         self._clock = time.perf_counter()
 
@@ -176,13 +180,14 @@ class Trainer:
         candidates = self._score_candidates()
         scores = candidates[0].scores
         self._accuracy = scores.accuracy
-        if self._skipped:
-            self.log.event(
-                "skipped",
-                f"warning: {self._skipped} steps with a gradient that is not finite were not taken",
-                step=self.step,
-                skipped=self._skipped,
-            )
+        limit = self.config.optimizer.skip_above
+        for skipped, reason, mark in (
+            (self._skipped, "that is not finite", {}),
+            (self._spikes, f"more than {limit:g} times as large as usual", {"above": limit}),
+        ):
+            if skipped:
+                text = f"warning: {skipped} steps with a gradient {reason} were not taken"
+                self.log.event("skipped", text, step=self.step, skipped=skipped, **mark)
         stuck = self._skipped >= training.validate_every
         ranked = sorted(candidates, key=lambda one: one.scores.loss if math.isfinite(one.scores.loss) else math.inf)
         solving = [one for one in ranked if self.progress.solved(one.scores.loss, one.scores.sequence_accuracy)]
@@ -207,7 +212,7 @@ class Trainer:
         recent = sum(self._recent) / len(self._recent) if self._recent else scores.loss
         for text in self._signs.observe(recent, scores.loss, self._alphas()):
             self.log.event("sign", f"warning: {text}", **where, sign=text)
-        self._recent, self._skipped = [], 0
+        self._recent, self._skipped, self._spikes = [], 0, 0
         self._restart_window()
 
     def _write(self, prompt: str, count: int) -> str:

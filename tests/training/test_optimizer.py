@@ -36,7 +36,7 @@ def test_steps_are_adams(clip, beta2, decay):
     for gradient in gradients:
         parts = np.split(gradient, np.cumsum([w.size for w in weights])[:-1])
         shaped = {n: mx.array(p.reshape(w.shape)) for n, p, w in zip(names, parts, weights, strict=True)}
-        assert apply_gradients(model, optimizer, _fill(model.parameters(), shaped), config).item()
+        assert apply_gradients(model, optimizer, _fill(model.parameters(), shaped), config).taken.item()
     after = np.concatenate([np.array(w).ravel() for _, w in tree_flatten(model.parameters())])
     assert np.abs(after - adam(flat, gradients, 0.01, clip, beta2, decays)).max() < 1e-4
 
@@ -55,14 +55,14 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad, decay, kind):
     config = OptimizerConfig(weight_decay=decay, optimizer=kind)
     optimizer = make_optimizer(config, model)
     good = tree_map(mx.ones_like, model.trainable_parameters())
-    assert apply_gradients(model, optimizer, good, config).item()
+    assert apply_gradients(model, optimizer, good, config).taken.item()
     before = {n: np.array(a) for n, a in tree_flatten([model.parameters(), optimizer.state])}
     spoilt = tree_map(mx.ones_like, model.trainable_parameters())
     spoilt["embedding"]["tokens"][0, 0] = bad
-    assert not apply_gradients(model, optimizer, spoilt, config).item()
+    assert not apply_gradients(model, optimizer, spoilt, config).taken.item()
     for name, array in tree_flatten([model.parameters(), optimizer.state]):
         assert np.array_equal(np.array(array), before[name]), name
-    assert apply_gradients(model, optimizer, good, config).item()
+    assert apply_gradients(model, optimizer, good, config).taken.item()
 
 
 def orthogonalised(matrix, steps=5):
@@ -97,7 +97,7 @@ def test_layers_matrices_go_by_muon_and_all_else_by_adam(kind, decay, muon_lr):
     gradients = [{name: generator.standard_normal(w.shape) for name, w in before.items()} for _ in range(3)]
     for gradient in gradients:
         shaped = {name: mx.array(g.astype(np.float32)) for name, g in gradient.items()}
-        assert apply_gradients(model, optimizer, _fill(model.parameters(), shaped), config).item()
+        assert apply_gradients(model, optimizer, _fill(model.parameters(), shaped), config).taken.item()
     for name, found in tree_flatten(model.parameters()):
         own, w = [gradient[name] for gradient in gradients], before[name]
         last = name.rpartition(".")[2]
@@ -157,6 +157,9 @@ def test_one_rate_for_both_is_said_or_left_out(kind):
     "wrong",
     [
         {"average": 1.0},
+        {"skip_above": 1.0},
+        {"skip_above": -2.0},
+        {"skip_above": float("inf")},
         {"average": -0.1},
         {"muon_lr": 0.0, "optimizer": "muon"},
         {"muon_lr": float("nan"), "optimizer": "muon"},

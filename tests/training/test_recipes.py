@@ -65,6 +65,7 @@ lr                  1e-3      5e-4      1e-3       5e-4       2e-3       5e-4   
 muon_lr             None      None      None       None       None       None       None      None
 warm_up             0         0         100        0          100        0          0         0
 clip                1.0       0         1.0        0          1.0        0          1.0       1.0
+skip_above          0.0       0.0       0.0        0.0        0.0        0.0        0.0       0.0
 beta2               0.999     0.999     0.999      0.999      0.999      0.999      0.95      0.95
 weight_decay        0.0       0.0       0.0        0.0        0.0        0.0        0.1       0.1
 average             0.0       0.0       0.0        0.0        0.0        0.0        0.0       0.0
