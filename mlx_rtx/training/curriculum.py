@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Literal
 
 from mlx_rtx.support.errors import require, require_choices, require_positive
+from mlx_rtx.support.randomness import step_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,10 @@ class Progress:
         """The stage that training is in, as `Data.at_stage` takes it."""
         return {}
 
+    def drawn_stage(self, seed: int, step: int) -> dict[str, int]:
+        """The stage whose sequences a step trains on: this one, or by a draw that seed and step fix, an earlier one."""
+        return self.stage
+
     def rate(self, done: float) -> float:
         """Learning rate when a share ``done`` in [0, 1] of the run's samples is used."""
         floor, half = self.config.lr_floor, (1 - self.config.lr_floor) / 2
@@ -138,6 +143,8 @@ class CurriculumConfig(ProgressConfig):
     """Noise tokens of the first stage; the task's own noise if that is less."""
     growth: int = 2
     """Factor from stage to stage, up to the task's noise."""
+    mix: float = 0.0
+    """Share of steps that train on an earlier stage, drawn uniformly, so that shorter lengths are not unlearned."""
     advance_below: float = 0.3
     """Validation loss that ends a stage."""
     lr_rule: Literal["constant", "settle", "paper", "plateau"] = "settle"
@@ -156,6 +163,7 @@ class CurriculumConfig(ProgressConfig):
         super().__post_init__()
         require_positive(self, "start_noise", "test_samples", "plateau_patience")
         require(self.growth >= 2, f"growth={self.growth}: must be at least 2")
+        require(0 <= self.mix < 1, f"mix={self.mix}: must be 0 (off) or below 1, e.g. 0.2")
         require(self.advance_below > 0, f"advance_below={self.advance_below}: must be above 0")
         require(self.stop_loss >= 0, f"stop_loss={self.stop_loss}: must be 0 or above")
 
@@ -231,6 +239,25 @@ class Curriculum(Progress):
         """The noise of this stage."""
         return {"noise": self.noise}
 
+    def drawn_stage(self, seed: int, step: int) -> dict[str, int]:
+        """This stage, or with probability ``mix`` one of those before it."""
+        earlier = self._stages()[:-1]
+        if not (self.config.mix and earlier):
+            return self.stage
+        generator = step_generator(seed, step)
+        return {"noise": int(generator.choice(earlier))} if generator.random() < self.config.mix else self.stage
+
+    def _stages(self) -> list[int]:
+        """The noise of each stage up to this one."""
+        stages = [min(self.config.start_noise, self.last_noise)]
+        while stages[-1] < self.noise:
+            stages.append(self._following(stages[-1]))
+        return stages
+
+    def _following(self, noise: int) -> int:
+        """The noise of the stage after one with so much."""
+        return min(noise * self.config.growth, self.last_noise)
+
     def observe(self, loss: float, averaged: float = math.inf) -> Verdict:
         """Take a validation loss at the present noise; move on, or say what to do."""
         verdict = super().observe(loss, averaged)
@@ -245,7 +272,7 @@ class Curriculum(Progress):
         if loss >= self.config.advance_below:
             return verdict
         self.keeps = self.keeps or math.isinf(self.best)  # a stage that passes leaves weights of its own
-        self.noise = min(self.noise * self.config.growth, self.last_noise)
+        self.noise = self._following(self.noise)
         if self.config.lr_rule == "paper":
             self.base_lr *= 1 - 0.5 * self.noise / self.last_noise
             self.lr = self.base_lr

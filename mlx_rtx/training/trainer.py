@@ -63,7 +63,8 @@ class Trainer:
             self._restore()
         self.log = RunLog(folder.metrics, config.training.samples, self.step, self.samples)
         self._signs = FailureSigns(data.chance, data.long_range)
-        self._losses: list[mx.array] = []  # since the last report
+        self._losses: list[mx.array] = []  # since the last report, of steps on the present stage
+        self._lengths: list[int] = []
         self._taken: list[mx.array] = []
         self._norms: list[mx.array] = []
         self._recent: list[float] = []  # reported losses since the last validation
@@ -121,7 +122,9 @@ class Trainer:
 
     def _take_step(self) -> None:
         training = self.config.training
-        batch = self._stage_data().batch(training.seed, self.step, training.batch)
+        stage = self.progress.drawn_stage(training.seed, self.step)
+        data = self.data.at_stage(stage)
+        batch = data.batch(training.seed, self.step, training.batch)
         result = self.train_step(
             batch.tokens,
             batch.targets,
@@ -131,22 +134,25 @@ class Trainer:
             close=not self.data.stateful,
         )
         self._carry = result.carry
-        self._losses.append(result.loss)
+        if stage == self.progress.stage:
+            self._losses.append(result.loss)
+        self._lengths.append(data.length)
         self._taken.append(result.taken)
         self._norms.append(result.norm)
         self.step += 1
 
     def _report(self) -> None:
-        """Say how the steps since the last report went; the only place that waits for their losses."""
+        """Say how the steps since the last report went; the only place that waits for their losses.
+
+        The loss is that of the present stage; where other stages are mixed in, the length is a mean.
+        """
+        self._count_skipped()
         if not self._losses:
             return
         loss = float(mx.stack(self._losses).mean())
-        steps = len(self._losses)
-        finite = int(float(mx.isfinite(mx.stack(self._norms)).sum()))
-        self._skipped += steps - finite
-        self._spikes += finite - int(float(mx.stack(self._taken).sum()))
+        steps = len(self._lengths)
         seconds = time.perf_counter() - self._clock
-        length = self._stage_data().length
+        length = round(sum(self._lengths) / steps)
         samples_per_s = steps * self.config.training.batch / seconds
         self._recent.append(loss)
         fields = {"step": self.step, "samples": self.samples, "loss": loss}
@@ -164,8 +170,15 @@ class Trainer:
         )
         self._restart_window()
 
+    def _count_skipped(self) -> None:
+        if self._norms:
+            finite = int(float(mx.isfinite(mx.stack(self._norms)).sum()))
+            self._skipped += len(self._norms) - finite
+            self._spikes += finite - int(float(mx.stack(self._taken).sum()))
+            self._taken, self._norms = [], []
+
     def _restart_window(self) -> None:
-        self._losses, self._taken, self._norms = [], [], []
+        self._losses, self._lengths = [], []
         mx.reset_peak_memory()
         self._clock = time.perf_counter()
 

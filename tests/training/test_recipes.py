@@ -54,6 +54,7 @@ lr_floor            0.1       0.1       0.1        0.1        0.02       0.1    
 collapse_patience   8         8         8          8          8          8          8         8
 start_noise         128       128       32         32         -          -          -         -
 growth              2         2         2          2          -          -          -         -
+mix                 0.0       0.0       0.0        0.0        -          -          -         -
 advance_below       0.3       0.3       0.03       0.3        -          -          -         -
 lr_rule             settle    paper     plateau    paper      -          -          -         -
 plateau_patience    8         8         8          8          -          -          -         -
