@@ -21,8 +21,8 @@ def rms_norm(x):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
 
 
-def tau(x, p, prefix, config):
-    """One causal transformer layer on (B, N, D)."""
+def tau(x, p, prefix, config, scales=None):
+    """One causal transformer layer on (B, N, D), whose attention weights take ``scales`` (B, H, N, N) if given."""
     _, N, D = x.shape
     d = D // config.heads
     normed = layer_norm(x, p[prefix + "attention_norm.weight"])
@@ -36,6 +36,8 @@ def tau(x, p, prefix, config):
             scores = np.einsum("bd,bjd->bj", q[:, i, head], k[:, : i + 1, head]) / math.sqrt(d)
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             weights /= weights.sum(-1, keepdims=True)
+            if scales is not None:
+                weights *= scales[:, head, i, : i + 1]
             mixed[:, i, cols] = np.einsum("bj,bjd->bd", weights, v[:, : i + 1, head])
     x = x + mixed @ p[prefix + "attention_out"]
     hidden = layer_norm(x, p[prefix + "mlp_norm.weight"]) @ p[prefix + "mlp_in"]
@@ -46,14 +48,15 @@ def tau(x, p, prefix, config):
     return x + hidden @ p[prefix + "mlp_out"]
 
 
-def recurrence(x, p, prefix, config, close):
-    """Eqs. 5–7 on embedded input (B, L, D)."""
+def recurrence(x, p, prefix, config, close, scales=None):
+    """Eqs. 5–7 on embedded input (B, L, D); ``scales`` of attention weights in (5), (6) of i = 1 … T - 1, and (7)."""
     K, norm = config.block, rms_norm if config.state_norm else (lambda a: a)
     blocks = [x[:, i : i + K] for i in range(0, x.shape[1], K)]
     T = len(blocks)
 
-    def layer(window):
-        return tau(window, p, prefix + "tau.", config)
+    def layer(window, at):
+        N = window.shape[1]  # of a last block that is not whole, fewer than were drawn for
+        return tau(window, p, prefix + "tau.", config, None if scales is None else scales[at][:, :, :N, :N])
 
     def remember(history, rows):
         """Rows with α times the history added."""
@@ -64,7 +67,7 @@ def recurrence(x, p, prefix, config, close):
             alpha = np.repeat(alpha, shares)
         return rows + (alpha if config.alpha_kind == "gated" else np.clip(alpha, 0, 1)) * history
 
-    h = {0: np.zeros_like(blocks[0]), 1: norm(layer(blocks[0]))}  # (5)
+    h = {0: np.zeros_like(blocks[0]), 1: norm(layer(blocks[0], 0))}  # (5)
     y = {0: norm(blocks[0])}
     outputs = {}
     for i in range(1, T):
@@ -72,12 +75,12 @@ def recurrence(x, p, prefix, config, close):
         following = blocks[i]
         r = following.shape[1]
         window = np.concatenate([remember(history, h[i]), remember(history[:, :r], following)], axis=1)
-        both = layer(window)  # (6)
+        both = layer(window, i)  # (6)
         outputs[i], h[i + 1] = both[:, :K], norm(both[:, K:])
         y[i] = norm(outputs[i])
     r = blocks[-1].shape[1]
     history = (h[T - 1] if config.history == "hidden" else y[T - 1])[:, :r]
-    outputs[T] = layer(h[T] if close else remember(history, h[T]))  # (7), or (6) as in a stream
+    outputs[T] = layer(h[T] if close else remember(history, h[T]), T)  # (7), or (6) as in a stream
     return np.concatenate([outputs[i] for i in range(1, T + 1)], axis=1)
 
 
@@ -99,17 +102,17 @@ def readout(x, p):
     return layer_norm(x, p["embedding.norm.weight"]) @ head
 
 
-def recurrent_logits(tokens, p, config, close=True):
+def recurrent_logits(tokens, p, config, close=True, scales=None):
     x = embed(tokens, p, config)
     for i in range(config.layers):
-        x = recurrence(x, p, f"layers.{i}.", config, close)
+        x = recurrence(x, p, f"layers.{i}.", config, close, scales and scales[i])
     return readout(x, p)
 
 
-def regular_logits(tokens, p, config):
+def regular_logits(tokens, p, config, scales=None):
     x = embed(tokens, p, config)
     for i in range(config.layers):
-        x = tau(x, p, f"layers.{i}.", config)
+        x = tau(x, p, f"layers.{i}.", config, None if scales is None else scales[i])
     return readout(x, p)
 
 

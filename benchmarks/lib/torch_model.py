@@ -46,13 +46,15 @@ class TransformerLayer(nn.Module):
         self.mlp_in = linear(D, 4 * D)
         self.mlp_out = linear(4 * D, D, residual)
         self.dropout = nn.Dropout(config.dropout)
+        self.attention_dropout = config.attention_dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) → (B, N, D)."""
         B, N, D = x.shape
         qkv = self.qkv(self.attention_norm(x))  # (B, N, 3D)
         q, k, v = qkv.view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # each (B, H, N, D/H)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        drops = self.attention_dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=drops, is_causal=True)
         x = x + self.dropout(self.attention_out(attended.transpose(1, 2).reshape(B, N, D)))
         return x + self.dropout(self.mlp_out(self.activation(self.mlp_in(self.mlp_norm(x)))))
 

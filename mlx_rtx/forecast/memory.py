@@ -205,10 +205,12 @@ def _saved(config: ModelConfig, call: Calls) -> int:
     _, rows, window = call
     # of products: the input's norm, query, attention's output, residual's norm; then the MLP
     inner = 4 + (8 if config.activation == "relu" else 13)
+    scores = rows * window * config.heads
     outer = 2 + 2 * (config.dropout > 0)  # residual, output, dropout's two masks
     outer += rows < window  # rows and their context are joined
-    halves = rows * config.dim * inner + 3 * window * config.dim + rows * window * config.heads
-    return rows * config.dim * outer + window * config.dim + round(PRODUCTS[config.dtype] * halves)
+    drops = config.attention_dropout > 0  # then the masks of the attention weights, and these once masked
+    halves = rows * config.dim * inner + 3 * window * config.dim + (1 + drops) * scores
+    return rows * config.dim * outer + window * config.dim + drops * scores + round(PRODUCTS[config.dtype] * halves)
 
 
 def _at_work(config: ModelConfig, calls: list[Calls]) -> Iterator[tuple[float, float]]:

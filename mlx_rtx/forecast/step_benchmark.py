@@ -83,7 +83,7 @@ class StepBenchmark:
         else:
             memory = forward_memory(self.config, length, batch, targets, self.model)
         fused = self.mode == "training" and self.model == "recurrent" and self.config.dtype == "float32"
-        if gpu is None and fused and kernels.available():
+        if gpu is None and fused and self.config.attention_dropout == 0 and kernels.available():
             return kernel_memory(self.config, length, batch, targets, self.segment)
         gpu = mx.default_device() == mx.gpu if gpu is None else gpu
         if not gpu:

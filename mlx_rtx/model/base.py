@@ -80,7 +80,7 @@ class Transformer(nn.Module, ABC):
 
     def dropout_keys(self, length: int, key: mx.array | None = None) -> mx.array | None:
         """A dropout key for each part of a sequence that draws its own masks; None when nothing is dropped."""
-        if not self.training or self.config.dropout == 0:
+        if not self.training or self.config.dropout == self.config.attention_dropout == 0:
             return None
         return mx.random.split(fresh_key() if key is None else key, self.masked_parts(length))
 

@@ -1,22 +1,58 @@
-"""Dropout whose masks belong to blocks: however a sequence is cut, each block draws the same ones."""
+"""Dropout whose masks belong to blocks: however a sequence is cut, each block draws the same ones.
+
+Letters: B batch, S windows, N rows of a window, n rows whose output is wanted, D width, H heads.
+"""
 
 import math
 from typing import NamedTuple
+
+from mlx_rtx.support.trees import each
 
 import mlx.core as mx
 
 
 class DropoutScales(NamedTuple):
-    """Scales of a layer's two outputs, 0 or 1 / (1 - rate), each (B·n, D) for n rows of B sequences."""
+    """Scales of a layer's two outputs and its attention weights, 0 or 1 / (1 - rate); None where nothing is dropped."""
 
-    attention: mx.array
-    mlp: mx.array
+    attention: mx.array | None = None  # (B·n, D)
+    mlp: mx.array | None = None  # (B·n, D)
+    weights: mx.array | None = None  # (B, H, n, N)
 
     @classmethod
-    def of(cls, scales: mx.array) -> "DropoutScales":
-        """From both in one array (2, B, n, D)."""
-        _, B, n, D = scales.shape
-        return cls(*scales.reshape(2, B * n, D))
+    def of(cls, outputs: mx.array | None, weights: mx.array | None = None) -> "DropoutScales":
+        """From those of both outputs in one array (2, B, n, D), and those of the weights (1, B, H, n, N)."""
+        attention, mlp = (None, None) if outputs is None else outputs.flatten(1, 2)
+        return cls(attention, mlp, None if weights is None else weights.squeeze(0))
+
+
+class SegmentScales(NamedTuple):
+    """Dropout scales of one kind in a segment, where τ is used; None where nothing is dropped."""
+
+    first: mx.array | None = None  # on the sequence's first block
+    windows: mx.array | None = None  # (S, …), on each window
+    last: mx.array | None = None  # on what is read in one call at the end
+
+
+class SegmentDropout(NamedTuple):
+    """All dropout scales of τ in a segment."""
+
+    outputs: SegmentScales = SegmentScales()  # (2, B, n, D), of n rows
+    weights: SegmentScales = SegmentScales()  # (1, B, H, n, N), of n rows in a window of N
+
+    @property
+    def first(self) -> DropoutScales:
+        """On the sequence's first block."""
+        return DropoutScales.of(self.outputs.first, self.weights.first)
+
+    @property
+    def last(self) -> DropoutScales:
+        """On what is read in one call at the end."""
+        return DropoutScales.of(self.outputs.last, self.weights.last)
+
+    def windows(self, count: int) -> list[DropoutScales]:
+        """On each of so many windows."""
+        kinds = ([None] * count if kind.windows is None else each(kind.windows) for kind in self)
+        return [DropoutScales.of(*scales) for scales in zip(*kinds, strict=True)]
 
 
 def split_keys(keys: mx.array, parts: int) -> list[mx.array]:

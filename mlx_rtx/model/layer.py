@@ -113,7 +113,7 @@ class TransformerLayer(nn.Module):
             weights: folded and cast; their dtype is that of the products.
             rows: n; all N if not given.
             mask: additive (n, N) in the dtype of the products, or ``"causal"``.
-            dropout: scales of the attention and MLP outputs, each (B·n, D).
+            dropout: scales of the attention and MLP outputs, and of the attention weights.
 
         Returns:
             (B, n, D), float32.
@@ -127,10 +127,10 @@ class TransformerLayer(nn.Module):
         else:
             q, k, v = mx.split(normed.reshape(B * N, D) @ w.qkv, 3, axis=1)
         q, k, v = (part.reshape(B, -1, self.heads, D // self.heads).swapaxes(1, 2) for part in (q, k, v))
-        q = q[:, :, q.shape[2] - n :]
+        q, scale = q[:, :, q.shape[2] - n :], 1.0
         if self.qk_norm:
-            q, k = _rms_norm(q), _rms_norm(k)
-        attended = _attend(q, k.swapaxes(2, 3), v, mask, self.scale if self.qk_norm else 1.0)  # (B·n, D)
+            q, k, scale = _rms_norm(q), _rms_norm(k), self.scale
+        attended = _attend(q, k.swapaxes(2, 3), v, mask, scale, dropout and dropout.weights)  # (B·n, D)
         x = x[:, N - n :].reshape(B * n, D)
         x = _add_product(x, attended, w.attention_out, dropout and dropout.attention)
         hidden = self.activation(_layer_norm(x, None).astype(w.mlp_in.dtype) @ w.mlp_in)  # (B·n, 4D)
@@ -185,12 +185,22 @@ def _add_product(x: mx.array, rows: mx.array, weight: mx.array, scales: mx.array
     return x + scales * (rows @ weight)
 
 
-def _attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str, scale: float) -> mx.array:
-    """Attention of queries (B, H, n, d) to keys (B, H, d, N) and values (B, H, N, d): (B·n, D), heads side by side."""
+def _attend(
+    q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str, scale: float, dropout: mx.array | None = None
+) -> mx.array:
+    """Attention of queries (B, H, n, d) to keys (B, H, d, N) and values (B, H, N, d): (B·n, D), heads side by side.
+
+    Its weights are scaled by ``dropout`` (B, H, n, N) after the softmax. MLX's fused attention has no place for that.
+    """
     B, H, n, d = q.shape
+    if isinstance(mask, str) and dropout is not None:
+        mask = causal_mask(k.shape[3])[-n:].astype(q.dtype)
     if isinstance(mask, str):
         out = mx.fast.scaled_dot_product_attention(q, k.swapaxes(2, 3), v, scale=scale, mask=mask)
     else:  # three kernels; heads this narrow are fused on no backend
         scores = mx.addmm(mask, q, k, alpha=scale)  # (B, H, n, N)
-        out = mx.softmax(scores, axis=-1, precise=True) @ v  # (B, H, n, d)
+        weights = mx.softmax(scores, axis=-1, precise=True)
+        if dropout is not None:
+            weights = (weights * dropout).astype(v.dtype)
+        out = weights @ v  # (B, H, n, d)
     return out.swapaxes(1, 2).reshape(B * n, H * d)

@@ -14,7 +14,6 @@ and the last block of a closed sequence has w_T = h_T (Eq. 7). What the next blo
 """
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,11 +22,10 @@ from mlx_rtx.kernels.options import Options, ScanInputs
 from mlx_rtx.kernels.scan import scan
 from mlx_rtx.model.base import Implementation
 from mlx_rtx.model.config import NORM_EPS, Architecture
-from mlx_rtx.model.dropout import DropoutScales, draw_scales, split_keys
+from mlx_rtx.model.dropout import DropoutScales, SegmentDropout, SegmentScales, draw_scales, split_keys
 from mlx_rtx.model.layer import FoldedWeights, TransformerLayer, causal_mask
 from mlx_rtx.model.segment import Carry, Saved
 from mlx_rtx.model.window import Alpha, Gate, accumulate, clamp, exportable_clamp, exportable_window, window
-from mlx_rtx.support.trees import each
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -46,14 +44,6 @@ class RecurrenceOutput(NamedTuple):
     y: mx.array  # (B, blocks_wanted·K, D)
     carry: Carry | None  # None of a closed sequence
     saved: Saved  # outputs of the fused scan; empty where there was none
-
-
-class SegmentDropout(NamedTuple):
-    """Dropout scales of τ in a segment; None where nothing is dropped."""
-
-    first: DropoutScales | None = None  # of the sequence's first block
-    windows: mx.array | None = None  # (S, 2, B, n, D), of n rows of each window
-    last: DropoutScales | None = None  # of what is read in one call at the end
 
 
 class StepState(NamedTuple):
@@ -77,7 +67,7 @@ class Recurrence(nn.Module):
         if config.alpha_kind == "gated":  # its bias is alpha; at first it is as deaf as a fixed α
             self.gate = mx.zeros((config.dim, config.heads))
         self.block = config.block
-        self.rate = config.dropout
+        self.rate, self.attention_rate = config.dropout, config.attention_dropout
         self.history = config.history
         self.state_norm = config.state_norm
         self.implementation = implementation
@@ -144,7 +134,7 @@ class Recurrence(nn.Module):
         saved_now: Saved = ()
         if windows:
             blocks = x[:, (S - windows) * K :]
-            states, carry, saved_now = self._scan(blocks, alpha, before, tau, dropout.windows, saved, differentiated)
+            states, carry, saved_now = self._scan(blocks, alpha, before, tau, dropout, saved, differentiated)
         if not wanted:
             y = x[:, :0]
         elif hidden:
@@ -173,31 +163,28 @@ class Recurrence(nn.Module):
         alpha: Alpha,
         carry: Carry,
         tau: FoldedWeights,
-        dropout: mx.array | None,
+        dropout: SegmentDropout,
         saved: Saved,
         differentiated: bool,
     ) -> tuple[list[mx.array], Carry, Saved]:
-        """Eq. 6 over S windows, one a block of x (B, S·K, D).
+        """Eq. 6 over S windows, one a block of x (B, S·K, D). Fused kernels drop no attention weights.
 
         Returns:
             (one state a window: the h it makes (B, K, D), as it is carried, with ``"hidden"``; with ``"output"``
             both its halves (B, 2K, D), as they are; the carry that the last one leaves; what a fused scan saved).
         """
         S, hidden = x.shape[1] // self.block, self.history == "hidden"
-        if self._fused and not isinstance(alpha, Gate):
+        if self._fused and not isinstance(alpha, Gate) and dropout.weights.windows is None:
             blocks = mx.unflatten(x, 1, (S, self.block)).swapaxes(0, 1)  # (S, B, K, D)
-            inputs = ScanInputs(mx.broadcast_to(alpha, x.shape[-1:]), *carry, blocks, tau, dropout)
+            inputs = ScanInputs(mx.broadcast_to(alpha, x.shape[-1:]), *carry, blocks, tau, dropout.outputs.windows)
             outs, saved = scan(self._options, inputs, saved, differentiated)
             if not hidden:
                 return outs, self._halves(self._normalise(outs[-1])), saved
             states = [self._normalise(out) for out in outs]
             return states, Carry(*[*carry, *states][-2:]), saved
         rows, mask = (self.block, self._mask[self.block :]) if hidden else (None, self._mask)
-        scales: Sequence[DropoutScales | None] = [None] * S
-        if dropout is not None:
-            scales = [DropoutScales.of(part) for part in each(dropout)]
         states = []
-        for block, own in zip(mx.split(x, S, axis=1), scales, strict=True):
+        for block, own in zip(mx.split(x, S, axis=1), dropout.windows(S), strict=True):
             out = self.tau(self._window(alpha, *carry, block), tau, rows, mask, own)
             carried = self._normalise(out)
             carry = Carry(carry.h, carried) if hidden else self._halves(carried)
@@ -222,18 +209,30 @@ class Recurrence(nn.Module):
 
     def _draw_dropout(self, keys: mx.array | None, x: mx.array, windows: int, wanted: int) -> SegmentDropout:
         """A block's key is that of the window which makes its h, and which gives the y of the block before."""
-        if keys is None or self.rate == 0:
+        if keys is None:
             return SegmentDropout()
-        (B, _, D), K = x.shape, self.block
+        (B, _, D), K, outputs, weights = x.shape, self.block, SegmentScales(), SegmentScales()
+        if self.attention_rate:
+            keys, of_weights = split_keys(keys, 2)
+            weights = self._draw(of_weights, self.attention_rate, (1, B, self.tau.heads), (2 * K, K), windows, wanted)
+        if self.rate:
+            outputs = self._draw(keys, self.rate, (2, B), (D, D), windows, wanted)
+        return SegmentDropout(outputs, weights)
+
+    def _draw(
+        self, keys: mx.array, rate: float, shape: tuple[int, ...], columns: tuple[int, int], windows: int, wanted: int
+    ) -> SegmentScales:
+        """Scales of one kind, of ``shape`` + (rows, columns of a window or of a half), from keys (S + 1, 2)."""
+        K, (of_window, of_half) = self.block, columns
         if self.history == "hidden":
             of_h, of_y = split_keys(keys, 2)
-            scales = draw_scales(of_h[:-1], self.rate, (2, B, K, D))
-            last = draw_scales(of_y[-max(wanted, 1) :], self.rate, (2, B, K, D))  # (wanted, 2, B, K, D)
-            first, last = scales[0], last.transpose(1, 2, 0, 3, 4).flatten(1, 2)
+            scales = draw_scales(of_h[:-1], rate, (*shape, K, of_window))
+            last = draw_scales(of_y[-max(wanted, 1) :], rate, (*shape, K, of_half))  # (wanted, ·, B, …, K, ·)
+            last = mx.moveaxis(last, 0, 2).flatten(1, 2)
         else:
-            scales = draw_scales(keys, self.rate, (2, B, 2 * K, D))
-            first, last, scales = scales[0, :, :, K:], scales[-1, :, :, :K], scales[:-1]
-        return SegmentDropout(DropoutScales.of(first), scales[len(scales) - windows :], DropoutScales.of(last))
+            scales = draw_scales(keys, rate, (*shape, 2 * K, of_window))
+            scales, last = scales[:-1], scales[-1, ..., :K, :of_half]
+        return SegmentScales(scales[0, ..., -K:, -of_half:], scales[len(scales) - windows :], last)
 
     def initial_state(self, batch: int) -> StepState:
         """State before the first token, for ``batch`` streams."""

@@ -54,8 +54,9 @@ class RecurrentTransformer(Transformer):
         layer_keys: list = [None] * r
         if keys is not None:
             own, *layer_keys = split_keys(keys, 1 + r)
-            scales = draw_scales(own[:-1], self.config.dropout, (B, K, D))  # (S, B, K, D)
-            x = x * scales.swapaxes(0, 1).flatten(1, 2)
+            if self.config.dropout:
+                scales = draw_scales(own[:-1], self.config.dropout, (B, K, D))  # (S, B, K, D)
+                x = x * scales.swapaxes(0, 1).flatten(1, 2)
         unread = (n - outputs_wanted) // K if outputs_wanted else S  # leading blocks whose outputs nothing needs
         outputs = []
         for i, layer in enumerate(self.layers):

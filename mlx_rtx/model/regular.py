@@ -42,12 +42,21 @@ class RegularTransformer(Transformer):
         layer_keys: list = [None] * len(self.layers)
         if segment.keys is not None:
             own, *layer_keys = split_keys(segment.keys, 1 + len(self.layers))
-            x = x * draw_scales(own, rate, (B, L, D))[0]
+            x = x * draw_scales(own, rate, (B, L, D))[0] if rate else x
         for layer, own, key in zip(self.layers, weights.layers, layer_keys, strict=True):
             n = segment.outputs_wanted if layer is self.layers[-1] else L
-            dropout = None if key is None else DropoutScales.of(draw_scales(key, rate, (2, B, n, D))[0])
+            dropout = None if key is None else self._draw_dropout(key, B, n, L)
             x = layer(x, layer.cast(own), n, dropout=dropout)
         return SegmentOutput(x, None, ())
+
+    def _draw_dropout(self, key: mx.array, B: int, n: int, L: int) -> DropoutScales:
+        """Scales of a layer whose last n rows are wanted, from its key (1, 2)."""
+        config, weights = self.config, None
+        if config.attention_dropout:
+            key, of_weights = split_keys(key, 2)
+            weights = draw_scales(of_weights, config.attention_dropout, (B, config.heads, n, L))
+        outputs = draw_scales(key, config.dropout, (2, B, n, config.dim))[0] if config.dropout else None
+        return DropoutScales.of(outputs, weights)
 
     def spans(self, length, segment):
         """One segment: attention over the whole sequence cannot be cut."""

@@ -20,7 +20,7 @@ COPY = RunConfig(
 )
 COPY_PAPER = RunConfig(
     task=CopyTask(),
-    architecture=Architecture(dim=96, heads=6, block=32, dropout=0.05, history="output"),
+    architecture=Architecture(dim=96, heads=6, block=32, dropout=0.05, attention_dropout=0.05, history="output"),
     progress=CurriculumConfig(lr_rule="paper"),
     optimizer=OptimizerConfig(lr=5e-4, clip=0),
     training=LoopConfig(samples=60_000, batch=64, validate_every=50),
@@ -40,7 +40,9 @@ SELECTIVE_COPY = RunConfig(
 )
 IMAGE_PAPER = RunConfig(
     task=ImageTask(validate_on="test"),
-    architecture=Architecture(dim=32, heads=4, block=32, dropout=0.05, history="output", tie_embeddings=False),
+    architecture=Architecture(
+        dim=32, heads=4, block=32, dropout=0.05, attention_dropout=0.05, history="output", tie_embeddings=False
+    ),
     progress=ProgressConfig(),
     optimizer=OptimizerConfig(lr=5e-4, clip=0),
     training=LoopConfig(
@@ -50,19 +52,25 @@ IMAGE_PAPER = RunConfig(
 IMAGE = replace(
     IMAGE_PAPER,
     task=ImageTask(),
+    architecture=replace(IMAGE_PAPER.architecture, attention_dropout=0.0),
     progress=ProgressConfig(lr_decay="cosine", lr_floor=0.02),
     optimizer=OptimizerConfig(optimizer="muon", lr=2e-3, warm_up=100),
 )
 TEXT_PAPER = RunConfig(
     task=TextTask(),
-    architecture=Architecture(dim=384, heads=6, block=16, dropout=0.2, activation="gelu", history="output"),
+    architecture=Architecture(
+        dim=384, heads=6, block=16, dropout=0.2, attention_dropout=0.2, activation="gelu", history="output"
+    ),
     progress=ProgressConfig(),
     optimizer=OptimizerConfig(lr=1e-3, clip=1.0, beta2=0.95, weight_decay=0.1),
     training=LoopConfig(
         samples=960_000, batch=64, segment=8, validate_every=250, validate_samples=None, report_every=50
     ),
 )
-TEXT = replace(TEXT_PAPER, architecture=replace(TEXT_PAPER.architecture, positions="block", history="hidden"))
+TEXT = replace(
+    TEXT_PAPER,
+    architecture=replace(TEXT_PAPER.architecture, attention_dropout=0.0, positions="block", history="hidden"),
+)
 
 RECIPES: dict[str, dict[str, RunConfig]] = {
     "copy": {"default": COPY, "paper": COPY_PAPER},

@@ -12,6 +12,8 @@ from mlx.utils import tree_flatten
 
 from tiny import HISTORIES, K, make_model, make_tokens
 
+POSITIONS = ["absolute", "block", "axial", "none"]
+
 
 def test_a_walk_counts_by_hand():
     """Two products and a sum; a transpose and a broadcast launch nothing and move nothing of their own."""
@@ -44,11 +46,11 @@ def test_functions_that_run_one_after_the_other_are_summed_up():
     assert y.tolist() == [2.0] * 8
 
 
-@pytest.mark.parametrize("positions", ["absolute", "block", "axial", "none"])
+@pytest.mark.parametrize("changes", [{"positions": p} for p in POSITIONS] + [{"attention_dropout": 0.1}], ids=str)
 @pytest.mark.parametrize("history", HISTORIES)
-def test_a_walk_sees_both_passes_over_a_segment(history, positions):
+def test_a_walk_sees_both_passes_over_a_segment(history, changes):
     """A segment is run twice from the same arrays; the tracer, left alone, would merge the two."""
-    benchmark = StepBenchmark(make_config(history=history, positions=positions, dropout=0.1), segment=2)
+    benchmark = StepBenchmark(make_config(history=history, dropout=0.1, **changes), segment=2)
     assert benchmark.work(3, 64, 8).multiply_adds == benchmark.executed(3, 64, 8)
 
 
@@ -70,10 +72,11 @@ def test_a_token_of_a_stream_copies_no_cache(kind):
 @pytest.mark.parametrize("mode", ["training", "forward"])
 @pytest.mark.parametrize("model", ["recurrent", "regular"])
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_the_work_of_a_long_step_follows_from_short_ones(batch, model, mode, targets, monkeypatch):
+@pytest.mark.parametrize("attention", [0.0, 0.1])
+def test_the_work_of_a_long_step_follows_from_short_ones(attention, batch, model, mode, targets, monkeypatch):
     monkeypatch.setattr("mlx_rtx.forecast.step_benchmark.SEGMENT", 2)
     monkeypatch.setattr("mlx_rtx.training.evaluation.SEGMENT", 2)
-    benchmark = StepBenchmark(make_config(dropout=0.1), model, mode, segment=2)
+    benchmark = StepBenchmark(make_config(dropout=0.1, attention_dropout=attention), model, mode, segment=2)
     assert benchmark.work(batch, 99, targets) == benchmark.count(batch, 99, targets)
 
 

@@ -1,6 +1,6 @@
 """Predicted memory: against the measured peak on a CPU, and how it moves with what it is made of."""
 
-from mlx_rtx import ModelConfig, RecurrentTransformer
+from mlx_rtx import ModelConfig, RecurrentTransformer, kernels
 from mlx_rtx.forecast.graph import Work
 from mlx_rtx.forecast.memory import Memory, forward_memory, kernel_memory, parameter_count, training_memory
 from mlx_rtx.forecast.step_benchmark import StepBenchmark
@@ -36,6 +36,7 @@ def on_cpu():
         ("recurrent", {**COPY, "block": 64, "dropout": 0.0}, 4, 16, 4),
         ("recurrent", IMAGE, 16, 1, 8),
         ("recurrent", {**IMAGE, "dtype": "bfloat16"}, 16, 1, 8),
+        ("recurrent", {**IMAGE, "attention_dropout": 0.1}, 16, 1, 8),
         ("recurrent", WORDS, 8, 128, 8),
         ("recurrent", WORDS, 8, 128, 4),
         ("recurrent", {**WORDS, "layers": 2}, 4, 128, 4),
@@ -48,7 +49,13 @@ def test_a_training_step_takes_what_was_predicted(on_cpu, history, model, sizes,
 
 
 @pytest.mark.parametrize(
-    ("sizes", "targets"), [({**IMAGE, "layers": 4}, 1), (WORDS, 128), ({**WORDS, "layers": 3}, 128)]
+    ("sizes", "targets"),
+    [
+        ({**IMAGE, "layers": 4}, 1),
+        ({**IMAGE, "layers": 2, "attention_dropout": 0.1}, 1),
+        (WORDS, 128),
+        ({**WORDS, "layers": 3}, 128),
+    ],
 )
 def test_a_regular_training_step_takes_what_was_predicted(on_cpu, sizes, targets):
     check(StepBenchmark(ModelConfig(**sizes), "regular"), 8, sizes["max_len"], targets)
@@ -114,6 +121,13 @@ def test_a_gpu_holds_more():
     assert queued(megabytes=70.0) == 70 * 400
     assert queued(training=False) == 200
     assert queued(launches=120, segment=None, model="regular") == 10
+
+
+def test_kernels_are_weighed_where_they_are_used(monkeypatch):
+    monkeypatch.setattr(kernels, "available", lambda: True)
+    fused, plain = (StepBenchmark(ModelConfig(**COPY, attention_dropout=rate)) for rate in (0.0, 0.05))
+    assert fused.memory(8, 544, 16) == kernel_memory(fused.config, 544, 8, 16)
+    assert plain.memory(8, 544, 16).segment > 1.1 * training_memory(fused.config, 544, 8, 16).segment
 
 
 def test_how_far_a_peak_is_off_a_range():

@@ -19,8 +19,8 @@ from tiny import HISTORIES, K, make_model, make_tokens
 RATE, B, D, LENGTH = 0.25, 16, 64, 2 * K  # a row of D is long enough for no two to be dropped alike by chance
 
 
-def make_training(kind, history):
-    model = make_model(kind, history=history, layers=2, dim=D, dropout=RATE, alpha=0.0)
+def make_training(kind, history, **changes):
+    model = make_model(kind, history=history, layers=2, dim=D, dropout=RATE, alpha=0.0, **changes)
     model.train()
     return model
 
@@ -79,8 +79,9 @@ def test_what_is_kept_of_an_embedding_is_scaled_up(kind, history):
         assert mx.allclose(y, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("attention_dropout", [0.0, 0.1])
 @pytest.mark.parametrize("history", HISTORIES)
-def test_a_key_has_one_use(kind, history, monkeypatch):
+def test_a_key_has_one_use(kind, history, attention_dropout, monkeypatch):
     """Draws of different shapes from one key look unlike each other; a key that is split must not be drawn from."""
     used = []
 
@@ -94,6 +95,6 @@ def test_a_key_has_one_use(kind, history, monkeypatch):
     for module in (recurrence, recurrent, regular):
         for name in ("draw_scales", "split_keys"):
             monkeypatch.setattr(module, name, noting(getattr(module, name)))
-    make_training(kind, history)(make_tokens(LENGTH), key=mx.random.key(5))
+    make_training(kind, history, attention_dropout=attention_dropout)(make_tokens(LENGTH), key=mx.random.key(5))
     assert len(used) >= 1 + 1 + 2  # split, embedding, two layers
     assert len(set(used)) == len(used)

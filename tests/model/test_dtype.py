@@ -18,7 +18,9 @@ ROUNDING = 2**-8  # of one number to bfloat16
 
 
 @pytest.mark.parametrize(
-    "variant", [{}, {"dropout": 0.4, "activation": "gelu"}, {"state_norm": True}, {"qk_norm": True}], ids=str
+    "variant",
+    [{}, {"dropout": 0.4, "activation": "gelu"}, {"attention_dropout": 0.4}, {"state_norm": True}, {"qk_norm": True}],
+    ids=str,
 )
 @pytest.mark.parametrize("history", HISTORIES)
 def test_bfloat16_is_float32_to_rounding(history, variant, kind):

@@ -32,6 +32,29 @@ def test_weights_start_normal_and_narrower_where_they_write_to_the_stream(layers
 
 @pytest.mark.parametrize("rows", [None, 3, 1])
 @pytest.mark.parametrize("mask", ["causal", "additive"])
+def test_dropout_scales_attention_weights_after_the_softmax(rows, mask):
+    """All alike they scale what attention adds; a weight of 0 takes its row out, and the others are as they were."""
+    layer, N = make_model(layers=1).layers[0].tau, 8
+    n = rows or N
+    x = mx.random.normal((2, N, 8), key=mx.random.key(1))
+    weights = layer.fold_weights(layer.parameters())
+    above = mx.where(mx.arange(N)[:, None] < mx.arange(N), -mx.inf, 0.0)[N - n :]
+
+    def added(scales):
+        dropout = DropoutScales(None, mx.zeros((2 * n, 8)), scales)
+        return layer(x, weights, rows, mask if mask == "causal" else above, dropout) - x[:, N - n :]
+
+    ones = mx.ones((2, 2, n, N))
+    whole = layer(x, weights, rows, dropout=DropoutScales(None, mx.zeros((2 * n, 8)))) - x[:, N - n :]
+    assert mx.allclose(added(ones), whole, atol=1e-5)
+    assert mx.allclose(added(2 * ones), 2 * whole, atol=1e-5)
+    a, b = (mx.random.uniform(shape=ones.shape, key=mx.random.key(i)) for i in (2, 3))
+    assert mx.allclose(added(a + b), added(a) + added(b), atol=1e-5)
+    assert mx.abs(added(a) - added(b)).max() > 1e-3
+
+
+@pytest.mark.parametrize("rows", [None, 3, 1])
+@pytest.mark.parametrize("mask", ["causal", "additive"])
 def test_dropout_scales_what_each_branch_adds(rows, mask):
     """x + a ⊙ attention(x), then + b ⊙ MLP of that: each output is linear in its own scales."""
     layer, N = make_model(layers=1).layers[0].tau, 8

@@ -37,6 +37,7 @@ heads               6         6         6          6          4          4      
 block               32        32        32         32         32         32         16        16
 layers              1         1         1          1          1          1          1         1
 dropout             0.0       0.05      0.0        0.05       0.05       0.05       0.2       0.2
+attention_dropout   0.0       0.05      0.0        0.05       0.0        0.05       0.0       0.2
 activation          relu      relu      relu       relu       relu       relu       gelu      gelu
 positions           block     absolute  block      absolute   absolute   absolute   block     absolute
 history             output    output    output     output     output     output     hidden    output
