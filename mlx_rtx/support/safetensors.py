@@ -29,6 +29,8 @@ def read_arrays(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
 
 def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
     """Write arrays as a safetensors file that is marked as ours."""
+    # MLX's CUDA backend may write another number for a scalar that is a view of a larger array
+    arrays = {name: array if array.ndim else array + 0 for name, array in arrays.items()}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # a name would get a suffix added
