@@ -82,8 +82,10 @@ class StepBenchmark:
             memory = training_memory(self.config, length, batch, targets, self.segment, self.model)
         else:
             memory = forward_memory(self.config, length, batch, targets, self.model)
-        fused = self.mode == "training" and self.model == "recurrent" and self.config.dtype == "float32"
-        if gpu is None and fused and self.config.attention_dropout == 0 and kernels.available():
+        c = self.config
+        fusible = c.dtype == "float32" and c.attention_dropout == 0 and c.alpha_kind != "gated"
+        fused = self.mode == "training" and self.model == "recurrent" and fusible
+        if gpu is None and fused and kernels.available():
             return kernel_memory(self.config, length, batch, targets, self.segment)
         gpu = mx.default_device() == mx.gpu if gpu is None else gpu
         if not gpu:

@@ -1,5 +1,7 @@
 """Predicted memory: against the measured peak on a CPU, and how it moves with what it is made of."""
 
+from dataclasses import replace
+
 from mlx_rtx import ModelConfig, RecurrentTransformer, kernels
 from mlx_rtx.forecast.graph import Work
 from mlx_rtx.forecast.memory import Memory, forward_memory, kernel_memory, parameter_count, training_memory
@@ -123,11 +125,18 @@ def test_a_gpu_holds_more():
     assert queued(launches=120, segment=None, model="regular") == 10
 
 
-def test_kernels_are_weighed_where_they_are_used(monkeypatch):
+@pytest.mark.parametrize("plain", [{"attention_dropout": 0.05}, {"alpha_kind": "gated"}, {"dtype": "bfloat16"}])
+def test_kernels_are_weighed_where_they_are_used(monkeypatch, plain):
     monkeypatch.setattr(kernels, "available", lambda: True)
-    fused, plain = (StepBenchmark(ModelConfig(**COPY, attention_dropout=rate)) for rate in (0.0, 0.05))
+    fused, other = StepBenchmark(ModelConfig(**COPY)), StepBenchmark(ModelConfig(**COPY, **plain))
     assert fused.memory(8, 544, 16) == kernel_memory(fused.config, 544, 8, 16)
-    assert plain.memory(8, 544, 16).segment > 1.1 * training_memory(fused.config, 544, 8, 16).segment
+    assert other.memory(8, 544, 16).segment == training_memory(other.config, 544, 8, 16).segment > 0
+
+
+def test_dropping_attention_weights_takes_memory():
+    without, dropping = (training_memory(ModelConfig(**COPY, attention_dropout=p), 544, 8, 16) for p in (0.0, 0.05))
+    assert dropping.segment > 1.1 * without.segment
+    assert replace(dropping, segment=0) == replace(without, segment=0)
 
 
 def test_how_far_a_peak_is_off_a_range():
