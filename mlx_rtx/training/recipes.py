@@ -33,9 +33,16 @@ SELECTIVE_COPY_PAPER = replace(
 )
 SELECTIVE_COPY = RunConfig(
     task=SelectiveCopyTask(),
-    architecture=replace(COPY.architecture, state_norm=True, tie_embeddings=False, embedding_std=0.3),
-    progress=CurriculumConfig(start_noise=32, advance_below=0.03, lr_rule="plateau"),
-    optimizer=OptimizerConfig(optimizer="muon", lr=1e-3, warm_up=100),
+    architecture=replace(
+        COPY.architecture,
+        state_norm=True,
+        alpha_kind="channel",
+        qk_norm=True,
+        tie_embeddings=False,
+        embedding_std=0.3,
+    ),
+    progress=CurriculumConfig(start_noise=32, mix=0.2, advance_below=0.03, lr_rule="plateau"),
+    optimizer=OptimizerConfig(optimizer="muon", lr=1e-3, warm_up=100, average=0.998),
     training=LoopConfig(samples=900_000, batch=64, validate_every=50, report_every=50),
 )
 IMAGE_PAPER = RunConfig(
@@ -52,9 +59,9 @@ IMAGE_PAPER = RunConfig(
 IMAGE = replace(
     IMAGE_PAPER,
     task=ImageTask(),
-    architecture=replace(IMAGE_PAPER.architecture, attention_dropout=0.0),
+    architecture=replace(IMAGE_PAPER.architecture, dim=52, dropout=0.1, attention_dropout=0.0, positions="axial"),
     progress=ProgressConfig(lr_decay="cosine", lr_floor=0.02),
-    optimizer=OptimizerConfig(optimizer="muon", lr=2e-3, warm_up=100),
+    optimizer=OptimizerConfig(optimizer="muon", lr=2e-3, warm_up=100, average=0.999),
 )
 TEXT_PAPER = RunConfig(
     task=TextTask(),
@@ -70,6 +77,8 @@ TEXT_PAPER = RunConfig(
 TEXT = replace(
     TEXT_PAPER,
     architecture=replace(TEXT_PAPER.architecture, attention_dropout=0.0, positions="block", history="hidden"),
+    optimizer=replace(TEXT_PAPER.optimizer, average=0.999),
+    training=replace(TEXT_PAPER.training, samples=480_000),
 )
 
 RECIPES: dict[str, dict[str, RunConfig]] = {

@@ -32,21 +32,21 @@ characters          -         -         -          -          -          -      
 sample              -         -         -          -          -          -          160       160
 
 model               recurrent recurrent recurrent  recurrent  recurrent  recurrent  recurrent recurrent
-dim                 96        96        96         96         32         32         384       384
+dim                 96        96        96         96         52         32         384       384
 heads               6         6         6          6          4          4          6         6
 block               32        32        32         32         32         32         16        16
 layers              1         1         1          1          1          1          1         1
-dropout             0.0       0.05      0.0        0.05       0.05       0.05       0.2       0.2
+dropout             0.0       0.05      0.0        0.05       0.1        0.05       0.2       0.2
 attention_dropout   0.0       0.05      0.0        0.05       0.0        0.05       0.0       0.2
 activation          relu      relu      relu       relu       relu       relu       gelu      gelu
-positions           block     absolute  block      absolute   absolute   absolute   block     absolute
+positions           block     absolute  block      absolute   axial      absolute   block     absolute
 history             output    output    output     output     output     output     hidden    output
 state_norm          False     False     True       False      False      False      False     False
-qk_norm             False     False     False      False      False      False      False     False
+qk_norm             False     False     True       False      False      False      False     False
 tie_embeddings      True      True      False      True       False      False      True      True
 embedding_std       0.02      0.02      0.3        0.02       0.02       0.02       0.02      0.02
 alpha               0.5       0.5       0.5        0.5        0.5        0.5        0.5       0.5
-alpha_kind          scalar    scalar    scalar     scalar     scalar     scalar     scalar    scalar
+alpha_kind          scalar    scalar    channel    scalar     scalar     scalar     scalar    scalar
 train_alpha         True      True      True       True       True       True       True      True
 dtype               float32   float32   float32    float32    float32    float32    float32   float32
 
@@ -55,7 +55,7 @@ lr_floor            0.1       0.1       0.1        0.1        0.02       0.1    
 collapse_patience   8         8         8          8          8          8          8         8
 start_noise         128       128       32         32         -          -          -         -
 growth              2         2         2          2          -          -          -         -
-mix                 0.0       0.0       0.0        0.0        -          -          -         -
+mix                 0.0       0.0       0.2        0.0        -          -          -         -
 advance_below       0.3       0.3       0.03       0.3        -          -          -         -
 lr_rule             settle    paper     plateau    paper      -          -          -         -
 plateau_patience    8         8         8          8          -          -          -         -
@@ -70,9 +70,9 @@ clip                1.0       0         1.0        0          1.0        0      
 skip_above          0.0       0.0       0.0        0.0        0.0        0.0        0.0       0.0
 beta2               0.999     0.999     0.999      0.999      0.999      0.999      0.95      0.95
 weight_decay        0.0       0.0       0.0        0.0        0.0        0.0        0.1       0.1
-average             0.0       0.0       0.0        0.0        0.0        0.0        0.0       0.0
+average             0.0       0.0       0.998      0.0        0.999      0.0        0.999     0.0
 
-samples             20_000    60_000    900_000    1_200_000  600_000    600_000    960_000   960_000
+samples             20_000    60_000    900_000    1_200_000  600_000    600_000    480_000   960_000
 batch               32        64        64         64         120        120        64        64
 segment             8         8         8          8          16         16         8         8
 detach              None      None      None       None       None       None       None      None
