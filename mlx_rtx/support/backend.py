@@ -72,7 +72,7 @@ def environment() -> dict:
         "tf32": os.environ.get("MLX_ENABLE_TF32", "default"),
         "compiled": should_compile(),
         "kernels": os.environ.get("MLX_RTX_KERNELS", "default"),
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
     }
 
 
@@ -92,8 +92,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_revision() -> str | None:
-    """Revision of the source this runs from, with ``+`` where it was changed; None outside a checkout."""
+def git_revision() -> str | None:
+    """Revision of the source this runs from; None outside a checkout.
+
+    With ``+`` where a tracked file was changed, results and pages aside: those are what a run is made for.
+    """
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -101,8 +104,10 @@ def _git_revision() -> str | None:
             ["git", "-C", here, *arguments], capture_output=True, text=True, check=True
         ).stdout.strip()
 
+    sources = [":(top)", ":(top,exclude)results", ":(top,exclude)benchmarks/results", ":(top,exclude)*.md"]
     try:
         git("ls-files", "--error-unmatch", __file__)  # else some other repository holds this package
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *sources)
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
