@@ -29,7 +29,7 @@ class EvaluateCommand:
     noise: int | None = None
     """Copy: noise tokens; what the run was trained for if not given."""
     samples: int | None = None
-    """Sequences to score; if not given all there are, or 256 of a task that makes fresh ones."""
+    """Sequences to score; if not given as many as --test-samples of the run: all there are, 256 of fresh ones."""
     batch: int = 32
     """Sequences at a time."""
     seed: int = 1
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
     )
     samples = command.samples
     if samples is None:
-        samples = settings.progress.final_samples
+        samples = settings.progress.test_samples
     model, _ = load(command.run)
     started = time.perf_counter()
     scores = evaluate(model, data.held_out(split, samples, command.batch, mx.random.key(command.seed)))

@@ -22,16 +22,15 @@ class ProgressConfig:
     """Share of the learning rate at which a decay ends."""
     collapse_patience: int = 8
     """Validations in a row above half of a guess's loss, none the lowest, that count as a collapse."""
+    test_samples: int | None = None
+    """Held-out sequences that score the best weights at the end; all there are if not given."""
 
     def __post_init__(self):
         require_positive(self, "collapse_patience")
+        least = self.test_samples is None or self.test_samples >= 1
+        require(least, f"test_samples={self.test_samples}: must be at least 1")
         require(0 <= self.lr_floor <= 1, f"lr_floor={self.lr_floor}: must lie in [0, 1]")
         require_choices(self)
-
-    @property
-    def final_samples(self) -> int | None:
-        """Held-out sequences that score the run at its end; None for all there are."""
-        return None
 
 
 STORED = {"passed": "stage"}  # names in run folders that differ
@@ -161,16 +160,11 @@ class CurriculumConfig(ProgressConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "start_noise", "test_samples", "plateau_patience")
+        require_positive(self, "start_noise", "plateau_patience")
         require(self.growth >= 2, f"growth={self.growth}: must be at least 2")
         require(0 <= self.mix < 1, f"mix={self.mix}: must be 0 (off) or below 1, e.g. 0.2")
         require(self.advance_below > 0, f"advance_below={self.advance_below}: must be above 0")
         require(self.stop_loss >= 0, f"stop_loss={self.stop_loss}: must be 0 or above")
-
-    @property
-    def final_samples(self) -> int:
-        """Fresh sequences that confirm the end, and that score the run."""
-        return self.test_samples
 
 
 class Curriculum(Progress):

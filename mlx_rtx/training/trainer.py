@@ -100,7 +100,7 @@ class Trainer:
                 return None
         if self.folder.model.exists():
             self.folder.read_model(self.model)
-        return self._score("final", self.data, self.config.progress.final_samples, self._key("test"))
+        return self._score("final", self.data, self.config.progress.test_samples, self._key("test"))
 
     def save(self) -> None:
         """Save all that `resume` needs."""
@@ -269,7 +269,7 @@ class Trainer:
         fresh = mx.random.split(self._key("test"))[0]
         with self._put_in(candidate.weights):
             scores = self._score(
-                "confirmation", self.data, self.config.progress.final_samples, fresh, candidate.averaged
+                "confirmation", self.data, self.config.progress.test_samples, fresh, candidate.averaged
             )
         self.finished = scores.sequence_accuracy == 1
 

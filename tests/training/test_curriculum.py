@@ -236,7 +236,7 @@ def test_bad_settings_are_refused(wrong):
 
 def test_the_least_settings_are_taken():
     least = {"start_noise": 1, "growth": 2, "collapse_patience": 1, "stop_loss": 0, "test_samples": 1}
-    assert CurriculumConfig(**least, advance_below=1e-9, lr_floor=0, plateau_patience=1).final_samples == 1
+    assert CurriculumConfig(**least, advance_below=1e-9, lr_floor=0, plateau_patience=1).test_samples == 1
 
 
 def test_without_stages_the_best_is_kept_and_a_collapse_seen():

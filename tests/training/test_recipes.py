@@ -60,7 +60,7 @@ advance_below       0.3       0.3       0.03       0.3        -          -      
 lr_rule             settle    paper     plateau    paper      -          -          -         -
 plateau_patience    8         8         8          8          -          -          -         -
 stop_loss           0.015     0.015     0.015      0.015      -          -          -         -
-test_samples        256       256       256        256        -          -          -         -
+test_samples        256       256       256        256        None       None       None      None
 
 optimizer           adam      adam      muon       adam       muon       adam       adam      adam
 lr                  1e-3      5e-4      1e-3       5e-4       2e-3       5e-4       1e-3      1e-3
