@@ -2,11 +2,14 @@
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from mlx_rtx.support import backend
 from mlx_rtx.support.errors import UserError, require, require_positive
+from mlx_rtx.support.files import write_json
 from mlx_rtx.support.parsing import parse, run_command
+from mlx_rtx.support.trees import count
 from mlx_rtx.tasks import Data, StoredTask
 from mlx_rtx.training.checkpoint import RunFolder, load
 from mlx_rtx.training.evaluation import Scores, evaluate, interval
@@ -36,6 +39,8 @@ class EvaluateCommand:
     """Fixes fresh sequences."""
     data: str | None = None
     """Where the data lies now, if not where training found it."""
+    json: Path | None = None
+    """File to write the scores to, for programs: unrounded, null where one is no number."""
 
     def __post_init__(self):
         require_positive(self, "batch")
@@ -68,6 +73,10 @@ def main(arguments: list[str]) -> None:
     print(scores.text(data.metrics))
     if scores.sequences > 1:
         print(f"95 % intervals: {intervals(scores, data)}")
+    if command.json:
+        finite = {field: value if math.isfinite(value) else None for field, value in asdict(scores).items()}
+        about = {"task": name, "split": split, **data.stage, "parameters": count(model.parameters())}
+        write_json(command.json, {**about, "scores": finite, "environment": backend.environment()})
     rate = scores.sequences / seconds
     print(line({"seconds": seconds, "sequences_per_s": rate, "peak_gb": mx.get_peak_memory() / 1e9}))
 

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 from mlx_rtx import UserError, evaluate, train
+from mlx_rtx.support import backend
 from mlx_rtx.training.diagnostics import FailureSigns
+from mlx_rtx.training.evaluation import Scores
 from mlx_rtx.training.log import RunLog, line
 
 import pytest
@@ -151,6 +153,41 @@ def test_evaluate_scores_any_noise(run, capsys):
     assert "95 % intervals: loss ± " in said
     assert " of 8 right, " in said
     assert "sequences=8" in said
+
+
+def test_evaluate_writes_its_scores_for_programs(run, tmp_path, capsys):
+    flags = ["--noise", "20", "--samples", "8", "--batch", "4"]
+    evaluate.main([str(run[0]), *flags, "--json", str(tmp_path / "scores.json")])
+    said = capsys.readouterr().out
+    report = json.loads((tmp_path / "scores.json").read_text())
+    assert (report["task"], report["split"], report["noise"]) == ("copy", "fresh", 20)
+    assert {"device_name", "git_revision"} <= report["environment"].keys()
+    assert f"model: recurrent, {report['parameters']:,} parameters" in run[1]
+    scores = Scores(**report["scores"])
+    assert (scores.sequences, scores.targets) == (8, 16)
+    assert scores.text(("loss", "accuracy", "sequence_accuracy")) in said
+    evaluate.main([str(run[0]), "--noise", "20", "--samples", "1", "--json", str(tmp_path / "scores.json")])
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"]["loss_se"] is None  # of one sequence
+
+
+def test_the_revision_says_whether_sources_were_changed(tmp_path, monkeypatch):
+    file = tmp_path / "mlx_rtx" / "support" / "backend.py"
+    file.parent.mkdir(parents=True)
+    (tmp_path / "results").mkdir()
+    texts = [file, tmp_path / "results" / "summary.json", tmp_path / "README.md"]
+    monkeypatch.setattr(backend, "__file__", str(file))
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    assert backend.git_revision() is None
+    for path in texts:
+        path.write_text("before")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    for path in texts[1:]:
+        path.write_text("after")
+    assert backend.git_revision() == head
+    file.write_text("after")
+    assert backend.git_revision() == head + "+"
 
 
 @pytest.mark.parametrize(

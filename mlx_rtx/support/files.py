@@ -1,6 +1,7 @@
 """Files that are whole or not there, and hashes of what they hold."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, RuntimeError) as error:  # MLX raises the latter
         temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error}); free some space or choose another place") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as JSON; what a number that is not finite means is for the caller to say, JSON has none."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def sha256(*parts: Any) -> str:
