@@ -1,0 +1,142 @@
+"""Reproduce the paper's tables and figures, and ablations of our own: every row from its training command.
+
+    python scripts/reproduce.py table2 --seeds 0 1 2 --jobs 2
+    python scripts/reproduce.py table4 --only copy:default --quick
+    python scripts/reproduce.py tables
+
+Each row is trained and scored once a seed by the package's commands, at work in ``runs/reproduce``; what came of it is
+kept in ``results``, summed up and put into tables. Runs that are complete are not run again, and runs that were
+stopped, by Ctrl-C or for want of time, go on.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mlx_rtx.plan import duration
+from mlx_rtx.support.errors import require
+from mlx_rtx.support.parsing import parse, run_command
+from mlx_rtx.support.reports import make_folder, write_picture
+
+import tyro
+
+from reproduction.pictures import FIGURES, draw, read_curves
+from reproduction.rows import choose, owner
+from reproduction.runs import Run, RunFailed, Setting
+from reproduction.summary import require_scipy, write_summary
+from reproduction.tables import TITLES, write_tables
+from reproduction.workers import ROOT, Outcome, carry_out_all, visible_gpus
+
+What = Literal["table2", "table4", "table6", "ablations", "figures", "tables"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceCommand:
+    """Train, score and tabulate the rows of the paper's tables."""
+
+    what: tyro.conf.Positional[tuple[What, ...]]
+    """Tables to make; figures draws their runs, tables rewrites the pages and runs nothing."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A run of each row for each of them."""
+    only: tuple[str, ...] = ()
+    """Rows to make, as ROW or ROW:RECIPE; all if not given."""
+    jobs: int | None = None
+    """Runs side by side; as many as --gpus if not given, at least 1."""
+    gpus: int = 0
+    """GPUs to deal jobs out to in turn; 0 for the default device alone."""
+    seconds: float | None = None
+    """Time after which runs save and stop, for a later call to go on with."""
+    samples: int | None = None
+    """Samples of every training in place of the row's own; in folders of their own."""
+    quick: bool = False
+    """Tiny models on few samples, to see it all work in minutes; in folders of their own."""
+    runs: Path = Path("runs", "reproduce")
+    """Where work lies, and results that are not the rows' own (--quick, --samples)."""
+    results: Path = ROOT / "results"
+    """Where what is kept lies."""
+    keep_mb: float = 10.0
+    """Largest checkpoint to keep beside its results, in MB."""
+    revision: str | None = None
+    """Source revision to note, where this is no git checkout."""
+
+    def __post_init__(self):
+        require(bool(self.what), "WHAT: name at least one of table2, table4, table6, ablations, figures, tables")
+        require(len(self.seeds) > 0 and min(self.seeds) >= 0, f"--seeds {self.seeds}: name some, 0 or above")
+        require(self.jobs is None or self.jobs >= 1, f"--jobs {self.jobs}: must be at least 1")
+        require(self.gpus >= 0, f"--gpus {self.gpus}: must be 0 or above")
+        require(self.samples is None or self.samples >= 1, f"--samples {self.samples}: must be at least 1")
+
+    @property
+    def setting(self) -> Setting:
+        """What all runs share; those that are not the rows' own lie apart."""
+        apart = (*(["quick"] if self.quick else []), *([f"samples-{self.samples}"] if self.samples else []))
+        runs = self.runs.joinpath(*apart).resolve()
+        return Setting(
+            runs=runs,
+            results=runs / "results" if apart else self.results.resolve(),
+            quick=self.quick,
+            samples=self.samples,
+            keep_mb=self.keep_mb,
+            revision=self.revision,
+        )
+
+
+def main(arguments: list[str]) -> None:
+    """Do what is asked for; end with code 1 where a run failed, 130 after Ctrl-C."""
+    command = parse(ReproduceCommand, arguments, "python scripts/reproduce.py")
+    require_scipy()
+    setting = command.setting
+    outcome = reproduce(command, setting)
+    for table in TITLES:
+        write_summary(setting.results, table)
+    if "figures" in command.what:
+        draw_figures(setting)
+    for path in write_tables(setting.results.parent, setting.results):
+        print(f"written: {path}")
+    if command.quick or command.samples:
+        print("these are no results of the rows: --quick and --samples change what is trained")
+    for name, reason in outcome.failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    if outcome.failed or outcome.interrupted:
+        sys.exit(130 if outcome.interrupted else 1)
+
+
+def reproduce(command: ReproduceCommand, setting: Setting) -> Outcome:
+    """Carry out the runs of the tables that were named, all rows of a seed before the next seed."""
+    tables = tuple(name for name in command.what if name in TITLES)
+    if not tables:
+        return Outcome()
+    rows = choose(tables, command.only)
+    runs = {run.name: run for seed in command.seeds for run in (Run(owner(row), seed, setting) for row in rows)}
+    left: list[Run] = []
+    refused: dict[str, str] = {}
+    for run in runs.values():
+        try:
+            left += [] if run.complete() else [run]
+        except RunFailed as error:
+            refused[run.name] = str(error)
+    complete = len(runs) - len(left) - len(refused)
+    print(f"{len(rows)} rows, {len(runs)} runs, of which {complete} are complete already", flush=True)
+    begun, gpus = time.perf_counter(), visible_gpus(command.gpus)
+    outcome = carry_out_all(left, command.jobs or max(len(gpus), 1), gpus, command.seconds)
+    outcome.failed |= refused
+    counts = {"done": outcome.done, "left for a later call": outcome.stopped, "failed": list(outcome.failed)}
+    said = ", ".join(f"{len(names)} {how}" for how, names in counts.items())
+    print(f"{said}; took {duration(time.perf_counter() - begun)}", flush=True)
+    return outcome
+
+
+def draw_figures(setting: Setting) -> None:
+    """Draw those of the paper's figures that have runs, and say what is missing."""
+    for name, figure in FIGURES.items():
+        curves, missing = read_curves(figure, setting.results)
+        for row in missing:
+            print(f"{name}: no run yet of: python scripts/reproduce.py {row.table} --only {row.name}")
+        if curves:
+            print(f"written: {write_picture(make_folder(setting.results / 'figures'), name, draw(figure, curves))}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,189 @@
+"""What stands in the tables, as data: each row's training command, what scores it, and what the paper has there."""
+
+import re
+from dataclasses import dataclass
+
+from mlx_rtx.support.errors import require
+
+LONGER = (8192, 16384, 65536, 1048544)  # noise tokens beyond the 4,096 of training
+NANOGPT = (  # nanoGPT's recipe for Shakespeare by character
+    "--attention-dropout 0.2 --dropout 0.2 --lr 1e-3 --lr-decay cosine --lr-floor 0.1 --warm-up 100 --beta2 0.99 "
+    "--batch 64 --clip 1 --samples 320000"
+)
+FROZEN = "--no-train-alpha"  # α stays at the 0.5 that it starts with
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: a model and a recipe, trained once a seed."""
+
+    table: str
+    row: str
+    recipe: str
+    command: str
+    """Task and flags of ``mlx_rtx.train``."""
+    paper: float | None = None
+    """What the paper reports for the row's first metric, as a share or in nats."""
+    longer: tuple[int, ...] = ()
+    """Copy tasks: noise tokens beyond training at which the model is scored as well."""
+    home: str = ""
+    """Row whose runs are this row's too, as ``table/row-recipe``, if it has none of its own."""
+
+    @property
+    def task(self) -> str:
+        """The task that is trained."""
+        return self.command.split()[0]
+
+    @property
+    def name(self) -> str:
+        """How ``--only`` calls it."""
+        return f"{self.row}:{self.recipe}"
+
+    def folder(self, seed: int) -> str:
+        """Where a run lies below ``results``."""
+        return f"{self.home or f'{self.table}/{self.row}-{self.recipe}'}-{seed}"
+
+
+def _image(recipe: str, flags: str = "", row: str = "recurrent", paper: float = 0.473) -> Row:
+    return Row("table2", row, recipe, f"image {flags}", paper)
+
+
+def _copying(task: str, paper: float) -> tuple[Row, ...]:
+    recipes = {
+        "paper": "",
+        "paper-hidden": "--history hidden",
+        "paper-frozen": FROZEN,
+        "paper-frozen-hidden": f"{FROZEN} --history hidden",
+    }
+    by_paper = [Row("table4", task, name, f"{task} --recipe paper {flags}", paper) for name, flags in recipes.items()]
+    return Row("table4", task, "default", task, paper, LONGER), *by_paper
+
+
+def _text(recipe: str, flags: str, row: str = "recurrent", paper: float = 1.47) -> Row:
+    return Row("table6", row, recipe, f"text {flags}", paper)
+
+
+TABLES = (  # Tables 2, 4 and 6 of the paper
+    _image("default"),
+    _image("default-hidden", "--history hidden"),
+    _image("mirror", "--mirror"),
+    _image("paper", "--recipe paper"),
+    _image("paper-hidden", "--recipe paper --history hidden"),
+    _image("paper", "--recipe paper --model regular", "regular-1", 0.393),
+    _image("paper", "--recipe paper --model regular --layers 4", "regular-4", 0.412),
+    *_copying("copy", 1.0),
+    *_copying("selective-copy", 0.994),
+    _text("default", ""),
+    _text("paper", "--recipe paper"),
+    _text("paper", "--recipe paper --model regular", "regular-1", 1.58),
+    _text("paper", "--recipe paper --model regular --layers 6", "regular-6"),
+    _text("nanogpt", f"--recipe paper --model regular --layers 6 {NANOGPT}", "regular-6"),
+)
+HOMES = {  # the row of a table that trains each task by its default recipe
+    "copy": "table4/copy-default",
+    "selective-copy": "table4/selective-copy-default",
+    "image": "table2/recurrent-default",
+    "text": "table6/recurrent-default",
+}
+
+
+def _changed(task: str, changes: dict[str, str], longer: tuple[int, ...] = ()) -> list[Row]:
+    """A task's default recipe with one thing changed, or nothing: then its runs are those of the default row."""
+    return [
+        Row("ablations", task, recipe, f"{task} {flags}", longer=longer, home="" if flags else HOMES[task])
+        for recipe, flags in changes.items()
+    ]
+
+
+BLOCKS = {"block-16": "--block 16", "block-32": "", "block-64": "--block 64", "block-128": "--block 128"}
+LAYERS = {"layers-1": "", "layers-2": "--layers 2", "layers-3": "--layers 3"}
+CURRICULUM = {
+    "start-32": "--start-noise 32",
+    "start-128": "",
+    "start-512": "--start-noise 512",
+    "start-4096": "--start-noise 4096",
+    "threshold-0.03": "--advance-below 0.03",
+    "threshold-0.1": "--advance-below 0.1",
+    "threshold-0.3": "",
+    "threshold-1": "--advance-below 1",
+    "factor-2": "",
+    "factor-4": "--growth 4",
+    "factor-8": "--growth 8",
+}
+ALPHAS = {"alpha-scalar": "", **{f"alpha-{kind}": f"--alpha-kind {kind}" for kind in ("head", "channel", "gated")}}
+ABLATIONS = (
+    *_changed("image", BLOCKS | LAYERS | ALPHAS | {"muon": "", "adam": "--optimizer adam --lr 5e-4"}),
+    *_changed("copy", LAYERS | CURRICULUM),
+    *_changed("copy", ALPHAS, LONGER),
+    *_changed("selective-copy", ALPHAS, LONGER),
+    *_changed("selective-copy", {"muon": "", "adam": "--optimizer adam"}),
+    *_changed("text", ALPHAS),
+)
+ROWS = TABLES + ABLATIONS
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """One call of ``mlx_rtx.evaluate``: its flags, and the metrics by the name of the score that each one is."""
+
+    flags: tuple[str, ...]
+    metrics: dict[str, str]
+
+
+def scorings(row: Row, quick: bool = False) -> list[Scoring]:
+    """How a row's models are scored, the row's first metric first."""
+    some = ("--samples", "50") if quick else ()
+    if row.task == "image":
+        return [Scoring(("--split", "test", "--batch", "100", *some), {"test_accuracy": "accuracy"})]
+    if row.task == "text":
+        return [Scoring(("--split", "validation", "--batch", "64", *some), {"validation_loss": "loss"})]
+    calls = []
+    for noise in (4096, *row.longer):
+        samples = {4096: 1024, 65536: 64, 1048544: 16}.get(noise, 256)
+        at = "" if noise == 4096 else f"@{noise}"
+        if quick:
+            noise, samples = noise // 64, max(samples // 16, 4)
+        flags = ("--noise", str(noise), "--samples", str(samples), "--batch", "64")
+        names = {f"token_accuracy{at}": "accuracy", f"sequence_accuracy{at}": "sequence_accuracy"}
+        calls.append(Scoring(flags, names))
+    return calls
+
+
+_COPY = "--noise 64 --payload 4 --dim 24 --heads 2 --samples 512 --batch 16 --test-samples 32 --validate-samples 32"
+QUICK = {  # what makes a row a matter of seconds, after its own flags: tiny models, few samples, short noise
+    "copy": _COPY,
+    "selective-copy": _COPY,
+    "image": "--dim 8 --heads 2 --samples 64 --batch 8 --test-samples 16 --validate-samples 16",
+    "text": "--dim 24 --heads 2 --length 64 --samples 256 --batch 8 --test-samples 32 --validate-samples 32 --sample 0",
+}
+
+
+def train_flags(row: Row, seed: int, samples: int | None = None, quick: bool = False) -> list[str]:
+    """Task and flags of a run of ``row``, all but the folder."""
+    words = row.command.split()
+    if quick:
+        words += [*QUICK[row.task].split(), "--validate-every", "4", "--report-every", "2"]
+    return [*words, *(["--samples", str(samples)] if samples else []), "--seed", str(seed)]
+
+
+def choose(tables: tuple[str, ...], only: tuple[str, ...]) -> list[Row]:
+    """The rows of some tables, or those among them that ``only`` names, as ROW or ROW:RECIPE.
+
+    Raises:
+        UserError: it names none of them.
+    """
+    rows = [row for row in ROWS if row.table in tables]
+    for name in only:
+        known = list(dict.fromkeys(name for row in rows for name in (row.row, row.name)))
+        require(name in known, f"--only {name}: no such row; there are {', '.join(known)}")
+    return [row for row in rows if not only or row.row in only or row.name in only]
+
+
+def owner(row: Row) -> Row:
+    """The row whose runs are those of ``row``: itself, but where it has a home."""
+    return next(other for other in ROWS if not other.home and other.folder(0) == row.folder(0))
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of 1, which tables give in per cent; else it is in nats."""
+    return re.fullmatch(r"\w*accuracy(@\d+)?", metric) is not None

@@ -1,0 +1,215 @@
+"""One run of a row: trained and scored by the package's commands, then kept, which makes it complete.
+
+Work lies in a run folder of its own, with all that going on needs. What is kept of it lies in ``results``: settings,
+``metrics.jsonl``, a small checkpoint, and ``final.json`` with its scores, which is written last.
+"""
+
+import fcntl
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_rtx.plan import duration
+from mlx_rtx.support.files import write_json
+from mlx_rtx.support.reports import make_folder
+from mlx_rtx.training.checkpoint import RunFolder
+from mlx_rtx.training.log import line, read_lines
+
+from reproduction.rows import Row, scorings, train_flags
+
+FINAL = "final.json"
+Call = Callable[[list[str], Path], int]  # runs a command with its output at the end of a file; gives its exit status
+Say = Callable[[str], None]  # takes a line for people
+
+
+class Stopped(Exception):
+    """A run was stopped before its end; it can go on."""
+
+
+class RunFailed(Exception):
+    """A run that cannot go on, and why, in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all runs of a call have in common."""
+
+    runs: Path
+    """Folder of the work."""
+    results: Path
+    """Folder of what is kept."""
+    quick: bool = False
+    samples: int | None = None
+    """Samples of each training, if not the row's own."""
+    keep_mb: float = 10.0
+    """Largest checkpoint to keep, in MB."""
+    revision: str | None = None
+    """Source revision, where the run does not know it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row and a seed."""
+
+    row: Row
+    seed: int
+    setting: Setting
+
+    @property
+    def name(self) -> str:
+        """Its folder, below that of the work and below that of the results."""
+        return self.row.folder(self.seed)
+
+    @property
+    def flags(self) -> list[str]:
+        """Task and flags that it is trained with."""
+        return train_flags(self.row, self.seed, self.setting.samples, self.setting.quick)
+
+    @property
+    def work(self) -> RunFolder:
+        """Where it is trained."""
+        return RunFolder(self.setting.runs / self.name)
+
+    @property
+    def kept(self) -> Path:
+        """Where its results are."""
+        return self.setting.results / self.name
+
+    @property
+    def trained(self) -> bool:
+        """Whether its training came to its end."""
+        return any(event["kind"] == "final" for event in read_lines(self.work.metrics)[-1:])
+
+    def complete(self) -> bool:
+        """Whether its results are there.
+
+        Raises:
+            RunFailed: they are, but of another training.
+        """
+        if not (self.kept / FINAL).exists():
+            return False
+        found = json.loads((self.kept / FINAL).read_text())["flags"]
+        if found != self.flags:
+            raise RunFailed(f"{self.kept} was trained by {' '.join(found)}; delete it to train it anew")
+        return True
+
+
+def carry_out(run: Run, call: Call, say: Say) -> None:
+    """Train, score and keep a run, going on from where an earlier call was stopped.
+
+    Raises:
+        Stopped: it was stopped before its end, as ``call`` says or training itself.
+        RunFailed: a command failed.
+    """
+    log = make_folder(run.work.path) / "output.log"
+    with _alone(run):
+        _require_same_flags(run)
+        started = time.perf_counter()
+        if not run.trained:
+            _train(run, call, say, log)
+            say(f"trained on {_last(run)['samples']:,} samples, {duration(time.perf_counter() - started)}; scores it")
+        reports = [_score(run, i, call, log) for i in range(len(scorings(run.row)))]
+        metrics = keep(run, reports)
+        scores = line({name: metric["value"] for name, metric in metrics.items()})
+        say(f"done: {scores}; {duration(time.perf_counter() - started)}")
+
+
+def _require_same_flags(run: Run) -> None:
+    """Note what the work is trained by, or refuse work that another command began."""
+    note = run.work.path / "flags.json"
+    if not note.exists():
+        write_json(note, run.flags)
+    elif (found := json.loads(note.read_text())) != run.flags:
+        raise RunFailed(f"{run.work.path} was begun by {' '.join(found)}; delete it to train it anew")
+
+
+def _train(run: Run, call: Call, say: Say, log: Path) -> None:
+    again = ["--resume"] if run.work.config.exists() else []
+    say(f"{'goes on' if again else 'trains'}: mlx_rtx.train {' '.join(run.flags)}; log: {log}")
+    _call(call, ["mlx_rtx.train", *run.flags, "--out", str(run.work.path), *again], log)
+    if not run.trained:
+        raise Stopped
+
+
+def _score(run: Run, i: int, call: Call, log: Path) -> dict[str, Any]:
+    """The report of a row's ``i``-th scoring, which is made if it is not there."""
+    file = run.work.path / f"scores-{i}.json"
+    if not file.exists():
+        flags = scorings(run.row, run.setting.quick)[i].flags
+        _call(call, ["mlx_rtx.evaluate", str(run.work.path), *flags, "--json", str(file)], log)
+    return json.loads(file.read_text())
+
+
+def _call(call: Call, words: list[str], log: Path) -> None:
+    status = call([sys.executable, "-m", *words], log)
+    if status:
+        lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+        said = next((text for text in reversed(lines) if text.strip()), "it said nothing")
+        raise RunFailed(f"{words[0]} ended with status {status}: {said} ({log})")
+
+
+def keep(run: Run, reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Copy what is kept of a trained run, and write its ``final.json``; return its metrics."""
+    work, kept = run.work, make_folder(run.kept)
+    small = work.model.stat().st_size <= run.setting.keep_mb * 1e6
+    for file in (work.config, work.metrics, work.tokenizer, *([work.model] if small else [])):
+        if file.exists():
+            shutil.copy2(file, kept / file.name)
+    config, task = work.read_config(), run.row.task
+    on_test = config["settings"]["task"].get("validate_on") == "test"
+    alphas = [event["alpha"] for event in read_lines(work.metrics) if event["kind"] == "train"]
+    metrics = {
+        name: _metric(field, report["scores"])
+        for scoring, report in zip(scorings(run.row), reports, strict=True)
+        for name, field in scoring.metrics.items()
+    }
+    final = {
+        "row": run.row.row,
+        "recipe": run.row.recipe,
+        "seed": run.seed,
+        "flags": run.flags,
+        "metrics": metrics,
+        "alpha": alphas[-1] if alphas else [],
+        "parameters": reports[0]["parameters"],
+        "samples": _last(run)["samples"],
+        "chosen_on": "test set" if on_test else "validation split" if task == "text" else None,
+        "revision": short(run.setting.revision or config["environment"]["git_revision"]),
+        "device": config["environment"]["device_name"],
+    }
+    write_json(kept / FINAL, final)
+    work.training.unlink(missing_ok=True)
+    return metrics
+
+
+def _metric(field: str, scores: dict[str, Any]) -> dict[str, Any]:
+    """A score, its standard error, and the number of sequences and of answers that it is a mean over."""
+    answers = scores["sequences" if field == "sequence_accuracy" else "targets"]
+    about = {"sequences": scores["sequences"], "answers": answers}
+    return {"value": scores[field], "se": scores[f"{field}_se"], **about}
+
+
+def short(revision: str | None) -> str | None:
+    """The first seven digits of a revision, and its ``+`` if it has one."""
+    return revision and revision[:7] + ("+" if revision.endswith("+") else "")
+
+
+def _last(run: Run) -> dict[str, Any]:
+    """The last thing that a run's training reported."""
+    return read_lines(run.work.metrics)[-1]
+
+
+@contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Keep others from the work on a run while it is under way."""
+    with (run.work.path / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunFailed("another process is at work on it; call again when that has ended") from None
+        yield

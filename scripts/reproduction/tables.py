@@ -1,0 +1,150 @@
+"""Tables in Markdown from the summaries alone: a page a table, and the block of results in the project's README."""
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mlx_rtx.support.errors import require
+from mlx_rtx.support.files import write_whole
+
+from reproduction.rows import is_share
+from reproduction.summary import read_summary
+
+TITLES = {
+    "table2": "Table 2: grey CIFAR-10, 1,024 pixels read one by one",
+    "table4": "Table 4: copy and selective copy at 4,096 noise tokens",
+    "table6": "Table 6: tiny Shakespeare by character",
+    "ablations": "Ablations: the default recipes with one thing changed",
+}
+IN_README = {"table2": "image", "table4": "", "table6": "text"}  # what comes before a row's name
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+BEST = "Scored with the weights that did best on the {} itself, which flatters"
+INTERVALS = """In brackets: 95 % intervals. Over two seeds and more they are Student's t of the seeds' values (where all
+seeds agree it has no width); of one seed they are Wilson's for a share and 1.96 standard errors for a loss, over what
+was scored, and leave out how far trainings differ. A metric with `@N` is at N noise tokens, which the model was not
+trained at. Samples are the mean over seeds."""
+RUNS = """Settings, reports and scores of each run lie in `<row>-<recipe>-<seed>` beside this page; where a row of
+another table has the same settings, beside that. A row is made by"""
+
+
+def page(table: str, entries: list[dict[str, Any]]) -> str:
+    """The page of one table."""
+    rows = [
+        [
+            entry["row"],
+            entry["recipe"],
+            f"`{entry['metric']}`",
+            _between(entry),
+            _number(entry["metric"], entry["paper"]),
+            str(entry["seeds"]),
+            f"{entry['samples']:,}",
+            f"{entry['parameters']:,}",
+            _machine(entry),
+        ]
+        for entry in entries
+    ]
+    heads = ("row", "recipe", "metric", "here", "paper", "seeds", "samples", "parameters", "machine, revision")
+    example = f"    python scripts/reproduce.py {table} --only {entries[0]['row']}:{entries[0]['recipe']}"
+    return "\n\n".join([f"# {TITLES[table]}", _grid(heads, rows), *_remarks(entries), INTERVALS, RUNS, example]) + "\n"
+
+
+def readme_block(summaries: dict[str, list[dict[str, Any]]]) -> str:
+    """What stands between the markers of the README: a line a row, with its metrics at the length of training."""
+    lines: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for table in IN_README:
+        for entry in summaries.get(table, []):
+            if "@" not in entry["metric"]:
+                lines.setdefault((table, entry["row"], entry["recipe"]), []).append(entry)
+    rows = []
+    for (table, row, recipe), entries in lines.items():
+        first = entries[0]
+        rows.append(
+            [
+                f"{IN_README[table]} {row}, {recipe}".strip() + ("\\*" if first["chosen_on"] else ""),
+                _number(first["metric"], first["paper"]),
+                "; ".join(_between(entry) + _of(entry["metric"]) for entry in entries),
+                f"{first['samples']:,}",
+                str(first["seeds"]),
+                _machine(first),
+            ]
+        )
+    grid = _grid(("model, recipe", "paper", "here (95 %)", "samples", "seeds", "machine, revision"), rows)
+    places = dict.fromkeys(entries[0]["chosen_on"] for entries in lines.values() if entries[0]["chosen_on"])
+    note = f"\n\n\\* {BEST.format(' or the '.join(places))}." if places else ""
+    return f"{BEGIN}\n{grid}{note}\n{END}"
+
+
+def rendered(root: Path, results: Path) -> dict[Path, str]:
+    """All files that are made from the summaries below ``results``, and what is to stand in them.
+
+    ``root`` holds the README, which is among them where it has the markers.
+
+    Raises:
+        UserError: the README has one marker of the two, or there is nothing to put between them.
+    """
+    summaries = {table: entries for table in TITLES if (entries := read_summary(results, table))}
+    files = {results / table / "README.md": page(table, entries) for table, entries in summaries.items()}
+    readme = root / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    if BEGIN in text or END in text:
+        found = re.findall(f"{BEGIN}\n.*?{END}", text, re.DOTALL)
+        require(len(found) == 1, f"{readme}: needs {BEGIN} and {END} once each, in this order")
+        require(any(table in summaries for table in IN_README), f"{readme}: has {BEGIN}, but there is no summary yet")
+        files[readme] = text.replace(found[0], readme_block(summaries))
+    return files
+
+
+def out_of_date(root: Path, results: Path) -> list[Path]:
+    """The files in which something else stands than the summaries give."""
+    files = rendered(root, results)
+    return [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+
+
+def write_tables(root: Path, results: Path) -> list[Path]:
+    """Write what is not up to date; return those files."""
+    files, changed = rendered(root, results), out_of_date(root, results)
+    for path in changed:
+        write_whole(path, partial(Path.write_text, data=files[path], encoding="utf-8"))
+    return changed
+
+
+def _remarks(entries: list[dict[str, Any]]) -> list[str]:
+    """What must be known of rows whose weights were chosen by what they are scored on."""
+    remarks = []
+    for where in ("test set", "validation split"):
+        named = dict.fromkeys(f"{entry['row']} {entry['recipe']}" for entry in entries if entry["chosen_on"] == where)
+        if named:
+            remarks.append(f"{BEST.format(where)}: {', '.join(named)}.")
+    return remarks
+
+
+def _number(metric: str, value: float | None) -> str:
+    """A share in per cent, or nats; a dash of nothing."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.4g} %" if is_share(metric) else f"{value:.4g}"
+
+
+def _between(entry: dict[str, Any]) -> str:
+    """A mean and its interval."""
+    if entry["mean"] is None:
+        return "no number"
+    scale, digits, unit = (100, 2, " %") if is_share(entry["metric"]) else (1, 4, "")
+    mean, low, high = (f"{scale * entry[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"**{mean}{unit}** ({low} – {high})"
+
+
+def _of(metric: str) -> str:
+    """What a share is a share of."""
+    return {"token_accuracy": " of tokens", "sequence_accuracy": " of sequences"}.get(metric, "")
+
+
+def _machine(entry: dict[str, Any]) -> str:
+    return ", ".join(filter(None, (entry["device"], entry["revision"]))) or "–"
+
+
+def _grid(heads: tuple[str, ...], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [list(heads), ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,117 @@
+"""Rows of the tables: every one can be trained and scored as it stands, and is what its name says."""
+
+from mlx_rtx import UserError, train
+from mlx_rtx.evaluate import EvaluateCommand
+from mlx_rtx.support.parsing import parse
+
+import pytest
+
+from reproduction.rows import ABLATIONS, LONGER, ROWS, TABLES, choose, is_share, owner, scorings, train_flags
+
+
+def settings(row, seed=3, **changes):
+    return train.read_command(train_flags(row, seed, **changes))[0].settings
+
+
+def named(table, name):
+    (row,) = (row for row in ROWS if (row.table, row.name) == (table, name))
+    return row
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.table}/{row.name}")
+def test_every_row_can_be_trained_and_scored(row):
+    own = settings(row)
+    assert own.training.seed == 3
+    assert settings(row, samples=640).training.samples == 640
+    assert settings(row, quick=True).training.samples <= 512
+    for quick in (False, True):
+        for scoring in scorings(row, quick):
+            parse(EvaluateCommand, ["run", *scoring.flags], "evaluate")
+    regular = row.row.startswith("regular")
+    assert own.model == ("regular" if regular else "recurrent")
+    if regular:
+        assert own.architecture.layers == int(row.row.removeprefix("regular-"))
+    elif row in TABLES:
+        hidden = row.recipe.endswith("hidden") or (row.task, row.recipe) == ("text", "default")
+        assert own.architecture.history == ("hidden" if hidden else "output")
+    assert own.architecture.train_alpha == ("frozen" not in row.recipe)
+    assert own.architecture.alpha == 0.5
+
+
+def test_each_has_a_name_and_a_folder_of_its_own():
+    assert len({(row.table, row.name) for row in ROWS}) == len(ROWS)
+    owners = [row for row in ROWS if owner(row) is row]
+    assert len({row.folder(0) for row in owners}) == len(owners)
+    assert {row.row for row in TABLES} == {
+        "copy", "selective-copy", "recurrent", "regular-1", "regular-4", "regular-6",
+    }  # fmt: skip
+
+
+def test_rows_that_share_runs_share_their_settings():
+    shared = [row for row in ABLATIONS if row.home]
+    assert len(shared) == 12
+    for row in shared:
+        assert settings(row) == settings(owner(row)) != settings(named("table4", "copy:paper"))
+        metrics, owned = ([name for s in scorings(each) for name in s.metrics] for each in (row, owner(row)))
+        assert set(metrics) <= set(owned)
+
+
+def test_what_the_ablations_change():
+    by_name = {row.name: settings(row) for row in ABLATIONS}
+    for block in (16, 32, 64, 128):
+        assert by_name[f"image:block-{block}"].architecture.block == block
+    for task in ("image", "copy"):
+        for layers in (1, 2, 3):
+            assert by_name[f"{task}:layers-{layers}"].architecture.layers == layers
+    for task in ("image", "copy", "selective-copy", "text"):
+        for kind in ("scalar", "head", "channel", "gated"):
+            assert by_name[f"{task}:alpha-{kind}"].architecture.alpha_kind == kind
+    for task in ("image", "selective-copy"):
+        assert [by_name[f"{task}:{name}"].optimizer.optimizer for name in ("muon", "adam")] == ["muon", "adam"]
+    for name, field in (("start", "start_noise"), ("threshold", "advance_below"), ("factor", "growth")):
+        values = {row.recipe: row for row in ABLATIONS if row.recipe.startswith(name)}
+        assert len(values) >= 3
+        for recipe in values:
+            assert getattr(by_name[f"copy:{recipe}"].progress, field) == float(recipe.removeprefix(f"{name}-"))
+
+
+def test_the_paper_and_the_yardstick():
+    papers = {f"{row.table}/{row.name}": row.paper for row in TABLES}
+    assert papers["table2/recurrent:paper"] == papers["table2/recurrent:mirror"] == 0.473
+    assert (papers["table2/regular-1:paper"], papers["table2/regular-4:paper"]) == (0.393, 0.412)
+    assert (papers["table4/copy:paper"], papers["table4/selective-copy:default"]) == (1.0, 0.994)
+    assert [papers[f"table6/{name}:paper"] for name in ("recurrent", "regular-1", "regular-6")] == [1.47, 1.58, 1.47]
+    assert settings(named("table2", "regular-4:paper")).training.batch == 120  # as the recurrent model
+    yardstick = settings(named("table6", "regular-6:nanogpt"))
+    shape, optimizer, progress = yardstick.architecture, yardstick.optimizer, yardstick.progress
+    assert (shape.dropout, shape.attention_dropout, shape.positions) == (0.2, 0.2, "absolute")
+    assert (optimizer.lr, optimizer.warm_up, optimizer.beta2, optimizer.clip) == (1e-3, 100, 0.99, 1)
+    assert (optimizer.optimizer, optimizer.weight_decay) == ("adam", 0.1)
+    assert (progress.lr_decay, progress.lr_floor) == ("cosine", 0.1)
+    assert yardstick.training.samples == 5000 * yardstick.training.batch
+
+
+def test_metrics():
+    first = {row.task: next(iter(scorings(row)[0].metrics)) for row in ROWS}
+    assert first == {
+        "image": "test_accuracy", "copy": "token_accuracy", "selective-copy": "token_accuracy",
+        "text": "validation_loss",
+    }  # fmt: skip
+    default = scorings(named("table4", "selective-copy:default"))
+    assert [int(scoring.flags[1]) for scoring in default] == [4096, *LONGER]
+    assert list(default[2].metrics) == ["token_accuracy@16384", "sequence_accuracy@16384"]
+    assert int(default[0].flags[3]) == 1024
+    assert [is_share(name) for name in ("test_accuracy", "token_accuracy@8192", "validation_loss")] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_which_rows_are_meant():
+    assert choose(("table2",), ()) == [row for row in ROWS if row.table == "table2"]
+    assert [row.name for row in choose(("table2", "table6"), ("regular-1", "recurrent:mirror"))] == [
+        "recurrent:mirror", "regular-1:paper", "regular-1:paper",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="regular-6: no such row; there are recurrent, recurrent:default"):
+        choose(("table2",), ("regular-6",))
