@@ -50,6 +50,8 @@ class ReproduceCommand:
     """Time after which runs save and stop, for a later call to go on with."""
     samples: int | None = None
     """Samples of every training in place of the row's own; in folders of their own."""
+    dry_run: bool = False
+    """Say what would be run, and run nothing."""
     quick: bool = False
     """Tiny models on few samples, to see it all work in minutes; in folders of their own."""
     runs: Path = Path("runs", "reproduce")
@@ -117,8 +119,13 @@ def reproduce(command: ReproduceCommand, setting: Setting) -> Outcome:
             left += [] if run.complete() else [run]
         except RunFailed as error:
             refused[run.name] = str(error)
+    if command.dry_run:
+        for run in left:
+            print(f"{run.name}: mlx_rtx.train {' '.join(run.flags)}")
     complete = len(runs) - len(left) - len(refused)
     print(f"{len(rows)} rows, {len(runs)} runs, of which {complete} are complete already", flush=True)
+    if command.dry_run:
+        return Outcome(failed=refused)
     begun, gpus = time.perf_counter(), visible_gpus(command.gpus)
     outcome = carry_out_all(left, command.jobs or max(len(gpus), 1), gpus, command.seconds)
     outcome.failed |= refused

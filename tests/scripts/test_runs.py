@@ -281,6 +281,14 @@ def test_rows_that_share_runs_are_run_once(tmp_path, monkeypatch, capsys):
     assert [run.name for run in asked] == [f"{name}-{seed}" for seed in (0, 1) for name in own]
 
 
+def test_a_dry_run_says_what_would_be_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "carry_out_all", None)
+    quick(tmp_path, "table2", "--only", "regular-4", "--dry-run")
+    said = capsys.readouterr().out
+    assert said.startswith("table2/regular-4-paper-0: mlx_rtx.train image --recipe paper --model regular --layers 4 ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failure_is_named_at_the_end(tmp_path, monkeypatch, capsys):
     failed = workers.Outcome(failed={"table4/copy-paper-0": "no luck"})
     monkeypatch.setattr(reproduce, "carry_out_all", lambda *_: failed)
