@@ -56,9 +56,8 @@ class Processes:
             with self._lock:
                 if self.stopping:
                     raise Stopped
-                process = subprocess.Popen(  # in a session of its own, for Ctrl-C is ours to pass on
-                    command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
-                )
+                # of our process group, so that whatever ends all of it leaves none behind; Ctrl-C may then come twice
+                process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
                 self._running.add(process)
             status = process.wait()
             with self._lock:
@@ -138,7 +137,7 @@ def _work(waiting: "queue.SimpleQueue[Run]", processes: Processes, outcome: Outc
 
 
 def _say(name: str, text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {name}: {text}", flush=True)
+    print(f"{time.strftime('%H:%M:%S')} {name}: {text}\n", end="", flush=True)  # whole, with many threads at it
 
 
 @contextmanager
