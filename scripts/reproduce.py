@@ -58,7 +58,7 @@ class ReproduceCommand:
     """Where work lies, and results that are not the rows' own (--quick, --samples)."""
     results: Path = ROOT / "results"
     """Where what is kept lies."""
-    keep_mb: float = 10.0
+    keep_mb: float = 1.0
     """Largest checkpoint to keep beside its results, in MB."""
     revision: str | None = None
     """Source revision to note, where this is no git checkout."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mlx_rtx.support.errors import require
 
 LONGER = (8192, 16384, 65536, 1048544)  # noise tokens beyond the 4,096 of training
+SEQUENCES = {4096: 1024, 8192: 128, 16384: 64, 65536: 16, 1048544: 4}  # that score a model at so much noise
 NANOGPT = (  # nanoGPT's recipe for Shakespeare by character
     "--attention-dropout 0.2 --dropout 0.2 --lr 1e-3 --lr-decay cosine --lr-floor 0.1 --warm-up 100 --beta2 0.99 "
     "--batch 64 --clip 1 --samples 320000"
@@ -111,11 +112,19 @@ CURRICULUM = {
     "factor-8": "--growth 8",
 }
 ALPHAS = {"alpha-scalar": "", **{f"alpha-{kind}": f"--alpha-kind {kind}" for kind in ("head", "channel", "gated")}}
+BY_CHANNEL = ALPHAS | {"alpha-scalar": "--alpha-kind scalar", "alpha-channel": ""}  # where that is the default
+IMAGES = {
+    "muon": "",
+    "adam": "--optimizer adam --lr 5e-4",
+    "qk-norm": "--qk-norm",
+    "absolute-32": "--positions absolute --dim 32",
+    "absolute-32-mirror": "--positions absolute --dim 32 --mirror",
+}
 ABLATIONS = (
-    *_changed("image", BLOCKS | LAYERS | ALPHAS | {"muon": "", "adam": "--optimizer adam --lr 5e-4"}),
+    *_changed("image", BLOCKS | LAYERS | ALPHAS | IMAGES),
     *_changed("copy", LAYERS | CURRICULUM),
     *_changed("copy", ALPHAS, LONGER),
-    *_changed("selective-copy", ALPHAS, LONGER),
+    *_changed("selective-copy", BY_CHANNEL | {"mix-0": "--mix 0"}, LONGER),
     *_changed("selective-copy", {"muon": "", "adam": "--optimizer adam"}),
     *_changed("text", ALPHAS),
 )
@@ -139,7 +148,7 @@ def scorings(row: Row, quick: bool = False) -> list[Scoring]:
         return [Scoring(("--split", "validation", "--batch", "64", *some), {"validation_loss": "loss"})]
     calls = []
     for noise in (4096, *row.longer):
-        samples = {4096: 1024, 65536: 64, 1048544: 16}.get(noise, 256)
+        samples = SEQUENCES[noise]
         at = "" if noise == 4096 else f"@{noise}"
         if quick:
             noise, samples = noise // 64, max(samples // 16, 4)

@@ -47,7 +47,7 @@ class Setting:
     quick: bool = False
     samples: int | None = None
     """Samples of each training, if not the row's own."""
-    keep_mb: float = 10.0
+    keep_mb: float = 1.0
     """Largest checkpoint to keep, in MB."""
     revision: str | None = None
     """Source revision, where the run does not know it."""

@@ -76,7 +76,7 @@ def _entry(row: Row, metric: str, finals: list[dict[str, Any]], first: str) -> d
         "mean": mean,
         "low": low,
         "high": high,
-        "seeds": len(finals),
+        "seeds": [final["seed"] for final in finals],
         "paper": row.paper if metric == first else None,
         "parameters": finals[0]["parameters"],
         "samples": round(statistics.mean(final["samples"] for final in finals)),

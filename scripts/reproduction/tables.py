@@ -37,7 +37,7 @@ def page(table: str, entries: list[dict[str, Any]]) -> str:
             f"`{entry['metric']}`",
             _between(entry),
             _number(entry["metric"], entry["paper"]),
-            str(entry["seeds"]),
+            _seeds(entry),
             f"{entry['samples']:,}",
             f"{entry['parameters']:,}",
             _machine(entry),
@@ -65,7 +65,7 @@ def readme_block(summaries: dict[str, list[dict[str, Any]]]) -> str:
                 _number(first["metric"], first["paper"]),
                 "; ".join(_between(entry) + _of(entry["metric"]) for entry in entries),
                 f"{first['samples']:,}",
-                str(first["seeds"]),
+                _seeds(first),
                 _machine(first),
             ]
         )
@@ -138,6 +138,10 @@ def _between(entry: dict[str, Any]) -> str:
 def _of(metric: str) -> str:
     """What a share is a share of."""
     return {"token_accuracy": " of tokens", "sequence_accuracy": " of sequences"}.get(metric, "")
+
+
+def _seeds(entry: dict[str, Any]) -> str:
+    return ", ".join(map(str, entry["seeds"]))
 
 
 def _machine(entry: dict[str, Any]) -> str:

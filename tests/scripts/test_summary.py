@@ -76,7 +76,7 @@ def test_an_entry(tmp_path):
         "mean": pytest.approx(0.46),
         "low": pytest.approx(0.46 - half, abs=2e-6),
         "high": pytest.approx(0.46 + half, abs=2e-6),
-        "seeds": 3,
+        "seeds": [0, 2, 10],
         "paper": 0.473,
         "parameters": 53665,
         "samples": 599960,
@@ -84,7 +84,7 @@ def test_an_entry(tmp_path):
         "device": "Some GPU",
         "chosen_on": "test set",
     }
-    assert (second["recipe"], second["seeds"]) == ("paper-hidden", 1)
+    assert (second["recipe"], second["seeds"]) == ("paper-hidden", [0])
 
 
 def test_all_metrics_of_a_row_and_those_who_share_its_runs(tmp_path):
