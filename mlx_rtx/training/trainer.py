@@ -204,12 +204,12 @@ class Trainer:
         stuck = self._skipped >= training.validate_every
         ranked = sorted(candidates, key=lambda one: one.scores.loss if math.isfinite(one.scores.loss) else math.inf)
         solving = [one for one in ranked if self.progress.solved(one.scores.loss, one.scores.sequence_accuracy)]
-        if solving:
-            self._confirm(solving[0])
+        confirmed = next(filter(self._confirm, solving), None)
+        self.finished = confirmed is not None
         losses = [math.nan] if stuck else [one.scores.loss for one in candidates]
         verdict = self.progress.observe(*losses)
         if self.progress.keeps or self.finished:
-            self._keep(solving[0] if self.finished else ranked[0])
+            self._keep(confirmed or ranked[0])
         if verdict is Verdict.ADVANCED:
             following = {f"next_{name}": value for name, value in self.progress.stage.items()}
             text = f"stage passed: {line(following)} lr={self._rate():.3g}"
@@ -264,14 +264,14 @@ class Trainer:
         with self._put_in(chosen.weights):
             self.folder.write_model(self.model)
 
-    def _confirm(self, candidate: Candidate) -> None:
-        """End the run if weights that a validation found all right are so on more fresh sequences."""
+    def _confirm(self, candidate: Candidate) -> bool:
+        """Whether weights that a validation found all right are so on more fresh sequences."""
         fresh = mx.random.split(self._key("test"))[0]
         with self._put_in(candidate.weights):
             scores = self._score(
                 "confirmation", self.data, self.config.progress.test_samples, fresh, candidate.averaged
             )
-        self.finished = scores.sequence_accuracy == 1
+        return scores.sequence_accuracy == 1
 
     def _score(self, event: str, data: Data, samples: int | None, key: mx.array, averaged: bool = False) -> Scores:
         """Score the model's weights on held-out sequences, and say so, and whether they are an average."""

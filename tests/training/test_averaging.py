@@ -178,27 +178,39 @@ def test_it_starts_anew_where_training_goes_back_to(tmp_path):
     assert trainer.train_step.average.state["steps"].item() == 0
 
 
-@pytest.mark.parametrize("losses", [(0.2, 0.1), (0.1, 0.2)], ids=["average", "own"])
-def test_what_is_confirmed_is_what_is_kept(tmp_path, monkeypatch, losses):
-    """Though an earlier validation had a lower loss, as without averaging."""
+@pytest.mark.parametrize(
+    ("losses", "fails", "kept"),
+    [((0.2, 0.1), 0, "average"), ((0.1, 0.2), 0, "own"), ((0.1, 0.2), 1, "average"), ((0.1, 0.2), 2, None)],
+)
+def test_what_is_confirmed_is_what_is_kept(tmp_path, monkeypatch, losses, fails, kept):
+    """The better one first; though an earlier validation had a lower loss, as without averaging."""
     trainer = make_trainer(tmp_path, replace(ONE_STAGE, progress=replace(ONE_STAGE.progress, stop_loss=0.5)))
     scoring(trainer, monkeypatch, [losses], sequence_accuracy=1.0)
-    real, confirmed = trainer._score, {}
+    real, confirmed = trainer._score, []
 
     def score(event, *rest):
         if event != "confirmation":
             return real(event, *rest)
-        confirmed.update(weights(trainer.model.parameters()))
-        return replace(real(event, *rest), sequence_accuracy=1.0)
+        confirmed.append(weights(trainer.model.parameters()))
+        return replace(real(event, *rest), sequence_accuracy=float(len(confirmed) > fails))
 
     monkeypatch.setattr(trainer, "_score", score)
     trainer.progress.best = 0.05
     advance(trainer)
-    assert trainer.finished
-    own, average = weights(trainer.model.parameters()), weights(trainer.train_step.average.weights)
-    assert_equal(confirmed, average if losses[1] < losses[0] else own)
-    assert_equal(weights(load(tmp_path)[0].parameters()), confirmed)
-    assert [event.get("averaged", False) for event in events(tmp_path, "confirmation")] == [losses[1] < losses[0]]
+    assert trainer.finished is (kept is not None)
+    tried = ["own", "average"] if losses[0] < losses[1] else ["average", "own"]
+    tried = tried[: fails + 1]
+    assert [event.get("averaged", False) for event in events(tmp_path, "confirmation")] == [
+        one == "average" for one in tried
+    ]
+    average, own = weights(trainer.train_step.average.weights), weights(trainer.model.parameters())
+    for one, scored in zip(tried, confirmed, strict=True):
+        assert_equal(scored, average if one == "average" else own)
+    if kept:
+        assert tried[-1] == kept
+        assert_equal(weights(load(tmp_path)[0].parameters()), confirmed[-1])
+    else:
+        assert not (tmp_path / "model.safetensors").exists()  # the earlier validation was better
 
 
 def test_weights_of_a_text_run_are_averaged_too(tmp_path):
