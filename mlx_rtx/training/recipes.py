@@ -15,7 +15,7 @@ COPY = RunConfig(
     task=CopyTask(),
     architecture=Architecture(dim=96, heads=6, block=32, positions="block", history="output"),
     progress=CurriculumConfig(),
-    optimizer=OptimizerConfig(lr=1e-3, clip=1.0),
+    optimizer=OptimizerConfig(optimizer="muon", lr=1e-3, muon_lr=8e-3),
     training=LoopConfig(samples=20_000, batch=32),
 )
 COPY_PAPER = RunConfig(

@@ -62,9 +62,9 @@ plateau_patience    8         8         8          8          -          -      
 stop_loss           0.015     0.015     0.015      0.015      -          -          -         -
 test_samples        256       256       256        256        None       None       None      None
 
-optimizer           adam      adam      muon       adam       muon       adam       adam      adam
+optimizer           muon      adam      muon       adam       muon       adam       adam      adam
 lr                  1e-3      5e-4      1e-3       5e-4       2e-3       5e-4       1e-3      1e-3
-muon_lr             None      None      None       None       None       None       None      None
+muon_lr             8e-3      None      None       None       None       None       None      None
 warm_up             0         0         100        0          100        0          0         0
 clip                1.0       0         1.0        0          1.0        0          1.0       1.0
 skip_above          0.0       0.0       0.0        0.0        0.0        0.0        0.0       0.0
