@@ -56,8 +56,9 @@ TINY = RunConfig(
 )
 FLAGS = [  # `TINY` from the command line
     "copy", "--noise=12", "--payload=2", "--alphabet=5", "--dim=16", "--heads=2", "--block=4", "--dropout=0.1",
-    "--history=output", "--start-noise=3", "--advance-below=0.95", "--lr-rule=paper", "--lr=1e-2", "--samples=640",
-    "--batch=16", "--segment=2", "--stop-loss=0", "--validate-every=7", "--validate-samples=32", "--test-samples=32",
+    "--history=output", "--start-noise=3", "--advance-below=0.95", "--lr-rule=paper", "--optimizer=adam", "--lr=1e-2",
+    "--samples=640", "--batch=16", "--segment=2", "--stop-loss=0", "--validate-every=7", "--validate-samples=32",
+    "--test-samples=32",
 ]  # fmt: skip
 
 

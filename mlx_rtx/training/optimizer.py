@@ -44,9 +44,8 @@ class OptimizerConfig:
         require_choices(self)
         require(0 <= self.average < 1, f"average={self.average}: must be 0 (off) or below 1, e.g. 0.999")
         require(0 < self.lr < math.inf, f"lr={self.lr}: must be above 0 and finite, e.g. 1e-3")
-        if self.muon_lr is not None:
-            require(self.optimizer == "muon", f"muon_lr={self.muon_lr}: nothing uses it; add --optimizer muon")
-            require(0 < self.muon_lr < math.inf, f"muon_lr={self.muon_lr}: must be above 0 and finite, e.g. 8e-3")
+        muon_lr = self.muon_lr
+        require(muon_lr is None or 0 < muon_lr < math.inf, f"muon_lr={muon_lr}: must be above 0 and finite, e.g. 8e-3")
         require(self.warm_up >= 0, f"warm_up={self.warm_up}: must be 0 (off) or above, e.g. 100")
         require(self.clip >= 0, f"clip={self.clip}: must be 0 (off) or above, e.g. 1.0")
         limit = self.skip_above

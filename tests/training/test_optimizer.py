@@ -163,7 +163,6 @@ def test_one_rate_for_both_is_said_or_left_out(kind):
         {"average": -0.1},
         {"muon_lr": 0.0, "optimizer": "muon"},
         {"muon_lr": float("nan"), "optimizer": "muon"},
-        {"muon_lr": 1e-3},
         {"lr": 0},
         {"lr": float("inf")},
         {"warm_up": -1},
