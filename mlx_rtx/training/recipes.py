@@ -13,10 +13,11 @@ from mlx_rtx.training.settings import LoopConfig, RunConfig
 
 COPY = RunConfig(
     task=CopyTask(),
-    architecture=Architecture(dim=96, heads=6, block=32, positions="block", history="output"),
-    progress=CurriculumConfig(),
-    optimizer=OptimizerConfig(optimizer="muon", lr=1e-3, muon_lr=8e-3),
-    training=LoopConfig(samples=20_000, batch=32),
+    # at α = ½ the state neither grows nor fades where a block adds nothing to it: λ² = αλ + α has λ = 1
+    architecture=Architecture(dim=96, heads=6, block=32, positions="block", history="output", train_alpha=False),
+    progress=CurriculumConfig(lr_rule="constant"),
+    optimizer=OptimizerConfig(optimizer="muon", lr=1e-3, muon_lr=8e-3, average=0.9),
+    training=LoopConfig(samples=20_000, batch=32, validate_every=10),
 )
 COPY_PAPER = RunConfig(
     task=CopyTask(),
@@ -35,6 +36,7 @@ SELECTIVE_COPY = RunConfig(
     task=SelectiveCopyTask(),
     architecture=replace(
         COPY.architecture,
+        train_alpha=True,
         state_norm=True,
         alpha_kind="channel",
         qk_norm=True,

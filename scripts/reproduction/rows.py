@@ -112,6 +112,7 @@ CURRICULUM = {
     "factor-8": "--growth 8",
 }
 ALPHAS = {"alpha-scalar": "", **{f"alpha-{kind}": f"--alpha-kind {kind}" for kind in ("head", "channel", "gated")}}
+LEARNED = {"alpha-frozen": "", **{name: f"--train-alpha {flags}".strip() for name, flags in ALPHAS.items()}}
 BY_CHANNEL = ALPHAS | {"alpha-scalar": "--alpha-kind scalar", "alpha-channel": ""}  # where that is the default
 IMAGES = {
     "muon": "",
@@ -123,7 +124,7 @@ IMAGES = {
 ABLATIONS = (
     *_changed("image", BLOCKS | LAYERS | ALPHAS | IMAGES),
     *_changed("copy", LAYERS | CURRICULUM),
-    *_changed("copy", ALPHAS, LONGER),
+    *_changed("copy", LEARNED | {"state-norm": "--train-alpha --state-norm"}, LONGER),
     *_changed("selective-copy", BY_CHANNEL | {"mix-0": "--mix 0"}, LONGER),
     *_changed("selective-copy", {"muon": "", "adam": "--optimizer adam"}),
     *_changed("text", ALPHAS),

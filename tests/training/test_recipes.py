@@ -47,7 +47,7 @@ tie_embeddings      True      True      False      True       False      False  
 embedding_std       0.02      0.02      0.3        0.02       0.02       0.02       0.02      0.02
 alpha               0.5       0.5       0.5        0.5        0.5        0.5        0.5       0.5
 alpha_kind          scalar    scalar    channel    scalar     scalar     scalar     scalar    scalar
-train_alpha         True      True      True       True       True       True       True      True
+train_alpha         False     True      True       True       True       True       True      True
 dtype               float32   float32   float32    float32    float32    float32    float32   float32
 
 lr_decay            none      none      none       none       cosine     none       none      none
@@ -57,7 +57,7 @@ start_noise         128       128       32         32         -          -      
 growth              2         2         2          2          -          -          -         -
 mix                 0.0       0.0       0.2        0.0        -          -          -         -
 advance_below       0.3       0.3       0.03       0.3        -          -          -         -
-lr_rule             settle    paper     plateau    paper      -          -          -         -
+lr_rule             constant  paper     plateau    paper      -          -          -         -
 plateau_patience    8         8         8          8          -          -          -         -
 stop_loss           0.015     0.015     0.015      0.015      -          -          -         -
 test_samples        256       256       256        256        None       None       None      None
@@ -70,13 +70,13 @@ clip                1.0       0         1.0        0          1.0        0      
 skip_above          0.0       0.0       0.0        0.0        0.0        0.0        0.0       0.0
 beta2               0.999     0.999     0.999      0.999      0.999      0.999      0.95      0.95
 weight_decay        0.0       0.0       0.0        0.0        0.0        0.0        0.1       0.1
-average             0.0       0.0       0.998      0.0        0.999      0.0        0.999     0.0
+average             0.9       0.0       0.998      0.0        0.999      0.0        0.999     0.0
 
 samples             20_000    60_000    900_000    1_200_000  600_000    600_000    480_000   960_000
 batch               32        64        64         64         120        120        64        64
 segment             8         8         8          8          16         16         8         8
 detach              None      None      None       None       None       None       None      None
-validate_every      15        50        50         50         250        250        250       250
+validate_every      10        50        50         50         250        250        250       250
 validate_samples    64        64        64         64         None       None       None      None
 report_every        5         5         50         5          50         50         50        50
 seed                0         0         0          0          0          0          0         0
