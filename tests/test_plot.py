@@ -1,6 +1,9 @@
 """Pictures: what is drawn is what the runs reported, and what cannot be drawn is said."""
 
+import itertools
 import json
+import math
+import shutil
 
 from mlx_rtx import plot, train
 from mlx_rtx.forecast.operations import paper_ops
@@ -26,6 +29,17 @@ def runs(tmp_path_factory):
 def lines(path, kind):
     read = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     return [line for line in read if line["kind"] == kind]
+
+
+def test_of_weights_and_their_average_the_better_is_shown(runs, tmp_path):
+    folder, expected = tmp_path / "averaged", []
+    shutil.copytree(runs / "recurrent", folder)
+    with (folder / "metrics.jsonl").open("a") as file:
+        for check, factor in zip(lines(folder, "validation"), itertools.cycle([0.5, 2, math.nan]), strict=False):
+            averaged = {**check, "averaged": True, "loss": factor * check["loss"]}
+            file.write(json.dumps(averaged) + "\n")
+            expected.append(averaged["loss"] if factor == 0.5 else check["loss"])
+    assert read_history(folder).validation_loss.tolist() == expected
 
 
 def test_a_history_is_what_was_reported(runs):

@@ -1,6 +1,8 @@
 """Tiny models, tokens and runs for all tests."""
 
 import json
+import os
+import signal
 import sys
 from dataclasses import replace
 
@@ -58,7 +60,7 @@ FLAGS = [  # `TINY` from the command line
     "copy", "--noise=12", "--payload=2", "--alphabet=5", "--dim=16", "--heads=2", "--block=4", "--dropout=0.1",
     "--history=output", "--start-noise=3", "--advance-below=0.95", "--lr-rule=paper", "--optimizer=adam", "--lr=1e-2",
     "--samples=640", "--batch=16", "--segment=2", "--stop-loss=0", "--validate-every=7", "--validate-samples=32",
-    "--test-samples=32",
+    "--test-samples=32", "--average=0", "--train-alpha",
 ]  # fmt: skip
 
 
@@ -99,3 +101,29 @@ def complaint(arguments, capsys, monkeypatch, main=train.main):
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     return printed.err
+
+
+def same(first, second):
+    assert first[1] == second[1]
+    assert first[0].keys() == second[0].keys()
+    for name, array in first[0].items():
+        assert np.array_equal(array, second[0][name]), name
+
+
+def check_resuming(path, config, stop):
+    """A run that is stopped at a step and goes on must end bit-exactly as one that is not; its counters at the end."""
+    make_trainer(path / "whole", config).fit()
+    trainer = make_trainer(path / "parts", config)
+    step = trainer._take_step
+
+    def interrupted():
+        step()
+        if trainer.step == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer._take_step = interrupted
+    assert trainer.fit() is None
+    trainer.log.close()
+    make_trainer(path / "parts", config, resume=True).fit()
+    same(saved(path / "parts"), saved(path / "whole"))
+    return saved(path / "whole")[1]

@@ -1,5 +1,6 @@
 """What a run's ``metrics.jsonl`` tells, as arrays."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class History:
     validated: np.ndarray
     """Samples at each validation."""
     validation_loss: np.ndarray
-    """Its loss, nats."""
+    """Its loss, nats: of the weights or of their average, whichever does better."""
     accuracy: np.ndarray
     """Its accuracy, a share."""
     stages: list[tuple[int, int]]
@@ -54,7 +55,7 @@ def read_history(path: Path) -> History:
     task, settings = from_stored(folder.read_config())
     lines = read_lines(folder.metrics)
     reports = [line for line in lines if line["kind"] == "train"]
-    checks = [line for line in lines if line["kind"] == "validation" and not line.get("averaged")]
+    checks = _better([line for line in lines if line["kind"] == "validation"])
     require(
         len(reports) > 1 and bool(checks),
         f"{path}: its run has not come to a second report and a validation; train on",
@@ -76,6 +77,13 @@ def read_history(path: Path) -> History:
         accuracy=np.array([check["accuracy"] for check in checks]),
         stages=begins,
     )
+
+
+def _better(checks: list[dict]) -> list[dict]:
+    """One validation a step: of the weights and their average the one with the lower loss."""
+    finite_first = sorted(checks, key=lambda check: check["loss"] if math.isfinite(check["loss"]) else math.inf)
+    best = {check["step"]: check for check in reversed(finite_first)}
+    return [best[step] for step in sorted(best)]
 
 
 def _model(kind: str, shape: Architecture) -> str:

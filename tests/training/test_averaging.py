@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from tiny import TINY, K, events, make_model, make_tokens, make_trainer, saved, text_run
+from tiny import TINY, K, check_resuming, events, make_model, make_tokens, make_trainer, saved, text_run
 
 BETA = 0.9
 ONE_STAGE = replace(
@@ -106,20 +106,7 @@ def test_training_goes_the_same_way_with_it(tmp_path):
 @pytest.mark.parametrize("stop", [5, 14, 33])
 def test_a_run_with_it_goes_on_bit_exactly(tmp_path, stop):
     config = replace(TINY, optimizer=ONE_STAGE.optimizer)
-    make_trainer(tmp_path / "whole", config).fit()
-    first = make_trainer(tmp_path / "parts", config)
-    while first.step < stop:
-        first._take_step()
-        if first.step % config.training.validate_every == 0:
-            first._validate()
-    first.save()
-    first.log.close()
-    make_trainer(tmp_path / "parts", config, resume=True).fit()
-    (found, counted), (expected, others) = saved(tmp_path / "parts"), saved(tmp_path / "whole")
-    assert counted == others
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert np.array_equal(found[name], array), name
+    check_resuming(tmp_path, config, stop)
     kept = [weights(load(tmp_path / run)[0].parameters()) for run in ("parts", "whole")]
     assert_equal(*kept)
 

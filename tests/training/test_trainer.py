@@ -19,17 +19,10 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from tiny import FLAGS, TINY, events, saved, text_run
+from tiny import FLAGS, TINY, check_resuming, events, same, saved, text_run
 from tiny import make_trainer as make
 
 SLOWLY = CurriculumConfig(start_noise=3, advance_below=0.5, stop_loss=0.1, test_samples=32)
-
-
-def same(first, second):
-    assert first[1] == second[1]
-    assert first[0].keys() == second[0].keys()
-    for name, array in first[0].items():
-        assert np.array_equal(array, second[0][name]), name
 
 
 @pytest.fixture(scope="module")
@@ -217,19 +210,7 @@ def test_a_run_stopped_anywhere_goes_on_bit_exactly(tmp_path, whole, stop):
 def test_a_run_by_muon_goes_on_bit_exactly(tmp_path, optimizer):
     rules = replace(TINY.progress, lr_rule="plateau", lr_decay="linear", plateau_patience=1)
     config = replace(TINY, optimizer=OptimizerConfig(lr=1e-2, **optimizer), progress=rules)
-    make(tmp_path / "whole", config).fit()
-    trainer = make(tmp_path / "parts", config)
-    step = trainer._take_step
-
-    def interrupted():
-        step()
-        if trainer.step == 17:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    trainer._take_step = interrupted
-    assert trainer.fit() is None
-    make(tmp_path / "parts", config, resume=True).fit()
-    same(saved(tmp_path / "parts"), saved(tmp_path / "whole"))
+    check_resuming(tmp_path, config, 17)
 
 
 def test_a_warm_up_rises_to_the_rate(tmp_path):
