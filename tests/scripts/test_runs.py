@@ -276,7 +276,8 @@ def test_rows_that_share_runs_are_run_once(tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(reproduce, "carry_out_all", lambda runs, *_: asked.extend(runs) or workers.Outcome())
     names = ["copy:layers-1", "copy:factor-2", "copy:factor-4", "copy:default"]
-    reproduce.main(["ablations", "table4", "--only", *names, "--seeds", "0", "1", "--runs", str(tmp_path)])
+    folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    reproduce.main(["ablations", "table4", "--only", *names, "--seeds", "0", "1", *folders])
     own = ("table4/copy-default", "ablations/copy-factor-4")
     assert [run.name for run in asked] == [f"{name}-{seed}" for seed in (0, 1) for name in own]
 
