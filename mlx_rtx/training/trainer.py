@@ -4,8 +4,6 @@ All randomness is a function of (seed, purpose, step), so the step number is the
 """
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from mlx_rtx.training.evaluation import Scores, evaluate
 from mlx_rtx.training.log import RunLog, line
 from mlx_rtx.training.settings import RunConfig
 from mlx_rtx.training.step import TrainingStep
+from mlx_rtx.training.stopping import stop_requests
 
 import mlx.core as mx
 
@@ -85,7 +84,7 @@ class Trainer:
     def fit(self) -> Scores | None:
         """Train to the end; return the scores of the best weights on held-out samples, None if stopped before."""
         training = self.config.training
-        with _stop_requests() as stop:
+        with stop_requests() as stop:
             while not (self.finished or self._used_up or stop.is_set()):
                 self._take_step()
                 if self.step % training.report_every == 0:
@@ -290,18 +289,3 @@ class Trainer:
         warm_up = self.config.optimizer.warm_up
         risen = min(1.0, (self.step + 1) / warm_up) if warm_up else 1.0
         return risen * self.progress.rate(self.samples / self.config.training.samples)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and a termination request set, instead of ending the program at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {which: signal.signal(which, lambda *_: stop.set()) for which in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
