@@ -34,6 +34,7 @@ MACHINES = {
 USABLE = 2 / 3  # of a machine's memory: about what macOS lets the GPU of a 16 GB machine work in
 
 LARGEST_BATCH = 4096
+LONGEST_SEGMENT = 128  # blocks that are looked at together
 SHORT = (2, 4)  # segments of the sequences that are timed in place of a long one
 
 
@@ -68,11 +69,16 @@ class Planner:
         return self.benchmark(segment).memory(batch, shape.length, shape.targets, gpu=self.machine is not None or None)
 
     def choices(self, memory: float) -> list[Choice]:
-        """What fits into ``memory`` bytes, a row a segment length; a regular transformer has one, the whole."""
+        """What fits into ``memory`` bytes, a row a segment length; a regular transformer has one, the whole.
+
+        Of a long sequence no segment above `LONGEST_SEGMENT` is looked at: it would only take more memory.
+        """
         blocks = -(-self.settings.task.shape.length // self.settings.architecture.block)
-        segments = [2**i for i in range(blocks.bit_length()) if 2**i < blocks] + [blocks]
+        segments = [2**i for i in range(blocks.bit_length()) if 2**i < min(blocks, LONGEST_SEGMENT + 1)]
         if self.settings.model == "regular":
             segments = [blocks]
+        elif blocks <= LONGEST_SEGMENT + 1:
+            segments.append(blocks)
         return [
             Choice(segment, self.memory(self.settings.training.batch, segment), self._largest(segment, memory))
             for segment in segments

@@ -120,10 +120,11 @@ class StepBenchmark:
     def _spare(self, length: int, targets: int) -> tuple[int, int]:
         """Tokens of a segment, and how many segments of ``length`` repeat the one before."""
         blocks = SEGMENT if self.mode == "forward" else self.segment
-        if self.model == "regular" or blocks is None or length > targets > blocks * self.config.block:
+        if self.model == "regular" or blocks is None:
             return length, 0
         unit = blocks * self.config.block
-        return unit, max(length // unit - 3, 0)
+        read = 1 if targets == length else -(-targets // unit)  # segments that differ, for outputs of theirs are read
+        return unit, max(length // unit - 2 - read, 0)
 
     @functools.cache  # noqa: B019 (benchmarks are few)
     def count(self, batch: int, length: int, targets: int) -> Work:

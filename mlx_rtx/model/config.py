@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_rtx.support.errors import require, require_choices, require_positive
+from mlx_rtx.support.errors import UserError, require, require_at_most, require_choices, require_positive
 
 ModelKind = Literal["recurrent", "regular"]  # as commands and run folders call them; see `mlx_rtx.model.registry`
 NORM_EPS = 1e-5  # of every norm
@@ -51,7 +51,9 @@ class Architecture:
 
     def __post_init__(self):
         require_positive(self, "dim", "heads", "block", "layers")
-        require(self.dim % self.heads == 0, f"heads={self.heads} does not divide dim={self.dim}: {self._pairs()}")
+        require_at_most(self, dim=2**16, heads=2**16, block=2**20, layers=2**10)
+        if self.dim % self.heads:
+            raise UserError(f"heads={self.heads} does not divide dim={self.dim}: {self._pairs()}")
         for name in ("dropout", "attention_dropout"):
             rate = getattr(self, name)
             require(0 <= rate < 1, f"{name}={rate}: must lie in [0, 1)")
@@ -97,6 +99,7 @@ class ModelConfig(Architecture):
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "vocab_size", "max_len")
+        require_at_most(self, vocab_size=2**24, max_len=2**31 - 1)
         require(
             not self.tie_embeddings or self.outputs == self.vocab_size,
             f"out_size={self.out_size} differs from vocab_size={self.vocab_size}: use tie_embeddings=False",

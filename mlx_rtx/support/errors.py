@@ -23,6 +23,13 @@ def require_positive(settings: Any, *names: str) -> None:
         require(value >= 1, f"{name}={value}: must be at least 1")
 
 
+def require_at_most(settings: Any, **bounds: int) -> None:
+    """Refuse fields of ``settings`` above their bound: work on them would not end, or no index reach them."""
+    for name, most in bounds.items():
+        value = getattr(settings, name)
+        require(value <= most, f"{name}={value}: must be at most {most:,}")
+
+
 def require_choices(settings: Any) -> None:
     """Refuse what is not among a dataclass's own choices, its fields typed ``Literal``."""
     for name, kind in get_type_hints(type(settings)).items():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
-from mlx_rtx.support.errors import UserError, require
+from mlx_rtx.support.errors import UserError, require, require_at_most
 from mlx_rtx.tasks.task import Data, Sequences, Shape, Task
 from mlx_rtx.tasks.vocabulary import Characters
 
@@ -44,6 +44,7 @@ class CopyTask(Task, Data):
     def __post_init__(self):
         require(self.noise >= 1, f"noise={self.noise}: must be at least 1 token, e.g. 4096")
         require(self.payload >= 1, f"payload={self.payload}: must be at least 1 token, e.g. 16")
+        require_at_most(self, noise=2**30, payload=2**20, alphabet=2**24)
         require(self.alphabet >= 4, f"alphabet={self.alphabet}: must be at least 4 (noise, two symbols, marker)")
 
     @property

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from mlx_rtx.model.config import Architecture, ModelConfig, ModelKind
-from mlx_rtx.support.errors import require, require_choices, require_positive
+from mlx_rtx.support.errors import require, require_at_most, require_choices, require_positive
 from mlx_rtx.tasks import Data, Shape, Task
 from mlx_rtx.training.curriculum import ProgressConfig
 from mlx_rtx.training.optimizer import OptimizerConfig
@@ -32,6 +32,7 @@ class LoopConfig:
 
     def __post_init__(self):
         require_positive(self, "samples", "batch", "validate_every", "report_every")
+        require_at_most(self, samples=2**50, batch=2**20)
         for name in ("segment", "detach", "validate_samples"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name}={value}: must be at least 1, or None")

@@ -68,7 +68,7 @@ def test_a_token_of_a_stream_copies_no_cache(kind):
     assert moved < 2 * weights + 4 * caches
 
 
-@pytest.mark.parametrize("targets", [3, 99])
+@pytest.mark.parametrize("targets", [3, 20, 99])
 @pytest.mark.parametrize("mode", ["training", "forward"])
 @pytest.mark.parametrize("model", ["recurrent", "regular"])
 @pytest.mark.parametrize("batch", [1, 2, 5])
