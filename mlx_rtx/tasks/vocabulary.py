@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from mlx_rtx.support.errors import UserError
-from mlx_rtx.support.files import write_whole
+from mlx_rtx.support.files import write_json
 
 import numpy as np
 
@@ -59,8 +59,7 @@ class Characters:
             "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
             "pre_tokenizer": None, "post_processor": None, "decoder": {"type": "Fuse"}, "model": model,
         }  # fmt: skip
-        text = json.dumps(described, ensure_ascii=False, indent=1) + "\n"
-        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_json(path, described)
 
     @classmethod
     def load(cls, path: Path) -> "Characters":

@@ -15,6 +15,7 @@ from mlx_rtx.generation.sampling import make_sampler
 from mlx_rtx.model.registry import MODELS
 from mlx_rtx.model.segment import Carries
 from mlx_rtx.support.randomness import Purpose, step_key
+from mlx_rtx.support.stopping import stop_requests
 from mlx_rtx.tasks import Data
 from mlx_rtx.training.checkpoint import RunFolder
 from mlx_rtx.training.curriculum import Verdict, make_progress
@@ -23,7 +24,6 @@ from mlx_rtx.training.evaluation import Scores, evaluate
 from mlx_rtx.training.log import RunLog, line
 from mlx_rtx.training.settings import RunConfig
 from mlx_rtx.training.step import TrainingStep
-from mlx_rtx.training.stopping import stop_requests
 
 import mlx.core as mx
 
@@ -84,8 +84,8 @@ class Trainer:
     def fit(self) -> Scores | None:
         """Train to the end; return the scores of the best weights on held-out samples, None if stopped before."""
         training = self.config.training
-        with stop_requests() as stop:
-            while not (self.finished or self._used_up or stop.is_set()):
+        with stop_requests() as stops:
+            while not (self.finished or self._used_up or stops):
                 self._take_step()
                 if self.step % training.report_every == 0:
                     self._report()
@@ -94,7 +94,7 @@ class Trainer:
                     self.save()
                 elif time.perf_counter() - self._saved > SAVE_SECONDS:
                     self.save()
-            if stop.is_set():
+            if stops:
                 self.save()
                 return None
         if self.folder.model.exists():

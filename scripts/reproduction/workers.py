@@ -6,12 +6,11 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from mlx_rtx.support.stopping import stop_requests
 from mlx_rtx.tasks.sources import VARIABLE
 
 from reproduction.runs import Run, Stopped, carry_out
@@ -99,7 +98,7 @@ def carry_out_all(runs: list[Run], jobs: int, gpus: list[str], seconds: float | 
         threading.Thread(target=_work, args=(waiting, processes, outcome, gpus[i % len(gpus)] if gpus else None))
         for i in range(min(jobs, len(runs)))
     ]
-    with _requests_to_stop() as requests:
+    with stop_requests() as requests:
         for thread in threads:
             thread.start()
         heard, stopped_at = 0, 0.0
@@ -138,21 +137,3 @@ def _work(waiting: "queue.SimpleQueue[Run]", processes: Processes, outcome: Outc
 
 def _say(name: str, text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {name}: {text}\n", end="", flush=True)  # whole, with many threads at it
-
-
-@contextmanager
-def _requests_to_stop() -> Iterator[list[int]]:
-    """Ctrl-C and termination requests as they come, instead of the end of the program.
-
-    Its handlers, where both were ignored before, also let the processes that are begun hear of them.
-    """
-    requests: list[int] = []
-    before = {
-        which: signal.signal(which, lambda which, _: requests.append(which))
-        for which in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield requests
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)

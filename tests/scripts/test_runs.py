@@ -8,6 +8,7 @@ import threading
 import time
 
 from mlx_rtx import evaluate, train
+from mlx_rtx.support.stopping import stop_requests
 from mlx_rtx.tasks.sources import VARIABLE
 from mlx_rtx.training.log import read_lines
 
@@ -176,7 +177,7 @@ def test_processes_hear_of_a_stop(tmp_path):
                 raised.append(True)
 
         thread = threading.Thread(target=call)
-        with workers._requests_to_stop():
+        with stop_requests():
             thread.start()
             waits(log, "ready")
             processes.stop()
