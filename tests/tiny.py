@@ -110,10 +110,8 @@ def same(first, second):
         assert np.array_equal(array, second[0][name]), name
 
 
-def check_resuming(path, config, stop):
-    """A run that is stopped at a step and goes on must end bit-exactly as one that is not; its counters at the end."""
-    make_trainer(path / "whole", config).fit()
-    trainer = make_trainer(path / "parts", config)
+def fit_until(trainer, stop):
+    """Train until Ctrl-C at a step."""
     step = trainer._take_step
 
     def interrupted():
@@ -124,6 +122,12 @@ def check_resuming(path, config, stop):
     trainer._take_step = interrupted
     assert trainer.fit() is None
     trainer.log.close()
+
+
+def check_resuming(path, config, stop):
+    """A run that is stopped at a step and goes on must end bit-exactly as one that is not; its counters at the end."""
+    make_trainer(path / "whole", config).fit()
+    fit_until(make_trainer(path / "parts", config), stop)
     make_trainer(path / "parts", config, resume=True).fit()
     same(saved(path / "parts"), saved(path / "whole"))
     return saved(path / "whole")[1]

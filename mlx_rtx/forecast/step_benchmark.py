@@ -82,8 +82,7 @@ class StepBenchmark:
             memory = training_memory(self.config, length, batch, targets, self.segment, self.model)
         else:
             memory = forward_memory(self.config, length, batch, targets, self.model)
-        c = self.config
-        fusible = c.dtype == "float32" and c.attention_dropout == 0 and c.alpha_kind != "gated"
+        fusible = self.config.fusible and self.config.attention_dropout == 0
         fused = self.mode == "training" and self.model == "recurrent" and fusible
         if gpu is None and fused and kernels.available():
             return kernel_memory(self.config, length, batch, targets, self.segment)

@@ -18,7 +18,7 @@ HELPERS = (
 )  # fmt: skip
 LANES = 8  # threads that share a row
 WEIGHTS = ("wqkv", "wo", "w1", "w2")
-SAVED = ("win", "qkv", "att", "u", "z")  # scratch of the forward pass
+SAVED = ("win", "qkv", "att", "u", "z")  # what windows compute on the way: scratch forward, given backward
 INPUTS = {
     "narrow_forward": ("alpha", "h", "m", "x", *WEIGHTS, "dropout"),
     "narrow_backward": ("alpha", *SAVED, "raw", "out", "h", "m", "dropout", "dout", *(f"{w}_t" for w in WEIGHTS)),

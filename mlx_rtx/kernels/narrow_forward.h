@@ -22,10 +22,8 @@ for (int i = 0; i < S; ++i) {
     carry.load_m(history, i, row, lane);
     carry.load_h(state, i, row, lane);
     load_row(input, x + (step * K + row) * D, lane);
-    UNROLL for (int j = 0; j < SHARE; ++j) {
-      state[j] += weight[j] * history[j];
-      input[j] += weight[j] * history[j];
-    }
+    add_columns(state, weight, history);
+    add_columns(input, weight, history);
     if (above + team < K) {
       store_row(win_b + row * D, state, lane);
       store_row(win_b + (K + row) * D, input, lane);

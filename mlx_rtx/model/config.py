@@ -70,6 +70,11 @@ class Architecture:
         """Whether there are positions for sequences up to max_len only."""
         return self.positions in ("absolute", "axial")
 
+    @property
+    def fusible(self) -> bool:
+        """Whether fused kernels (`mlx_rtx.kernels`) can run it, as long as no attention weights are dropped."""
+        return self.dtype == "float32" and self.alpha_kind != "gated"
+
     def _pairs(self) -> str:
         """Say which heads fit this width, and which widths near it fit these heads."""
         fitting = [h for h in range(1, self.dim + 1) if self.dim % h == 0]

@@ -70,7 +70,7 @@ class Recurrence(nn.Module):
         self.rate, self.attention_rate = config.dropout, config.attention_dropout
         self.history = config.history
         self.state_norm = config.state_norm
-        self.implementation = implementation
+        self.implementation, self._fusible = implementation, config.fusible
         exportable = implementation == "exportable"
         self._clamp, self._window = (exportable_clamp, exportable_window) if exportable else (clamp, window)
         qk_scale = self.tau.scale if config.qk_norm else None
@@ -174,7 +174,8 @@ class Recurrence(nn.Module):
             both its halves (B, 2K, D), as they are; the carry that the last one leaves; what a fused scan saved).
         """
         S, hidden = x.shape[1] // self.block, self.history == "hidden"
-        if self._fused and not isinstance(alpha, Gate) and dropout.weights.windows is None:
+        if self._fused and dropout.weights.windows is None:
+            assert isinstance(alpha, mx.array)
             blocks = mx.unflatten(x, 1, (S, self.block)).swapaxes(0, 1)  # (S, B, K, D)
             inputs = ScanInputs(mx.broadcast_to(alpha, x.shape[-1:]), *carry, blocks, tau, dropout.outputs.windows)
             outs, saved = scan(self._options, inputs, saved, differentiated)
@@ -193,8 +194,8 @@ class Recurrence(nn.Module):
 
     @property
     def _fused(self) -> bool:
-        """Whether windows run by fused kernels."""
-        return self.implementation == "auto" and self.tau.dtype == mx.float32 and kernels.available()
+        """Whether windows run by fused kernels, if no attention weights are dropped."""
+        return self.implementation == "auto" and self._fusible and kernels.available()
 
     @staticmethod
     def _halves(window: mx.array) -> Carry:

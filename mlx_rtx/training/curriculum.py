@@ -235,8 +235,7 @@ class Curriculum(Progress):
 
     def drawn_stage(self, seed: int, step: int) -> dict[str, int]:
         """This stage, or with probability ``mix`` one of those before it."""
-        earlier = self._stages()[:-1]
-        if not (self.config.mix and earlier):
+        if not self.config.mix or not (earlier := self._stages()[:-1]):
             return self.stage
         generator = step_generator(seed, step)
         return {"noise": int(generator.choice(earlier))} if generator.random() < self.config.mix else self.stage

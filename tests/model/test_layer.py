@@ -1,6 +1,7 @@
 """A layer by itself: what it starts as, and what its dropout scales."""
 
 import math
+from functools import partial
 
 from mlx_rtx.model.dropout import DropoutScales
 from mlx_rtx.model.layer import TransformerLayer
@@ -30,22 +31,28 @@ def test_weights_start_normal_and_narrower_where_they_write_to_the_stream(layers
         assert abs(within - 0.6827) < 5 * math.sqrt(0.6827 * 0.3173 / values.size), name
 
 
+def make_run(rows, mask):
+    """A layer on the last rows of windows, by either mask, as a function of its dropout; the windows (2, N, 8); N."""
+    layer, N = make_model(layers=1).layers[0].tau, 8
+    x = mx.random.normal((2, N, 8), key=mx.random.key(1))
+    weights = layer.fold_weights(layer.parameters())
+    above = mx.where(mx.arange(N)[:, None] < mx.arange(N), -mx.inf, 0.0)[N - (rows or N) :]
+    return partial(layer, x, weights, rows, mask if mask == "causal" else above), x, N
+
+
 @pytest.mark.parametrize("rows", [None, 3, 1])
 @pytest.mark.parametrize("mask", ["causal", "additive"])
 def test_dropout_scales_attention_weights_after_the_softmax(rows, mask):
     """All alike they scale what attention adds; a weight of 0 takes its row out, and the others are as they were."""
-    layer, N = make_model(layers=1).layers[0].tau, 8
+    run, x, N = make_run(rows, mask)
     n = rows or N
-    x = mx.random.normal((2, N, 8), key=mx.random.key(1))
-    weights = layer.fold_weights(layer.parameters())
-    above = mx.where(mx.arange(N)[:, None] < mx.arange(N), -mx.inf, 0.0)[N - n :]
 
     def added(scales):
         dropout = DropoutScales(None, mx.zeros((2 * n, 8)), scales)
-        return layer(x, weights, rows, mask if mask == "causal" else above, dropout) - x[:, N - n :]
+        return run(dropout) - x[:, N - n :]
 
     ones = mx.ones((2, 2, n, N))
-    whole = layer(x, weights, rows, dropout=DropoutScales(None, mx.zeros((2 * n, 8)))) - x[:, N - n :]
+    whole = make_run(rows, "causal")[0](DropoutScales(None, mx.zeros((2 * n, 8)))) - x[:, N - n :]
     assert mx.allclose(added(ones), whole, atol=1e-5)
     assert mx.allclose(added(2 * ones), 2 * whole, atol=1e-5)
     a, b = (mx.random.uniform(shape=ones.shape, key=mx.random.key(i)) for i in (2, 3))
@@ -57,19 +64,16 @@ def test_dropout_scales_attention_weights_after_the_softmax(rows, mask):
 @pytest.mark.parametrize("mask", ["causal", "additive"])
 def test_dropout_scales_what_each_branch_adds(rows, mask):
     """x + a ⊙ attention(x), then + b ⊙ MLP of that: each output is linear in its own scales."""
-    layer, N = make_model(layers=1).layers[0].tau, 8
+    layer, x, N = make_run(rows, mask)
     n = rows or N
-    x = mx.random.normal((2, N, 8), key=mx.random.key(1))
-    weights = layer.fold_weights(layer.parameters())
-    above = mx.where(mx.arange(N)[:, None] < mx.arange(N), -mx.inf, 0.0)[N - n :]
 
     def run(attention, mlp):
-        return layer(x, weights, rows, mask if mask == "causal" else above, DropoutScales(attention, mlp))
+        return layer(DropoutScales(attention, mlp))
 
     def close(first, second):
         return mx.allclose(first, second, atol=1e-5)
 
-    whole = layer(x, weights, rows, mask if mask == "causal" else above)
+    whole = layer(None)
     zeros, ones = mx.zeros((2 * n, 8)), mx.ones((2 * n, 8))
     a, b = 2 * mx.random.uniform(shape=(2, 2 * n, 8), key=mx.random.key(2))
     last = x[:, N - n :]

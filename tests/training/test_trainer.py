@@ -1,7 +1,6 @@
 """Whole runs on tiny tasks: they learn, go on bit-exactly, and survive."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
-from tiny import FLAGS, TINY, check_resuming, events, same, saved, text_run
+from tiny import FLAGS, TINY, check_resuming, events, fit_until, same, saved, text_run
 from tiny import make_trainer as make
 
 SLOWLY = CurriculumConfig(start_noise=3, advance_below=0.5, stop_loss=0.1, test_samples=32)
@@ -184,17 +183,7 @@ def test_the_seed_decides(tmp_path, whole):
 
 @pytest.mark.parametrize("stop", random.sample(range(1, 40), 4))
 def test_a_run_stopped_anywhere_goes_on_bit_exactly(tmp_path, whole, stop):
-    trainer = make(tmp_path)
-    step = trainer._take_step
-
-    def interrupted():
-        step()
-        if trainer.step == stop:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    trainer._take_step = interrupted
-    assert trainer.fit() is None
-    trainer.log.close()
+    fit_until(make(tmp_path), stop)
     mx.random.seed(12345)  # nothing may hang on the process's own random state
     going_on = make(tmp_path, resume=True)
     assert going_on.step == stop
