@@ -38,7 +38,8 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     """Decoupled decay, on matrices only: not on gains of norms, nor on alpha."""
     average: float = 0.0
-    """Decay of a moving average of the weights, e.g. 0.999: scored beside them, and kept if better; 0 for none."""
+    """Decay of a moving average of the weights, e.g. 0.999: scored beside them, kept if better, and what ends a run
+    before its samples do; 0 for none."""
 
     def __post_init__(self):
         require_choices(self)

@@ -202,13 +202,13 @@ class Trainer:
                 self.log.event("skipped", text, step=self.step, skipped=skipped, **mark)
         stuck = self._skipped >= training.validate_every
         ranked = sorted(candidates, key=lambda one: one.scores.loss if math.isfinite(one.scores.loss) else math.inf)
-        solving = [one for one in ranked if self.progress.solved(one.scores.loss, one.scores.sequence_accuracy)]
-        confirmed = next(filter(self._confirm, solving), None)
-        self.finished = confirmed is not None
+        steadiest = candidates[-1]  # the average where there is one: weights themselves waver from step to step
+        solved = self.progress.solved(steadiest.scores.loss, steadiest.scores.sequence_accuracy)
+        self.finished = solved and self._confirm(steadiest)
         losses = [math.nan] if stuck else [one.scores.loss for one in candidates]
         verdict = self.progress.observe(*losses)
         if self.progress.keeps or self.finished:
-            self._keep(confirmed or ranked[0])
+            self._keep(steadiest if self.finished else ranked[0])
         if verdict is Verdict.ADVANCED:
             following = {f"next_{name}": value for name, value in self.progress.stage.items()}
             text = f"stage passed: {line(following)} lr={self._rate():.3g}"
