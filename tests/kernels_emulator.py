@@ -45,22 +45,13 @@ static float shuffle_xor(float value, int mask) {
 #define SHARED_ARRAY static
 #define CONSTANT constexpr
 #define INLINE inline
+#define UNROLL
+#define UNROLL_BY(count)
 #define BARRIER() pthread_barrier_wait(&gate)
 #define SHUFFLE_XOR(value, mask) shuffle_xor(value, mask)
 #define STORE_4(to, value) *(float4*)(to) = value
 """
-METAL = """
-#define device
-#define thread
-#define constant
-#define threadgroup
-typedef unsigned uint;
-struct uint3 { uint x, y, z; };
-namespace mem_flags { const int mem_device = 1, mem_threadgroup = 2; }
-void threadgroup_barrier(int);
-float simd_shuffle_xor(float, int);
-"""
-FLAGS = ["-std=c++17", "-O1", "-Wno-unknown-pragmas", "-Wno-attributes"]
+FLAGS = ["-std=c++17", "-O1", "-march=native", "-Wno-unknown-pragmas", "-Wno-attributes"]
 
 
 def make_kernel(name, helpers, inputs, outputs, constants):
@@ -111,19 +102,6 @@ extern "C" void launch(void** arguments, int groups) {{
 
     _inputs = inputs
     return call
-
-
-def parse_for_metal(name, helpers, inputs, outputs, constants):
-    """Let g++ read what Metal would be given, its address spaces defined away; raises where it cannot."""
-    body = source.text(name)
-    parameters = [f"const device float* {which}" for which in inputs]
-    parameters += [f"const constant int* {which}_shape" for which in inputs if which + "_shape" in body]
-    parameters += [f"const constant int& {which}_ndim" for which in inputs if which + "_ndim" in body]
-    parameters += [f"device float* {which}" for which in outputs]
-    parameters += ["uint thread_index_in_threadgroup", "uint3 threadgroup_position_in_grid"]
-    head = STANDARD + METAL + source.header("metal", helpers, constants)
-    text = f"{head}void {name}({', '.join(parameters)}) {{\n{source.INDICES['metal']}{body}}}\n"
-    subprocess.run(["g++", *FLAGS, "-fsyntax-only", "-x", "c++", "-"], input=text, text=True, check=True)
 
 
 def _build(text: str) -> Path:

@@ -15,9 +15,9 @@ a range.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from mlx_rtx import kernels
 from mlx_rtx.forecast.graph import Work
 from mlx_rtx.forecast.operations import Calls, layer_calls, segment_sizes
-from mlx_rtx.kernels.scan import is_narrow
 from mlx_rtx.model.config import ModelConfig, ModelKind
 from mlx_rtx.model.registry import parameter_count
 from mlx_rtx.model.segment import resolve_last
@@ -150,7 +150,7 @@ def kernel_memory(config: ModelConfig, length: int, batch: int, targets: int, se
     blocks, several = max(size.blocks for size in run), len(run) > 1
     outputs = several * sum(size.blocks for size in run) * n * config.dim * config.layers
     held = round(FLOAT * batch * blocks * window)
-    least, most = HELD_ONE if not several else HELD_SEVERAL if is_narrow(config.dim) else HELD_WIDE
+    least, most = HELD_ONE if not several else HELD_SEVERAL if kernels.form(config.dim).narrow else HELD_WIDE
     return replace(
         plain,
         carries=plain.carries + FLOAT * batch * outputs,

@@ -31,18 +31,18 @@ OUTPUTS = {
 }  # fmt: skip
 
 
-def forward(options: Options, inputs: ScanInputs) -> mx.array:
+def forward(options: Options, sums: int, inputs: ScanInputs) -> mx.array:
     """τ of all windows, (S, B, n, D) in one array; what lies within them is not kept."""
     alpha, m, h, x, weights, dropout = inputs
     S, B, K, D = x.shape
     n = options.rows(K)
     scratch = [(B, 2 * K, D), (B, 2 * K, 3 * D), (B, n, D), (B, n, D), (B, n, 4 * D)]
     arrays = [alpha, h, m, x, *weights, x if dropout is None else dropout]
-    return _kernel("narrow_forward", options, K, D, dropout is not None)(B, arrays, [(S, B, n, D), *scratch])[0]
+    return _kernel("narrow_forward", options, sums, K, D, dropout is not None)(B, arrays, [(S, B, n, D), *scratch])[0]
 
 
 def backward(
-    options: Options, inputs: ScanInputs, out: mx.array, dout: mx.array, activations: SavedActivations
+    options: Options, sums: int, inputs: ScanInputs, out: mx.array, dout: mx.array, activations: SavedActivations
 ) -> ScanGradient:
     """The gradient, from that of the outputs (S, B, n, D) and what lies within all windows."""
     alpha, m, h, x, weights, dropout = inputs
@@ -56,7 +56,7 @@ def backward(
     z = a.activated if options.activation == "relu" else a.z  # same derivative
     saved = a.window, a.scored, a.attended, a.u, z, a.qkv
     arrays = [alpha, *saved, out, h, m, dout if dropout is None else dropout, dout, *transposed]
-    made = _kernel("narrow_backward", options, K, D, dropout is not None)(B, arrays, shapes)
+    made = _kernel("narrow_backward", options, sums, K, D, dropout is not None)(B, arrays, shapes)
     dx, dh, dm, dalpha, dmlp, dz, dattention, dqkv = made[:8]
     if dropout is not None:
         dattention, dmlp = dattention * dropout[:, 0], dmlp * dropout[:, 1]
@@ -70,7 +70,7 @@ def thread_count(K: int, D: int) -> int:
     return min(512, max(256, -(-2 * K * D // 512) * 32))
 
 
-def constants(options: Options, K: int, D: int, dropout: bool) -> source.Constants:
+def constants(options: Options, sums: int, K: int, D: int, dropout: bool) -> source.Constants:
     """What a kernel is compiled for."""
     return {
         "K": K,
@@ -84,13 +84,20 @@ def constants(options: Options, K: int, D: int, dropout: bool) -> source.Constan
         "EPS": options.epsilon,
         "DROPOUT": dropout,
         "THREADS": thread_count(K, D),
+        "SUMS": sums,
     }
 
 
+def window_ops(options: Options, K: int, D: int) -> int:
+    """Multiply-adds that a threadgroup does of a window in one direction, within some per cent."""
+    n, seen = options.rows(K), 2 * K
+    return (3 * seen + n) * D * D + 8 * n * D * D + 4 * n * seen * D
+
+
 @cache
-def _kernel(name: str, options: Options, K: int, D: int, dropout: bool) -> Callable[..., list[mx.array]]:
+def _kernel(name: str, options: Options, sums: int, K: int, D: int, dropout: bool) -> Callable[..., list[mx.array]]:
     """A kernel as a function of (B, inputs, shapes of its outputs)."""
-    sizes = constants(options, K, D, dropout)
+    sizes = constants(options, sums, K, D, dropout)
     kernel, threads = source.make_kernel(name, HELPERS, INPUTS[name], OUTPUTS[name], sizes), int(sizes["THREADS"])
 
     def run(B: int, inputs: list[mx.array], shapes: list[tuple[int, ...]]) -> list[mx.array]:

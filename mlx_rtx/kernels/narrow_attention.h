@@ -16,7 +16,7 @@ INLINE float head_dot(const LOCAL float* x, const GLOBAL float* y) {
   UNROLL for (int j = 0; j < HEAD; j += HEAD_V) {
     float part[HEAD_V];
     load<HEAD_V>(part, y + j);
-    UNROLL for (int l = 0; l < HEAD_V; ++l) sum += x[j + l] * part[l];
+    UNROLL for (int l = 0; l < HEAD_V; ++l) sum = fma(x[j + l], part[l], sum);
   }
   return sum;
 }
@@ -25,7 +25,7 @@ INLINE void head_add(LOCAL float* sum, float factor, const GLOBAL float* y) {
   UNROLL for (int j = 0; j < HEAD; j += HEAD_V) {
     float part[HEAD_V];
     load<HEAD_V>(part, y + j);
-    UNROLL for (int l = 0; l < HEAD_V; ++l) sum[j + l] += factor * part[l];
+    UNROLL for (int l = 0; l < HEAD_V; ++l) sum[j + l] = fma(factor, part[l], sum[j + l]);
   }
 }
 
@@ -40,7 +40,7 @@ INLINE void store_head(GLOBAL float* to, LOCAL float* x, float factor) {
 
 INLINE float head_factor(const LOCAL float* x) {
   float sum = 0;
-  UNROLL for (int j = 0; j < HEAD; ++j) sum += x[j] * x[j];
+  UNROLL for (int j = 0; j < HEAD; ++j) sum = fma(x[j], x[j], sum);
   return rsqrt(sum * (1.0f / HEAD) + EPS);
 }
 
@@ -63,9 +63,9 @@ INLINE void normalise_heads_vjp(const GLOBAL float* qkv, GLOBAL float* dqkv, int
     load_head(x, qkv + at);
     load_head(dx, dqkv + at);
     const float factor = head_factor(x);
-    UNROLL for (int j = 0; j < HEAD; ++j) along += x[j] * dx[j];
+    UNROLL for (int j = 0; j < HEAD; ++j) along = fma(x[j], dx[j], along);
     along *= factor * factor * (1.0f / HEAD);
-    UNROLL for (int j = 0; j < HEAD; ++j) dx[j] -= along * x[j];
+    UNROLL for (int j = 0; j < HEAD; ++j) dx[j] = fma(-along, x[j], dx[j]);
     store_head(dqkv + at, dx, factor * (head < HEADS ? QK_SCALE : 1));
   }
   BARRIER();
@@ -134,7 +134,7 @@ INLINE void attend_vjp_keys(const GLOBAL float* qkv, const GLOBAL float* datt, c
     load_head(k, qkv + row * 3 * D + D + head * HEAD);
     load_head(v, qkv + row * 3 * D + 2 * D + head * HEAD);
     const int first = max(row / SIDE * SIDE - SKIPPED, 0);  // in step with its neighbours
-    _Pragma("unroll 2") for (int query = first; query < ROWS; ++query) {
+    UNROLL_BY(2) for (int query = first; query < ROWS; ++query) {
       const GLOBAL float* q = qkv + (query + SKIPPED) * 3 * D + head * HEAD;
       const GLOBAL float* dout = datt + query * D + head * HEAD;
       const GLOBAL float* statistic = statistics + (head * ROWS + query) * 2;

@@ -86,7 +86,7 @@ for (int i = S - 1; i >= 0; --i) {
       store_row(dx + (step * K + row) * D, both[1], lane);
       UNROLL for (int j = 0; j < SHARE; ++j) {
         both[1][j] += both[0][j];
-        dalpha_part[j] += history[j] * both[1][j];
+        dalpha_part[j] = fma(history[j], both[1][j], dalpha_part[j]);
         both[1][j] *= weight[j];
       }
       if (ROWS == K && i < S - 1) {  // the next window's m is this one's h

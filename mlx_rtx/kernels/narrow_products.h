@@ -4,6 +4,7 @@ CONSTANT int HEAD_V = vector_size(HEAD);
 // Products: a (HEIGHT, DEPTH), staged in shared memory, times weights (DEPTH, WIDTH). Warps of 4 x 8 threads lie side
 // by side over the result; a thread has TALL rows (every fourth) by BLOCKS vectors of columns (APART columns apart).
 // SPLIT groups of warps may each take a slice of the depth and add up at the end: taller tiles, so fewer loads.
+// A thread has SUMS numbers of the result at a time at most: as many as its registers hold.
 
 CONSTANT int WARPS = THREADS / 32;
 CONSTANT int BAND = 64;    // rows staged at a time
@@ -21,8 +22,8 @@ constexpr int parts(int height, int tall, int groups, int split) {
 // what a thread issues for a step of the depth: a load weighs as much as four products
 constexpr int cost(int height, int tall, int groups, int split) {
   const int n = parts(height, tall, groups, split);
-  const bool fits = n <= groups && WARPS % split == 0 && (split == 1 || THREADS / split * tall * n * V <= TILE);
-  return fits ? (V * V * tall * n + 4 * (tall + V * n)) / split : 1 << 20;
+  const bool shared = WARPS % split == 0 && (split == 1 || THREADS / split * tall * n * V <= TILE);
+  return n <= groups && tall * V <= SUMS && shared ? (V * V * tall * n + 4 * (tall + V * n)) / split : 1 << 20;
 }
 
 constexpr int best_split(int height, int tall, int groups) {
@@ -38,8 +39,9 @@ constexpr int tallest(int height, int groups) {
   return best;
 }
 
-constexpr int blocks(int parts) {
-  int n = 4;
+constexpr int blocks(int parts, int tall) {
+  int n = SUMS / (tall * V);
+  if (n > 4) n = 4;
   while (parts % n) --n;
   return n;
 }
@@ -48,7 +50,7 @@ template <int PITCH, int WIDTH, int APART, int TALL, int BLOCKS>
 INLINE void multiply(
     LOCAL float (&sum)[TALL][BLOCKS][V], const SHARED float* a, const GLOBAL float* weights, int depth) {
   constexpr int STEPS = ceil_div(16, TALL * BLOCKS);  // together, to hide the latency of their loads
-  _Pragma("unroll STEPS") for (int k = 0; k < depth; k += V) {
+  UNROLL_BY(STEPS) for (int k = 0; k < depth; k += V) {
     float x[TALL][V];
     UNROLL for (int i = 0; i < TALL; ++i) {
       const SHARED float* from = a + 4 * i * PITCH + k;
@@ -64,7 +66,7 @@ INLINE void multiply(
         float w[V];
         load<V>(w, weights + (k + l) * WIDTH + n * APART);
         UNROLL for (int i = 0; i < TALL; ++i) {
-          UNROLL for (int j = 0; j < V; ++j) sum[i][n][j] += x[i][l] * w[j];
+          UNROLL for (int j = 0; j < V; ++j) sum[i][n][j] = fma(x[i][l], w[j], sum[i][n][j]);
         }
       }
     }
@@ -106,7 +108,7 @@ template <int HEIGHT, int DEPTH, int WIDTH, typename Stage, typename Finish>
 INLINE void product(Stage stage, const GLOBAL float* weights, Finish finish, SHARED float* tile, int rank) {
   constexpr int AT_ONCE = HEIGHT < BAND ? HEIGHT : BAND;
   constexpr int GROUPS = WIDTH / V, TALL = tallest(AT_ONCE, GROUPS), SPLIT = best_split(AT_ONCE, TALL, GROUPS);
-  constexpr int PARTS = parts(AT_ONCE, TALL, GROUPS, SPLIT), BLOCKS = blocks(PARTS), APART = WIDTH / PARTS;
+  constexpr int PARTS = parts(AT_ONCE, TALL, GROUPS, SPLIT), BLOCKS = blocks(PARTS, TALL), APART = WIDTH / PARTS;
   constexpr int CHUNK = ceil_div(DEPTH, ceil_div(DEPTH, DEEPEST) * V) * V, PITCH = CHUNK + 4;
   constexpr int SLICE = ceil_div(CHUNK, SPLIT * V) * V, MEMBERS = THREADS / SPLIT;
   constexpr int ACROSS = ceil_div(APART, 8 * V);  // warps side by side
@@ -204,7 +206,7 @@ struct Residual {
     float base_x[V], factor[V];
     load<V>(base_x, base + at);
     if (DROPOUT) load<V>(factor, dropout + at);
-    UNROLL for (int j = 0; j < V; ++j) x[j] = base_x[j] + (DROPOUT ? factor[j] * x[j] : x[j]);
+    UNROLL for (int j = 0; j < V; ++j) x[j] = DROPOUT ? fma(factor[j], x[j], base_x[j]) : base_x[j] + x[j];
     store<V>(to + at, x);
   }
 };

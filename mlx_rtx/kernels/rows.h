@@ -20,12 +20,12 @@ INLINE void store_row(GLOBAL float* to, const LOCAL float* x, int lane) {
 }
 
 INLINE void add(LOCAL float* x, float factor, const LOCAL float* y) {
-  UNROLL for (int i = 0; i < SHARE; ++i) x[i] += factor * y[i];
+  UNROLL for (int i = 0; i < SHARE; ++i) x[i] = fma(factor, y[i], x[i]);
 }
 
 // these two with a factor a column
 INLINE void add_columns(LOCAL float* x, const LOCAL float* factor, const LOCAL float* y) {
-  UNROLL for (int i = 0; i < SHARE; ++i) x[i] += factor[i] * y[i];
+  UNROLL for (int i = 0; i < SHARE; ++i) x[i] = fma(factor[i], y[i], x[i]);
 }
 
 INLINE void scale_columns(LOCAL float* x, const LOCAL float* factor) {
@@ -43,7 +43,7 @@ INLINE float row_sum(float x) {
 
 INLINE float dot(const LOCAL float* x, const LOCAL float* y) {
   float sum = 0;
-  UNROLL for (int i = 0; i < SHARE; ++i) sum += x[i] * y[i];
+  UNROLL for (int i = 0; i < SHARE; ++i) sum = fma(x[i], y[i], sum);
   return row_sum(sum);
 }
 
@@ -71,11 +71,11 @@ INLINE float layer_norm(LOCAL float* x, int lane) {
 // dx from dy, where the norm made y of x with this factor
 INLINE void rms_norm_vjp(LOCAL float* dy, const LOCAL float* y, float factor) {
   const float along = row_mean(dy, y);
-  UNROLL for (int i = 0; i < SHARE; ++i) dy[i] = factor * (dy[i] - along * y[i]);
+  UNROLL for (int i = 0; i < SHARE; ++i) dy[i] = factor * fma(-along, y[i], dy[i]);
 }
 
 INLINE void layer_norm_vjp(LOCAL float* dy, const LOCAL float* y, float factor) {
   const float mean = row_mean(dy);
   rms_norm_vjp(dy, y, factor);
-  UNROLL for (int i = 0; i < SHARE; ++i) dy[i] -= factor * mean;
+  UNROLL for (int i = 0; i < SHARE; ++i) dy[i] = fma(-factor, mean, dy[i]);
 }

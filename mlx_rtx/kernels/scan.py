@@ -12,19 +12,25 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import cast
 
-from mlx_rtx.kernels import narrow, wide
+from mlx_rtx.kernels import form, narrow, source, wide
 from mlx_rtx.kernels.options import Options, ScanGradient, ScanInputs
 from mlx_rtx.kernels.wide import SavedActivations
 from mlx_rtx.support.trees import each
 
 import mlx.core as mx
 
-NARROW = 128  # up to this D one threadgroup has a whole window in hand
+# A long launch freezes a display, and macOS may end it. An Apple M4 has 10 cores; each runs one threadgroup of a narrow
+# kernel at a time, at this rate by the slower of two estimates: none was timed.
+LONGEST_LAUNCH = 0.05  # seconds
+CORES, OPS_PER_CORE = 10, 25e9
 
 
-def is_narrow(width: int) -> bool:
-    """Whether a model of that width D takes the narrow form."""
-    return width <= NARROW
+def windows_at_once(options: Options, B: int, K: int, D: int) -> int | None:
+    """Windows that one launch of a narrow kernel may walk on this backend; None for any number."""
+    if source.backend() == "cuda":
+        return None
+    seconds = -(-B // CORES) * narrow.window_ops(options, K, D) / OPS_PER_CORE
+    return max(1, int(LONGEST_LAUNCH / seconds))
 
 
 def scan(
@@ -41,18 +47,33 @@ def scan(
     Returns:
         (S outputs (B, n, D); what to save for a backward pass).
     """
-    has_dropout = inputs.dropout is not None
-    arrays = [*inputs[:4], *inputs.weights, *([] if inputs.dropout is None else [inputs.dropout])]
-    if is_narrow(inputs.x.shape[-1]):  # all outputs in one array (S, B, n, D)
-        (out,) = _narrow_scan(options, has_dropout)(*arrays, *saved)
-        return each(out), (out,)
-    keep_activations = differentiated and not saved
-    made = _wide_scan(options, has_dropout, keep_activations)(*arrays, *saved)
-    outs = list(made[: len(inputs.x)])
-    return outs, tuple(outs)
+    (S, B, K, D), has_dropout = inputs.x.shape, inputs.dropout is not None
+    chosen = form(D)
+    if not chosen.narrow:
+        keep_activations = differentiated and not saved
+        made = _wide_scan(options, has_dropout, keep_activations)(*_as_arrays(inputs), *saved)
+        outs = list(made[:S])
+        return outs, tuple(outs)
+    run = _narrow_scan(options, chosen.sums, has_dropout)
+    at_once = chosen.windows or windows_at_once(options, B, K, D) or S
+    pieces: list[mx.array] = []  # the outputs of a launch in one array (windows, B, n, D)
+    for start in range(0, S, at_once):
+        here = slice(start, start + at_once)
+        piece = inputs._replace(x=inputs.x[here], dropout=None if inputs.dropout is None else inputs.dropout[here])
+        (out,) = run(*_as_arrays(piece), *saved[len(pieces) : len(pieces) + 1])
+        pieces.append(out)
+        if start + at_once < S:
+            m, h = _carries(options, inputs.m, inputs.h, out[-2:])
+            inputs = inputs._replace(m=m[-1], h=h[-1])
+    return [window for out in pieces for window in each(out)], tuple(pieces)
 
 
 DifferentiableScan = Callable[..., list[mx.array]]  # of `ScanInputs` one by one, then saved outputs if there are any
+
+
+def _as_arrays(inputs: ScanInputs) -> list[mx.array]:
+    """Inputs one by one."""
+    return [*inputs[:4], *inputs.weights, *([] if inputs.dropout is None else [inputs.dropout])]
 
 
 def _as_inputs(arrays: Sequence[mx.array], has_dropout: bool) -> tuple[ScanInputs, list[mx.array]]:
@@ -69,12 +90,12 @@ def _as_gradients(gradient: ScanGradient, arrays: Sequence[mx.array]) -> list[mx
 
 
 @cache
-def _narrow_scan(options: Options, has_dropout: bool) -> DifferentiableScan:
+def _narrow_scan(options: Options, sums: int, has_dropout: bool) -> DifferentiableScan:
     """The scan of a narrow model: the outputs in one array."""
 
     def forward(*arrays):
         inputs, saved = _as_inputs(arrays, has_dropout)
-        return saved or [narrow.forward(options, inputs)]
+        return saved or [narrow.forward(options, sums, inputs)]
 
     run = mx.custom_function(forward)
 
@@ -83,7 +104,7 @@ def _narrow_scan(options: Options, has_dropout: bool) -> DifferentiableScan:
         inputs, _ = _as_inputs(primals, has_dropout)
         (out,), (dout,) = outputs, cotangents
         activations = wide.activations(options, _with_carries(options, inputs, out))
-        return _as_gradients(narrow.backward(options, inputs, out, dout, activations), primals)
+        return _as_gradients(narrow.backward(options, sums, inputs, out, dout, activations), primals)
 
     return cast(DifferentiableScan, run)
 
@@ -120,10 +141,14 @@ def _wide_scan(options: Options, has_dropout: bool, keep_activations: bool) -> D
 
 def _with_carries(options: Options, inputs: ScanInputs, out: mx.array) -> ScanInputs:
     """With the m and the h into each window, (S, B, K, D) each, from the outputs of all windows (S, B, n, D)."""
-    _, m, h, *_ = inputs
-    K, state = m.shape[1], out[:-1]
-    if options.state_norm and len(out) > 1:  # CUDA cannot normalise nothing
+    m, h = _carries(options, inputs.m, inputs.h, out[:-1])
+    return inputs._replace(m=m, h=h)
+
+
+def _carries(options: Options, m: mx.array, h: mx.array, out: mx.array) -> tuple[mx.array, mx.array]:
+    """The m and the h before and after each window, (S + 1, B, K, D) each: the given ones, then from outputs."""
+    K, state = m.shape[1], out
+    if options.state_norm and len(out):  # CUDA cannot normalise nothing
         state = mx.fast.rms_norm(state, None, options.epsilon)
     hs = mx.concatenate([h[None], state[:, :, -K:]])
-    ms = mx.concatenate([m[None], hs[:-1] if options.history == "hidden" else state[:, :, :K]])
-    return inputs._replace(m=ms, h=hs)
+    return mx.concatenate([m[None], hs[:-1] if options.history == "hidden" else state[:, :, :K]]), hs

@@ -1,6 +1,8 @@
 """Kernels from their source, which is one for CUDA and Metal: what the two call differently stands here."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -16,6 +18,8 @@ PROLOGUE = {
 #define SHARED_ARRAY __shared__
 #define CONSTANT constexpr
 #define INLINE __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
+#define UNROLL_BY(count) PRAGMA(unroll count)
 #define BARRIER() __syncthreads()
 #define SHUFFLE_XOR(value, mask) __shfl_xor_sync(0xffffffff, value, mask)
 #define STORE_4(to, value) __stwb((float4*)(to), value)  // the compiler splits an assignment into four stores
@@ -26,7 +30,9 @@ PROLOGUE = {
 #define SHARED threadgroup
 #define SHARED_ARRAY threadgroup
 #define CONSTANT constant constexpr
-#define INLINE inline
+#define INLINE __attribute__((always_inline)) inline
+#define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL_BY(count) PRAGMA(clang loop unroll_count(count))
 #define BARRIER() threadgroup_barrier(mem_flags::mem_device | mem_flags::mem_threadgroup)
 #define SHUFFLE_XOR(value, mask) simd_shuffle_xor(value, mask)
 #define STORE_4(to, value) *(device float4*)(to) = value
@@ -38,15 +44,20 @@ INDICES = {
     "metal": "const int rank = thread_index_in_threadgroup, b = threadgroup_position_in_grid.x;\n",
 }
 COMMON = """
-#define UNROLL _Pragma("unroll")
+#define PRAGMA(text) _Pragma(#text)
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 constexpr int vector_size(int n) { return n % 4 == 0 ? 4 : n % 2 == 0 ? 2 : 1; }
 """
-# MLX declares CUDA kernels without launch bounds; too many registers a thread would then fail the launch.
-BOUNDS = """
+# MLX declares kernels without bounds on their threads: with too many registers a thread CUDA would fail to launch, and
+# MLX itself refuses on Metal. What MLX writes next is `__global__ void`, and `[[kernel]] void`.
+BOUNDS = {
+    "cuda": """
 #undef __global__
 #define __global__ __attribute__((global)) __launch_bounds__({threads}, 1)
-"""
+""",
+    "metal": "\n[[max_total_threads_per_threadgroup({threads})]]\n",
+}
+_fill: float | None = None
 
 
 @cache
@@ -66,20 +77,45 @@ def shared(helpers: tuple[str, ...], constants: Constants) -> str:
 
 def header(backend: str, helpers: tuple[str, ...], constants: Constants) -> str:
     """What stands before a kernel on one backend."""
-    bounds = BOUNDS.format(threads=constants["THREADS"]) if backend == "cuda" else ""
-    return PROLOGUE[backend] + shared(helpers, constants) + bounds
+    return PROLOGUE[backend] + shared(helpers, constants) + BOUNDS[backend].format(threads=constants["THREADS"])
+
+
+def backend() -> str:
+    """Whose words kernels are written in."""
+    return "cuda" if mx.cuda.is_available() else "metal"
+
+
+@contextmanager
+def filled(value: float) -> Iterator[None]:
+    """Let all outputs of kernels that are called meanwhile hold ``value`` where nothing is written."""
+    global _fill
+    before, _fill = _fill, value
+    try:
+        yield
+    finally:
+        _fill = before
 
 
 def make_kernel(
     name: str, helpers: tuple[str, ...], inputs: tuple[str, ...], outputs: tuple[str, ...], constants: Constants
 ) -> Callable[..., list[mx.array]]:
-    """The kernel whose body is the source file of that name, for the backend at hand."""
-    backend = "cuda" if mx.cuda.is_available() else "metal"
-    make: Any = mx.fast.cuda_kernel if backend == "cuda" else mx.fast.metal_kernel
-    return make(
-        name=name,
+    """The kernel whose body is the source file of that name, for the backend at hand.
+
+    On Metal no input may hold fewer than 8 numbers: MLX would pass it in the constant address space.
+    """
+    where = backend()
+    make: Any = mx.fast.cuda_kernel if where == "cuda" else mx.fast.metal_kernel
+    body, before = INDICES[where] + text(name), header(where, helpers, constants)
+    told_apart = hashlib.sha256((before + body).encode()).hexdigest()[:12]  # MLX knows kernels by name
+    kernel = make(
+        name=f"{name}_{told_apart}",
         input_names=list(inputs),
         output_names=list(outputs),
-        source=INDICES[backend] + text(name),
-        header=header(backend, helpers, constants),
+        source=body,
+        header=before,
     )
+
+    def run(**arguments: Any) -> list[mx.array]:
+        return kernel(**arguments) if _fill is None else kernel(**arguments, init_value=_fill)
+
+    return run

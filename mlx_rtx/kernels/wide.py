@@ -15,7 +15,7 @@ from mlx_rtx.support.trees import each
 import mlx.core as mx
 
 WEIGHTS = ("qkv", "attention_out", "mlp_in", "mlp_out")
-UNUSED = (1,)  # the shape of an output that the options at hand do without
+UNUSED = (8,)  # the shape of an output that the options at hand do without; it may be given to a later kernel
 
 
 class Kernel(NamedTuple):

@@ -7,6 +7,7 @@ from mlx_rtx.support.errors import UserError, require, require_at_most, require_
 
 ModelKind = Literal["recurrent", "regular"]  # as commands and run folders call them; see `mlx_rtx.model.registry`
 NORM_EPS = 1e-5  # of every norm
+FUSIBLE_DIM = 8  # arrays of fewer numbers come to Metal kernels in an address space that they are not written for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class Architecture:
     @property
     def fusible(self) -> bool:
         """Whether fused kernels (`mlx_rtx.kernels`) can run it, as long as no attention weights are dropped."""
-        return self.dtype == "float32" and self.alpha_kind != "gated"
+        return self.dtype == "float32" and self.alpha_kind != "gated" and self.dim >= FUSIBLE_DIM
 
     def _pairs(self) -> str:
         """Say which heads fit this width, and which widths near it fit these heads."""

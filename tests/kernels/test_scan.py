@@ -1,10 +1,10 @@
 """Fused kernels in the place of plain MLX: their own source, emulated on the CPU, and run where there is a GPU."""
 
+import itertools
 import shutil
 
 from mlx_rtx import kernels, loss_and_grad
-from mlx_rtx.kernels import narrow, scan, source, wide
-from mlx_rtx.kernels.options import Options
+from mlx_rtx.kernels import FORMS, narrow, scan, source, wide
 
 import mlx.core as mx
 import pytest
@@ -13,11 +13,13 @@ from mlx.utils import tree_flatten
 import kernels_emulator as emulator
 from tiny import K, make_model, make_tokens
 
+NARROW, SMALL, WIDE = FORMS
+IN_PIECES = SMALL._replace(windows=2)
 VARIANTS = [
     {"history": "output", "dropout": 0.3},
     {"history": "output", "state_norm": True, "activation": "gelu"},
     {"history": "hidden", "dropout": 0.3, "activation": "gelu"},
-    {"history": "hidden", "state_norm": True, "heads": 1, "dim": 6},
+    {"history": "hidden", "state_norm": True, "heads": 1, "dim": 10},
     {"history": "output", "state_norm": True, "alpha_kind": "channel", "qk_norm": True},
     {"history": "hidden", "dropout": 0.3, "alpha_kind": "head", "qk_norm": True},
 ]
@@ -37,11 +39,12 @@ def fused(request, monkeypatch):
     for cached in (narrow._kernel, wide._launcher, scan._narrow_scan, scan._wide_scan):
         cached.cache_clear()
 
-    def switch(narrow_up_to):
-        monkeypatch.setattr(scan, "NARROW", narrow_up_to)
+    def switch(form):
+        kernels.choose(form)
         monkeypatch.setattr(kernels, "available", lambda: True)
 
     yield switch
+    kernels.choose(None)
     for cached in (narrow._kernel, wide._launcher, scan._narrow_scan, scan._wide_scan):
         cached.cache_clear()
 
@@ -52,14 +55,16 @@ def _rms_norm_of_cuda(x, *rest, rms_norm=mx.fast.rms_norm):
     return rms_norm(x, *rest)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize("narrow_up_to", [128, 0], ids=["narrow", "wide"])
-def test_kernels_give_what_plain_operations_give(fused, narrow_up_to, variant):
+CASES = [*itertools.product((NARROW, WIDE), VARIANTS), (IN_PIECES, VARIANTS[0]), (IN_PIECES, VARIANTS[3])]
+
+
+@pytest.mark.parametrize(("form", "variant"), CASES, ids=str)
+def test_kernels_give_what_plain_operations_give(fused, form, variant):
     model, tokens, key = make_model(**variant), make_tokens(5 * K - 1), mx.random.key(3)
     model.train()
     plain = {n: loss_and_grad(model, tokens, tokens[:, -n:], 2, key=key) for n in (1, 5 * K - 1)}
     mx.eval(plain)
-    fused(narrow_up_to)
+    fused(form)
     for n, (loss, gradients) in plain.items():
         for segment in (2, None):
             found, found_gradients = loss_and_grad(model, tokens, tokens[:, -n:], segment, key=key)
@@ -70,8 +75,8 @@ def test_kernels_give_what_plain_operations_give(fused, narrow_up_to, variant):
                 assert mx.abs(named[name] - gradient).max().item() < 1e-5 * scale, (n, segment, name)
 
 
-@pytest.mark.parametrize("narrow_up_to", [128, 0], ids=["narrow", "wide"])
-def test_a_gradient_from_outside_knows_no_outputs(fused, narrow_up_to):
+@pytest.mark.parametrize("form", [NARROW, WIDE, IN_PIECES], ids=str)
+def test_a_gradient_from_outside_knows_no_outputs(fused, form):
     """`nn.value_and_grad` of a model runs in one piece."""
     import mlx.nn as nn
 
@@ -82,7 +87,7 @@ def test_a_gradient_from_outside_knows_no_outputs(fused, narrow_up_to):
 
     plain = gradient()
     mx.eval(plain)
-    fused(narrow_up_to)
+    fused(form)
     for (name, found), (_, expected) in zip(gradient(), plain, strict=True):
         assert mx.abs(found - expected).max() < 1e-5 * max(1.0, mx.abs(expected).max().item()), name
 
@@ -99,15 +104,3 @@ def test_on_metal_kernels_run_only_where_they_are_asked_for(monkeypatch, metal, 
     else:
         monkeypatch.setenv("MLX_RTX_KERNELS", asked)
     assert kernels.available() == expected
-
-
-def test_the_metal_variant_reads_as_cpp():
-    if shutil.which("g++") is None:
-        pytest.skip("g++ reads it")
-    options = Options(heads=6, history="output", activation="gelu", state_norm=True, qk_scale=2.25, epsilon=1e-5)
-    for name in narrow.INPUTS:
-        constants = narrow.constants(options, 32, 96, True)
-        emulator.parse_for_metal(name, narrow.HELPERS, narrow.INPUTS[name], narrow.OUTPUTS[name], constants)
-    for name, kernel in wide.KERNELS.items():
-        _, constants = wide._layout(name, wide.Sizes(2, 16, 384, True, options))
-        emulator.parse_for_metal(name, kernel.helpers, kernel.inputs, kernel.outputs, constants)
