@@ -6,7 +6,7 @@
 #define threadgroup __attribute__((address_space(3)))
 #define thread
 typedef unsigned short ushort;
-typedef unsigned int uint;
+typedef unsigned int uint, uint32_t;
 typedef unsigned long ulong;
 typedef unsigned long size_t;
 namespace metal {

@@ -25,10 +25,10 @@ def trace(form, options, B, S, K, D, dropout=False):
     sources = {}
 
     def function(*arrays):
-        *arrays, scales = arrays if dropout else (*arrays, None)
+        *arrays, scales, kept = arrays if dropout else (*arrays, None, None)
 
         def loss(alpha, m, h, x, *weights):
-            inputs = ScanInputs(alpha, m, h, x, weights, scales)
+            inputs = ScanInputs(alpha, m, h, x, weights, scales, kept)
             outs, saved = scan.scan(options, inputs)
             again, _ = scan.scan(options, inputs, saved, differentiated=True)
             return sum((out.square().sum() for out in [*outs, *again]), mx.array(0.0))
@@ -38,7 +38,10 @@ def trace(form, options, B, S, K, D, dropout=False):
 
     n, block = options.rows(K), (B, K, D)
     shapes = [(D,), block, block, (S, *block), (D, 3 * D), (D, D), (D, 4 * D), (4 * D, D)]
-    arrays = [mx.zeros(shape) for shape in [*shapes, *([(S, 2, B, n, D)] if dropout else [])]]
+    arrays = [mx.zeros(shape) for shape in shapes]
+    if dropout:
+        words = (S, B, options.heads, n, -(-2 * K // 32))
+        arrays += [mx.zeros((S, 2, B, n, D)), mx.zeros(words, mx.uint32)]
     with _recorded(sources), tempfile.NamedTemporaryFile(suffix=".mlxfn") as file:
         kernels.choose(form)
         with pytest.raises(ValueError, match="serialize primitive CustomTransforms"):  # all is traced by then

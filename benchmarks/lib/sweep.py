@@ -32,7 +32,7 @@ class Subject:
 
 
 def keeping_weights(architecture: Architecture) -> Architecture:
-    """The same without dropout on attention weights, which fused kernels and fused attention do not have."""
+    """The same without dropout on attention weights, which fused attention does not have, nor any report."""
     return replace(architecture, attention_dropout=0.0)
 
 

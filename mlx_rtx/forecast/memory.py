@@ -139,7 +139,8 @@ def kernel_memory(config: ModelConfig, length: int, batch: int, targets: int, se
     """Memory of `loss_and_grad` of a recurrent transformer by fused kernels (`mlx_rtx.kernels`).
 
     They keep the outputs of all windows of a sequence, and a whole segment's arrays until it is done, while the next
-    is under way. Fitted to some twenty peaks of NVIDIA H200s. Arguments as for `training_memory`.
+    is under way. Fitted to some twenty peaks of NVIDIA H200s; none dropped attention weights, whose random bits, kept
+    or not, and places in a word are counted, not measured. Arguments as for `training_memory`.
     """
     plain, run = (
         training_memory(config, length, batch, targets, segment),
@@ -147,6 +148,7 @@ def kernel_memory(config: ModelConfig, length: int, batch: int, targets: int, se
     )
     K, n = config.block, config.block if config.history == "hidden" else 2 * config.block
     window = config.dim * (20 * K + (19 + 6 * (config.dropout > 0)) * n) * config.layers
+    window += (config.attention_dropout > 0) * round((1 + 1 / 4 + 1) * config.heads * n * 2 * K) * config.layers
     blocks, several = max(size.blocks for size in run), len(run) > 1
     outputs = several * sum(size.blocks for size in run) * n * config.dim * config.layers
     held = round(FLOAT * batch * blocks * window)

@@ -82,8 +82,7 @@ class StepBenchmark:
             memory = training_memory(self.config, length, batch, targets, self.segment, self.model)
         else:
             memory = forward_memory(self.config, length, batch, targets, self.model)
-        fusible = self.config.fusible and self.config.attention_dropout == 0
-        fused = self.mode == "training" and self.model == "recurrent" and fusible
+        fused = self.mode == "training" and self.model == "recurrent" and self.config.fusible
         if gpu is None and fused and kernels.available():
             return kernel_memory(self.config, length, batch, targets, self.segment)
         gpu = mx.default_device() == mx.gpu if gpu is None else gpu

@@ -8,21 +8,23 @@ from collections.abc import Callable
 from functools import cache
 
 from mlx_rtx.kernels import source
-from mlx_rtx.kernels.options import Options, ScanGradient, ScanInputs
+from mlx_rtx.kernels.options import Drops, Options, ScanGradient, ScanInputs
 from mlx_rtx.kernels.wide import SavedActivations
 
 import mlx.core as mx
 
 HELPERS = (
-    "vectors", "rows", "window", "activation", "narrow_products", "softmax", "narrow_attention", "narrow_carry",
+    "vectors", "rows", "window", "activation", "narrow_products", "softmax", "kept", "narrow_attention", "narrow_carry",
 )  # fmt: skip
 LANES = 8  # threads that share a row
 WEIGHTS = ("wqkv", "wo", "w1", "w2")
 SAVED = ("win", "qkv", "att", "u", "z")  # what windows compute on the way: scratch forward, given backward
 INPUTS = {
-    "narrow_forward": ("alpha", "h", "m", "x", *WEIGHTS, "dropout"),
-    "narrow_backward": ("alpha", *SAVED, "raw", "out", "h", "m", "dropout", "dout", *(f"{w}_t" for w in WEIGHTS)),
-}
+    "narrow_forward": ("alpha", "h", "m", "x", *WEIGHTS, "dropout", "kept"),
+    "narrow_backward": (
+        "alpha", *SAVED, "raw", "out", "h", "m", "dropout", "kept", "dout", *(f"{w}_t" for w in WEIGHTS),
+    ),
+}  # fmt: skip
 OUTPUTS = {
     "narrow_forward": ("out", *SAVED),
     "narrow_backward": (
@@ -33,19 +35,19 @@ OUTPUTS = {
 
 def forward(options: Options, sums: int, inputs: ScanInputs) -> mx.array:
     """τ of all windows, (S, B, n, D) in one array; what lies within them is not kept."""
-    alpha, m, h, x, weights, dropout = inputs
+    alpha, m, h, x, weights, dropout, kept = inputs
     S, B, K, D = x.shape
     n = options.rows(K)
     scratch = [(B, 2 * K, D), (B, 2 * K, 3 * D), (B, n, D), (B, n, D), (B, n, 4 * D)]
-    arrays = [alpha, h, m, x, *weights, x if dropout is None else dropout]
-    return _kernel("narrow_forward", options, sums, K, D, dropout is not None)(B, arrays, [(S, B, n, D), *scratch])[0]
+    arrays = [alpha, h, m, x, *weights, x if dropout is None else dropout, x if kept is None else kept]
+    return _kernel("narrow_forward", options, sums, K, D, inputs.drops)(B, arrays, [(S, B, n, D), *scratch])[0]
 
 
 def backward(
     options: Options, sums: int, inputs: ScanInputs, out: mx.array, dout: mx.array, activations: SavedActivations
 ) -> ScanGradient:
     """The gradient, from that of the outputs (S, B, n, D) and what lies within all windows."""
-    alpha, m, h, x, weights, dropout = inputs
+    alpha, m, h, x, weights, dropout, kept = inputs
     (S, B, K, D), n, a = x.shape, out.shape[2], activations
     shapes = [
         (S, B, K, D), (B, K, D), (B, K, D), (B, thread_count(K, D) // LANES, D),
@@ -55,8 +57,9 @@ def backward(
     transposed = (mx.contiguous(weight.T) for weight in weights)
     z = a.activated if options.activation == "relu" else a.z  # same derivative
     saved = a.window, a.scored, a.attended, a.u, z, a.qkv
-    arrays = [alpha, *saved, out, h, m, dout if dropout is None else dropout, dout, *transposed]
-    made = _kernel("narrow_backward", options, sums, K, D, dropout is not None)(B, arrays, shapes)
+    masks = dout if dropout is None else dropout, dout if kept is None else kept
+    arrays = [alpha, *saved, out, h, m, *masks, dout, *transposed]
+    made = _kernel("narrow_backward", options, sums, K, D, inputs.drops)(B, arrays, shapes)
     dx, dh, dm, dalpha, dmlp, dz, dattention, dqkv = made[:8]
     if dropout is not None:
         dattention, dmlp = dattention * dropout[:, 0], dmlp * dropout[:, 1]
@@ -70,7 +73,7 @@ def thread_count(K: int, D: int) -> int:
     return min(512, max(256, -(-2 * K * D // 512) * 32))
 
 
-def constants(options: Options, sums: int, K: int, D: int, dropout: bool) -> source.Constants:
+def constants(options: Options, sums: int, K: int, D: int, drops: Drops) -> source.Constants:
     """What a kernel is compiled for."""
     return {
         "K": K,
@@ -82,7 +85,7 @@ def constants(options: Options, sums: int, K: int, D: int, dropout: bool) -> sou
         "GELU": options.activation == "gelu",
         "STATE_NORM": options.state_norm,
         "EPS": options.epsilon,
-        "DROPOUT": dropout,
+        **drops.constants,
         "THREADS": thread_count(K, D),
         "SUMS": sums,
     }
@@ -95,9 +98,9 @@ def window_ops(options: Options, K: int, D: int) -> int:
 
 
 @cache
-def _kernel(name: str, options: Options, sums: int, K: int, D: int, dropout: bool) -> Callable[..., list[mx.array]]:
+def _kernel(name: str, options: Options, sums: int, K: int, D: int, drops: Drops) -> Callable[..., list[mx.array]]:
     """A kernel as a function of (B, inputs, shapes of its outputs)."""
-    sizes = constants(options, sums, K, D, dropout)
+    sizes = constants(options, sums, K, D, drops)
     kernel, threads = source.make_kernel(name, HELPERS, INPUTS[name], OUTPUTS[name], sizes), int(sizes["THREADS"])
 
     def run(B: int, inputs: list[mx.array], shapes: list[tuple[int, ...]]) -> list[mx.array]:

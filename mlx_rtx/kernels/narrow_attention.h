@@ -71,7 +71,7 @@ INLINE void normalise_heads_vjp(const GLOBAL float* qkv, GLOBAL float* dqkv, int
   BARRIER();
 }
 
-INLINE void attend(const GLOBAL float* qkv, GLOBAL float* att, int rank) {
+INLINE void attend(const GLOBAL float* qkv, const GLOBAL unsigned* kept, GLOBAL float* att, int rank) {
   for (int item = rank; item < HEADS * ROWS; item += THREADS) {
     const int row = item_row<ROWS>(item), head = item_head<ROWS>(item), last = row + SKIPPED;
     const GLOBAL float* keys = qkv + D + head * HEAD;
@@ -86,7 +86,10 @@ INLINE void attend(const GLOBAL float* qkv, GLOBAL float* att, int rank) {
       }
       const float factor = softmax.add(scores);
       UNROLL for (int j = 0; j < HEAD; ++j) mixed[j] *= factor;
-      UNROLL for (int c = 0; c < AHEAD; ++c) head_add(mixed, scores[c], keys + min(first + c, WINDOW - 1) * 3 * D + D);
+      UNROLL for (int c = 0; c < AHEAD; ++c) {
+        const float weight = drop_weight(scores[c], kept, head, row, first + c);
+        head_add(mixed, weight, keys + min(first + c, WINDOW - 1) * 3 * D + D);
+      }
     }
     store_head(att + row * D + head * HEAD, mixed, 1 / softmax.sum);
   }
@@ -94,8 +97,8 @@ INLINE void attend(const GLOBAL float* qkv, GLOBAL float* att, int rank) {
 }
 
 // statistics: for each head and row the logarithm of the softmax's denominator, and datt . att
-INLINE void attend_vjp_queries(const GLOBAL float* qkv, const GLOBAL float* att, const GLOBAL float* datt,
-                               GLOBAL float* dqkv, GLOBAL float* statistics, int rank) {
+INLINE void attend_vjp_queries(const GLOBAL float* qkv, const GLOBAL unsigned* kept, const GLOBAL float* att,
+                               const GLOBAL float* datt, GLOBAL float* dqkv, GLOBAL float* statistics, int rank) {
   for (int item = rank; item < HEADS * ROWS; item += THREADS) {
     const int row = item_row<ROWS>(item), head = item_head<ROWS>(item), last = row + SKIPPED;
     const GLOBAL float* keys = qkv + D + head * HEAD;
@@ -110,7 +113,7 @@ INLINE void attend_vjp_queries(const GLOBAL float* qkv, const GLOBAL float* att,
         const GLOBAL float* key = keys + min(first + c, WINDOW - 1) * 3 * D;
         const float score = head_dot(q, key);
         scores[c] = first + c <= last ? score : LOWEST;
-        dscores[c] = head_dot(dout, key + D) - along;
+        dscores[c] = drop_weight(head_dot(dout, key + D), kept, head, row, first + c) - along;
       }
       const float factor = softmax.add(scores);
       UNROLL for (int j = 0; j < HEAD; ++j) dq[j] *= factor;
@@ -125,8 +128,8 @@ INLINE void attend_vjp_queries(const GLOBAL float* qkv, const GLOBAL float* att,
   BARRIER();
 }
 
-INLINE void attend_vjp_keys(const GLOBAL float* qkv, const GLOBAL float* datt, const GLOBAL float* statistics,
-                            GLOBAL float* dqkv, int rank) {
+INLINE void attend_vjp_keys(const GLOBAL float* qkv, const GLOBAL unsigned* kept, const GLOBAL float* datt,
+                            const GLOBAL float* statistics, GLOBAL float* dqkv, int rank) {
   constexpr int SIDE = neighbours(WINDOW);
   for (int item = rank; item < HEADS * WINDOW; item += THREADS) {
     const int row = item_row<WINDOW>(item), head = item_head<WINDOW>(item);
@@ -139,8 +142,9 @@ INLINE void attend_vjp_keys(const GLOBAL float* qkv, const GLOBAL float* datt, c
       const GLOBAL float* dout = datt + query * D + head * HEAD;
       const GLOBAL float* statistic = statistics + (head * ROWS + query) * 2;
       const float score = head_dot(k, q), weight = query + SKIPPED < row ? 0 : exp(score - statistic[0]);
-      head_add(dv, weight, dout);
-      head_add(dk, weight * (head_dot(v, dout) - statistic[1]), q);
+      const float factor = drop_weight(1, kept, head, query, row);
+      head_add(dv, weight * factor, dout);
+      head_add(dk, weight * (factor * head_dot(v, dout) - statistic[1]), q);
     }
     GLOBAL float* to = dqkv + row * 3 * D + head * HEAD;
     store_head(to + D, dk, 1);

@@ -1,8 +1,9 @@
 // Gradient of Eq. 6 over all windows of one sequence b, last one first. Shapes: alpha (D), h m (B, K, D), win
 // (S·B·2K, D), qkv raw (S·B·2K, 3D), with queries and keys normalised and not, att u (S·B·ROWS, D), z (S·B·ROWS, 4D),
-// out dout (S, B, ROWS, D), dropout (S, 2, B, ROWS, D), weights transposed: wqkv_t (3D, D), wo_t (D, D), w1_t (4D, D),
-// w2_t (D, 4D); dx (S, B, K, D), dh dm (B, K, D), dalpha (B, TEAMS, D), dtotal du (S, B, ROWS, D), dz (S, B, ROWS, 4D),
-// dqkv (S, B, 2K, 3D); of the window in hand datt (B, ROWS, D), dwin (B, 2K, D), statistics (B, HEADS, ROWS, 2).
+// out dout (S, B, ROWS, D), dropout (S, 2, B, ROWS, D), kept (S, B, HEADS, ROWS, WORDS), weights transposed:
+// wqkv_t (3D, D), wo_t (D, D), w1_t (4D, D), w2_t (D, 4D); dx (S, B, K, D), dh dm (B, K, D), dalpha (B, TEAMS, D),
+// dtotal du (S, B, ROWS, D), dz (S, B, ROWS, 4D), dqkv (S, B, 2K, 3D); of the window in hand datt (B, ROWS, D),
+// dwin (B, 2K, D), statistics (B, HEADS, ROWS, 2).
 SHARED_ARRAY float4 storage[TILE / 4];
 SHARED float* tile = (SHARED float*)storage;
 const int S = dout_shape[0], B = dout_shape[1], lane = rank % LANES, team = rank / LANES;
@@ -27,6 +28,7 @@ for (int i = S - 1; i >= 0; --i) {
   GLOBAL float* dqkv_i = dqkv + step * WINDOW * 3 * D;
   const GLOBAL float* attention_scales = dropout + (DROPOUT ? (size_t(i) * 2 * B + b) * ROWS * D : 0);
   const GLOBAL float* mlp_scales = attention_scales + (DROPOUT ? size_t(B) * ROWS * D : 0);
+  const GLOBAL unsigned* kept_i = (const GLOBAL unsigned*)kept + (DROPS_WEIGHTS ? step * HEADS * ROWS * WORDS : 0);
 
   for (int above = 0; above < ROWS; above += TEAMS) {  // what comes back through the carry
     const int row = min(above + team, ROWS - 1);
@@ -61,8 +63,8 @@ for (int i = S - 1; i >= 0; --i) {
   }
   BARRIER();
   product<ROWS, D, D>(Dropped{du_i, attention_scales}, wo_t, Store<D>{datt_b}, tile, rank);
-  attend_vjp_queries(qkv_i, att_i, datt_b, dqkv_i, statistics_b, rank);
-  attend_vjp_keys(qkv_i, datt_b, statistics_b, dqkv_i, rank);
+  attend_vjp_queries(qkv_i, kept_i, att_i, datt_b, dqkv_i, statistics_b, rank);
+  attend_vjp_keys(qkv_i, kept_i, datt_b, statistics_b, dqkv_i, rank);
   if (QK_NORM) normalise_heads_vjp(raw_i, dqkv_i, rank);
   product<WINDOW, 3 * D, D>(Plain<3 * D>{dqkv_i}, wqkv_t, Store<D>{dwin_b}, tile, rank);
   for (int above = 0; above < K; above += TEAMS) {

@@ -1,6 +1,6 @@
 // Eq. 6 over all windows of one sequence b. Shapes: alpha (D), h m (B, K, D), x (S, B, K, D), wqkv (D, 3D), wo (D, D),
-// w1 (D, 4D), w2 (4D, D), dropout (S, 2, B, ROWS, D); out (S, B, ROWS, D), and of the window in hand, for each b:
-// win (2K, D), qkv (2K, 3D), att u (ROWS, D), z (ROWS, 4D).
+// w1 (D, 4D), w2 (4D, D), dropout (S, 2, B, ROWS, D), kept (S, B, HEADS, ROWS, WORDS); out (S, B, ROWS, D), and of the
+// window in hand, for each b: win (2K, D), qkv (2K, 3D), att u (ROWS, D), z (ROWS, 4D).
 SHARED_ARRAY float4 storage[TILE / 4];
 SHARED float* tile = (SHARED float*)storage;
 const int S = x_shape[0], B = x_shape[1], lane = rank % LANES, team = rank / LANES;
@@ -15,6 +15,7 @@ for (int i = 0; i < S; ++i) {
   GLOBAL float* out_i = out + step * ROWS * D;
   const GLOBAL float* attention_scales = dropout + (DROPOUT ? (size_t(i) * 2 * B + b) * ROWS * D : 0);
   const GLOBAL float* mlp_scales = attention_scales + (DROPOUT ? size_t(B) * ROWS * D : 0);
+  const GLOBAL unsigned* kept_i = (const GLOBAL unsigned*)kept + (DROPS_WEIGHTS ? step * HEADS * ROWS * WORDS : 0);
   for (int above = 0; above < K; above += TEAMS) {
     const int row = min(above + team, K - 1);
     float weight[SHARE], history[SHARE], state[SHARE], input[SHARE];
@@ -32,7 +33,7 @@ for (int i = 0; i < S; ++i) {
   BARRIER();
   product<WINDOW, D, 3 * D>(Normalised{win_b, 0, 0}, wqkv, Store<3 * D>{qkv_b}, tile, rank);
   if (QK_NORM) normalise_heads(qkv_b, rank);
-  attend(qkv_b, att_b, rank);
+  attend(qkv_b, kept_i, att_b, rank);
   product<ROWS, D, D>(Plain<D>{att_b}, wo, Residual{win_b + SKIPPED * D, attention_scales, u_b}, tile, rank);
   product<ROWS, D, 4 * D>(Normalised{u_b, 0, 0}, w1, Store<4 * D>{z_b}, tile, rank);
   product<ROWS, 4 * D, D>(Activated{z_b}, w2, Residual{u_b, mlp_scales, out_i}, tile, rank);

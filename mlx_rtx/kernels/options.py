@@ -14,6 +14,7 @@ class Options(NamedTuple):
     state_norm: bool
     qk_scale: float | None  # of the scores of normalised queries and keys; None where they are not normalised
     epsilon: float
+    kept_scale: float = 1.0  # of attention weights, where some are dropped
 
     def rows(self, K: int) -> int:
         """Rows n of a window that have outputs."""
@@ -22,7 +23,20 @@ class Options(NamedTuple):
     @property
     def of_heads(self) -> dict[str, int | float]:
         """What kernels that see heads are compiled for."""
-        return {"HEADS": self.heads, "QK_NORM": self.qk_scale is not None, "QK_SCALE": self.qk_scale or 1.0}
+        normed = {"QK_NORM": self.qk_scale is not None, "QK_SCALE": self.qk_scale or 1.0}
+        return {"HEADS": self.heads, **normed, "KEPT_SCALE": self.kept_scale}
+
+
+class Drops(NamedTuple):
+    """What a scan drops."""
+
+    outputs: bool
+    weights: bool
+
+    @property
+    def constants(self) -> dict[str, int | float]:
+        """What kernels are compiled for."""
+        return {"DROPOUT": self.outputs, "DROPS_WEIGHTS": self.weights}
 
 
 # weights of τ with gains and scale folded in: qkv (D, 3D), attention_out (D, D), mlp_in (D, 4D), mlp_out (4D, D)
@@ -38,6 +52,19 @@ class ScanInputs(NamedTuple):
     x: mx.array  # (S, B, K, D), the blocks that the windows take
     weights: Products
     dropout: mx.array | None = None  # scales (S, 2, B, n, D)
+    kept: mx.array | None = (
+        None  # bits (S, B, H, n, ⌈2K/32⌉), one an attention weight; see `mlx_rtx.model.dropout.as_bits`
+    )
+
+    @property
+    def drops(self) -> Drops:
+        """What there is of dropout."""
+        return Drops(self.dropout is not None, self.kept is not None)
+
+    def some(self, start: int, end: int) -> "ScanInputs":
+        """With some of the windows only."""
+        dropout, kept = (mask if mask is None else mask[start:end] for mask in (self.dropout, self.kept))
+        return self._replace(x=self.x[start:end], dropout=dropout, kept=kept)
 
 
 class ScanGradient(NamedTuple):

@@ -13,7 +13,7 @@ from functools import cache
 from typing import cast
 
 from mlx_rtx.kernels import form, narrow, source, wide
-from mlx_rtx.kernels.options import Options, ScanGradient, ScanInputs
+from mlx_rtx.kernels.options import Drops, Options, ScanGradient, ScanInputs
 from mlx_rtx.kernels.wide import SavedActivations
 from mlx_rtx.support.trees import each
 
@@ -40,27 +40,24 @@ def scan(
 
     Args:
         options: what the kernels are compiled for.
-        inputs: carry, blocks, weights and dropout scales.
+        inputs: carry, blocks, weights and what is dropped.
         saved: what an earlier call with the same arguments saved: nothing is then run.
         differentiated: a gradient of this call will be taken.
 
     Returns:
         (S outputs (B, n, D); what to save for a backward pass).
     """
-    (S, B, K, D), has_dropout = inputs.x.shape, inputs.dropout is not None
-    chosen = form(D)
+    (S, B, K, D), chosen = inputs.x.shape, form(inputs.x.shape[-1])
     if not chosen.narrow:
         keep_activations = differentiated and not saved
-        made = _wide_scan(options, has_dropout, keep_activations)(*_as_arrays(inputs), *saved)
+        made = _wide_scan(options, inputs.drops, keep_activations)(*_as_arrays(inputs), *saved)
         outs = list(made[:S])
         return outs, tuple(outs)
-    run = _narrow_scan(options, chosen.sums, has_dropout)
+    run = _narrow_scan(options, chosen.sums, inputs.drops)
     at_once = chosen.windows or windows_at_once(options, B, K, D) or S
     pieces: list[mx.array] = []  # the outputs of a launch in one array (windows, B, n, D)
     for start in range(0, S, at_once):
-        here = slice(start, start + at_once)
-        piece = inputs._replace(x=inputs.x[here], dropout=None if inputs.dropout is None else inputs.dropout[here])
-        (out,) = run(*_as_arrays(piece), *saved[len(pieces) : len(pieces) + 1])
+        (out,) = run(*_as_arrays(inputs.some(start, start + at_once)), *saved[len(pieces) : len(pieces) + 1])
         pieces.append(out)
         if start + at_once < S:
             m, h = _carries(options, inputs.m, inputs.h, out[-2:])
@@ -73,35 +70,36 @@ DifferentiableScan = Callable[..., list[mx.array]]  # of `ScanInputs` one by one
 
 def _as_arrays(inputs: ScanInputs) -> list[mx.array]:
     """Inputs one by one."""
-    return [*inputs[:4], *inputs.weights, *([] if inputs.dropout is None else [inputs.dropout])]
+    masks = [mask for mask in (inputs.dropout, inputs.kept) if mask is not None]
+    return [*inputs[:4], *inputs.weights, *masks]
 
 
-def _as_inputs(arrays: Sequence[mx.array], has_dropout: bool) -> tuple[ScanInputs, list[mx.array]]:
+def _as_inputs(arrays: Sequence[mx.array], drops: Drops) -> tuple[ScanInputs, list[mx.array]]:
     """The arguments of a `DifferentiableScan`: inputs and saved outputs."""
     alpha, m, h, x, wqkv, wo, w1, w2, *rest = arrays
-    dropout = rest.pop(0) if has_dropout else None
-    return ScanInputs(alpha, m, h, x, (wqkv, wo, w1, w2), dropout), rest
+    dropout, kept = (rest.pop(0) if dropped else None for dropped in drops)
+    return ScanInputs(alpha, m, h, x, (wqkv, wo, w1, w2), dropout, kept), rest
 
 
 def _as_gradients(gradient: ScanGradient, arrays: Sequence[mx.array]) -> list[mx.array]:
-    """A gradient one by one; nothing passes to dropout scales and saved outputs."""
+    """A gradient one by one; nothing passes to what drops and to saved outputs."""
     needed = [*gradient[:4], *gradient.weights]
     return [*needed, *(mx.zeros_like(array) for array in arrays[len(needed) :])]
 
 
 @cache
-def _narrow_scan(options: Options, sums: int, has_dropout: bool) -> DifferentiableScan:
+def _narrow_scan(options: Options, sums: int, drops: Drops) -> DifferentiableScan:
     """The scan of a narrow model: the outputs in one array."""
 
     def forward(*arrays):
-        inputs, saved = _as_inputs(arrays, has_dropout)
+        inputs, saved = _as_inputs(arrays, drops)
         return saved or [narrow.forward(options, sums, inputs)]
 
     run = mx.custom_function(forward)
 
     @run.vjp
     def run_vjp(primals, cotangents, outputs):
-        inputs, _ = _as_inputs(primals, has_dropout)
+        inputs, _ = _as_inputs(primals, drops)
         (out,), (dout,) = outputs, cotangents
         activations = wide.activations(options, _with_carries(options, inputs, out))
         return _as_gradients(narrow.backward(options, sums, inputs, out, dout, activations), primals)
@@ -110,11 +108,11 @@ def _narrow_scan(options: Options, sums: int, has_dropout: bool) -> Differentiab
 
 
 @cache
-def _wide_scan(options: Options, has_dropout: bool, keep_activations: bool) -> DifferentiableScan:
+def _wide_scan(options: Options, drops: Drops, keep_activations: bool) -> DifferentiableScan:
     """The scan of a wide model: an output a window, and then, if they are kept, the activations of each."""
 
     def forward(*arrays):
-        inputs, saved = _as_inputs(arrays, has_dropout)
+        inputs, saved = _as_inputs(arrays, drops)
         if saved:
             return saved
         outs, windows = wide.forward(options, inputs)
@@ -124,7 +122,7 @@ def _wide_scan(options: Options, has_dropout: bool, keep_activations: bool) -> D
 
     @run.vjp
     def run_vjp(primals, cotangents, outputs):
-        inputs, _ = _as_inputs(primals, has_dropout)
+        inputs, _ = _as_inputs(primals, drops)
         S = len(inputs.x)
         outs, kept = outputs[:S], outputs[S:]
         carried = _with_carries(options, inputs, mx.stack(outs))

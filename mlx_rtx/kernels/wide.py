@@ -9,7 +9,7 @@ from functools import cache, partial
 from typing import NamedTuple
 
 from mlx_rtx.kernels import source
-from mlx_rtx.kernels.options import Options, Products, ScanGradient, ScanInputs
+from mlx_rtx.kernels.options import Drops, Options, Products, ScanGradient, ScanInputs
 from mlx_rtx.support.trees import each
 
 import mlx.core as mx
@@ -27,13 +27,13 @@ class Kernel(NamedTuple):
 
 
 ROW = ("vectors", "rows", "window", "residual")
-HEAD = ("vectors", "rows", "window", "softmax", "wide_attention_rows")
+HEAD = ("vectors", "rows", "window", "softmax", "kept", "wide_attention_rows")
 HEADS = ("vectors", "rows")
 NUMBER = ("vectors", "activation")
 KERNELS = {
     "wide_window_norm": Kernel(ROW, ("alpha", "m", "u", "product", "dropout", "x"), ("out", "carried", "win", "n1")),
     "wide_head_norm": Kernel(HEADS, ("qkv",), ("scored",)),
-    "wide_attention": Kernel(HEAD, ("qkv",), ("att",)),
+    "wide_attention": Kernel(HEAD, ("qkv", "kept"), ("att",)),
     "wide_residual_norm": Kernel(ROW, ("win", "product", "dropout"), ("u", "n2")),
     "wide_activation": Kernel(NUMBER, ("z",), ("r",)),
     "wide_window_norm_vjp": Kernel(
@@ -43,7 +43,7 @@ KERNELS = {
     ),
     "wide_activation_vjp": Kernel(NUMBER, ("z", "dr"), ("dz",)),
     "wide_residual_norm_vjp": Kernel(ROW, ("u", "dn2", "dtotal", "dropout"), ("du", "dproduct")),
-    "wide_attention_vjp": Kernel(HEAD, ("qkv", "att", "datt"), ("dqkv",)),
+    "wide_attention_vjp": Kernel(HEAD, ("qkv", "kept", "att", "datt"), ("dqkv",)),
     "wide_head_norm_vjp": Kernel(HEADS, ("qkv", "dscored"), ("dqkv",)),
 }
 
@@ -54,7 +54,7 @@ class Sizes(NamedTuple):
     B: int
     K: int
     D: int
-    dropout: bool
+    drops: Drops
     options: Options
 
     @property
@@ -84,21 +84,23 @@ class SavedActivations(NamedTuple):
 
 def activations(options: Options, inputs: ScanInputs) -> SavedActivations:
     """Those of all windows at once, since the carry into each is known: m and h (S, B, K, D), as x is."""
-    alpha, m, h, x, weights, dropout = inputs
+    alpha, m, h, x, weights, dropout, kept = inputs
     S, B, K, D = x.shape
-    sizes = Sizes(S * B, K, D, dropout is not None, options)
+    sizes = Sizes(S * B, K, D, inputs.drops, options)
     m, h, x = (array.flatten(0, 1) for array in (m, h, x))
     _, _, window, normed = _launcher("wide_window_norm", sizes)(inputs=[alpha, m, h, h, h, x])
-    return _finish(sizes, window, normed, weights, h if dropout is None else dropout[:, 0])
+    return _finish(sizes, window, normed, weights, h if dropout is None else dropout[:, 0], h if kept is None else kept)
 
 
-def _finish(sizes: Sizes, window: mx.array, normed: mx.array, weights: Products, dropout: mx.array) -> SavedActivations:
+def _finish(
+    sizes: Sizes, window: mx.array, normed: mx.array, weights: Products, dropout: mx.array, kept: mx.array
+) -> SavedActivations:
     """Windows from their normed rows on; of ``dropout`` it needs the attention's scales, which come first."""
     wqkv, wo, w1, _ = weights
     scored = qkv = normed @ wqkv
     if sizes.options.qk_scale is not None:
         (scored,) = _launcher("wide_head_norm", sizes)(inputs=[qkv])
-    (attended,) = _launcher("wide_attention", sizes)(inputs=[scored])
+    (attended,) = _launcher("wide_attention", sizes)(inputs=[scored, kept])
     u, normed_u = _launcher("wide_residual_norm", sizes)(inputs=[window, attended @ wo, dropout])
     z = normed_u @ w1
     (activated,) = _launcher("wide_activation", sizes)(inputs=[z])
@@ -107,18 +109,19 @@ def _finish(sizes: Sizes, window: mx.array, normed: mx.array, weights: Products,
 
 def forward(options: Options, inputs: ScanInputs) -> tuple[list[mx.array], list[SavedActivations]]:
     """τ of each window, (B, n, D), and what lies within it."""
-    alpha, m, h, x, weights, dropout = inputs
+    alpha, m, h, x, weights, dropout, kept = inputs
     S, B, K, D = x.shape
-    sizes = Sizes(B, K, D, dropout is not None, options)
+    sizes = Sizes(B, K, D, inputs.drops, options)
     window_norm = _launcher("wide_window_norm", sizes)
     u = product = scales = h  # a product of three axes tells the kernel that no window is before, and u is h
     outs: list[mx.array] = []
     windows: list[SavedActivations] = []
-    for block, own in zip(each(x), [h] * S if dropout is None else each(dropout), strict=True):
+    masks = ([h] * S if array is None else each(array) for array in (dropout, kept))
+    for block, *own in zip(each(x), *masks, strict=True):
         out, carried, window, normed = window_norm(inputs=[alpha, m, u, product, scales, block])
         outs.append(out)
-        scales = own
-        windows.append(_finish(sizes, window, normed, weights, scales))
+        scales = own[0]
+        windows.append(_finish(sizes, window, normed, weights, *own))
         u, product = windows[-1].u, windows[-1].activated @ weights[3]
         if options.history == "hidden":
             m = carried if options.state_norm else out
@@ -134,9 +137,9 @@ def backward(
     windows: list[SavedActivations],
 ) -> ScanGradient:
     """The gradient, from those of the outputs (B, n, D); ``inputs.m`` are those into all windows (S, B, K, D)."""
-    alpha, m, _, x, weights, dropout = inputs
+    alpha, m, _, x, weights, dropout, kept = inputs
     S, B, K, D = x.shape
-    sizes = Sizes(B, K, D, dropout is not None, options)
+    sizes = Sizes(B, K, D, inputs.drops, options)
     names = "wide_window_norm_vjp", "wide_activation_vjp", "wide_residual_norm_vjp", "wide_attention_vjp"
     window_norm_vjp, activation_vjp, residual_norm_vjp, attention_vjp = (_launcher(name, sizes) for name in names)
     wqkv, wo, w1, w2 = (w.T for w in weights)
@@ -151,6 +154,7 @@ def backward(
     dblocks = []
     dtotal = douts[-1].reshape(-1, D)  # of the window's output, what comes back through the carry included
     ms, scales = each(m), [] if dropout is None else each(dropout)  # (B, K, D); (2, B, n, D)
+    bits = [] if kept is None else each(kept)  # (B, H, n, ·)
     dproduct = dtotal if dropout is None else (each(scales[-1])[1] * douts[-1]).reshape(-1, D)
     for i in reversed(range(S)):
         w = windows[i]
@@ -160,7 +164,8 @@ def backward(
         du, dropped = residual_norm_vjp(inputs=[w.u, dz @ w1, dtotal, w.u if dropout is None else scales[i]])
         dropped = du if dropout is None else dropped
         accumulate("attention_out", w.attended, dropped)
-        (dqkv,) = attention_vjp(inputs=[w.scored, w.attended, dropped @ wo])
+        own_bits = w.u if kept is None else bits[i]
+        (dqkv,) = attention_vjp(inputs=[w.scored, own_bits, w.attended, dropped @ wo])
         if options.qk_scale is not None:
             (dqkv,) = _launcher("wide_head_norm_vjp", sizes)(inputs=[w.qkv, dqkv])
         accumulate("qkv", w.normed, dqkv)
@@ -188,7 +193,7 @@ def _shapes(name: str, s: Sizes) -> tuple[tuple[int, ...], ...]:
     hidden, block, rows = s.options.history == "hidden", (s.B, s.K, s.D), s.B * s.rows
     window, output, wide = (s.B * 2 * s.K, s.D), (rows, s.D), (rows, 4 * s.D)
     of_heads = (s.B * 2 * s.K, 3 * s.D)
-    dropped = output if s.dropout else UNUSED
+    dropped = output if s.drops.outputs else UNUSED
     carried = block if hidden and s.options.state_norm else UNUSED
     return {
         "wide_window_norm": ((s.B, s.rows, s.D), carried, window, window),
@@ -213,13 +218,13 @@ def _layout(name: str, s: Sizes) -> tuple[int, source.Constants]:
     lanes = lane_count(length)
     if helpers is HEAD:
         groups, threads = s.B * heads, min(256, -(-s.K * lanes // 32) * 32)
-        choices = s.options.of_heads
+        choices = s.options.of_heads | s.drops.constants
     else:
         window = s.B * 2 * s.K
         rows = window * 3 * heads if helpers is HEADS else s.B * s.rows if "residual" in name else window // 2
         threads = 128
         groups = -(-rows * lanes // threads)
-        choices = s.options.of_heads | {"STATE_NORM": s.options.state_norm, "DROPOUT": s.dropout}
+        choices = s.options.of_heads | s.drops.constants | {"STATE_NORM": s.options.state_norm}
     sizes = {"K": s.K, "ROWS": s.rows, "LENGTH": length, "LANES": lanes, "THREADS": threads}
     return groups, {**sizes, **choices, "EPS": s.options.epsilon}
 

@@ -1,8 +1,9 @@
-// Attention of one head of one sequence. Shapes: qkv (B·2K, 3D); att (B·ROWS, D).
+// Attention of one head of one sequence. Shapes: qkv (B·2K, 3D), kept (B, HEADS, ROWS, WORDS); att (B·ROWS, D).
 const int lane = rank % LANES, sequence = b / HEADS, column = b % HEADS * LENGTH;
 const GLOBAL float* queries = qkv + sequence * WINDOW * PITCH + column;
 const GLOBAL float* keys = queries + WIDTH;
 const GLOBAL float* values = keys + WIDTH;
+const GLOBAL unsigned* bits = (const GLOBAL unsigned*)kept;
 for (int above = 0; above < ROWS; above += TEAMS) {
   const int mine = row_of(above, rank / LANES), row = min(mine, ROWS - 1), last = row + SKIPPED;
   const int end = min(greatest_row(above, rank), ROWS - 1) + SKIPPED;
@@ -19,7 +20,7 @@ for (int above = 0; above < ROWS; above += TEAMS) {
     scale(mixed, softmax.add(scores));
     UNROLL for (int c = 0; c < AHEAD; ++c) {
       load_row(x, values + min(start + c, WINDOW - 1) * PITCH, lane);
-      add(mixed, scores[c], x);
+      add(mixed, drop_weight(scores[c], bits, b, row, start + c), x);
     }
   }
   scale(mixed, 1 / softmax.sum);

@@ -1,9 +1,11 @@
-// Gradient of the attention of one head of one sequence. Shapes: qkv (B·2K, 3D), att datt (B·ROWS, D); dqkv (B·2K, 3D).
+// Gradient of the attention of one head of one sequence. Shapes: qkv (B·2K, 3D), kept (B, HEADS, ROWS, WORDS),
+// att datt (B·ROWS, D); dqkv (B·2K, 3D).
 SHARED_ARRAY float statistics[2 * ROWS];  // of a row: the logarithm of the softmax's denominator, datt . att
 const int lane = rank % LANES, sequence = b / HEADS, column = b % HEADS * LENGTH;
 const GLOBAL float* queries = qkv + sequence * WINDOW * PITCH + column;
 const GLOBAL float* keys = queries + WIDTH;
 const GLOBAL float* values = keys + WIDTH;
+const GLOBAL unsigned* bits = (const GLOBAL unsigned*)kept;
 const GLOBAL float* douts = datt + sequence * ROWS * WIDTH + column;
 GLOBAL float* dqueries = dqkv + sequence * WINDOW * PITCH + column;
 for (int above = 0; above < ROWS; above += TEAMS) {
@@ -23,7 +25,7 @@ for (int above = 0; above < ROWS; above += TEAMS) {
       load_row(x, values + at, lane);
       const float score = dot(q, key[c]);
       scores[c] = start + c <= last ? score : LOWEST;
-      slopes[c] = dot(dout, x) - along;
+      slopes[c] = drop_weight(dot(dout, x), bits, b, row, start + c) - along;
     }
     scale(dq, softmax.add(scores));
     UNROLL for (int c = 0; c < AHEAD; ++c) add(dq, scores[c] * slopes[c], key[c]);
@@ -47,9 +49,10 @@ for (int above = 0; above < WINDOW; above += TEAMS) {
       load_row(q, queries + (query + SKIPPED) * PITCH, lane);
       load_row(dout, douts + query * WIDTH, lane);
       const bool seen = row <= query + SKIPPED && start + c < ROWS;
-      const float score = dot(k, q), slope = dot(v, dout) - statistics[2 * query + 1];
+      const float factor = drop_weight(1, bits, b, query, row);
+      const float score = dot(k, q), slope = factor * dot(v, dout) - statistics[2 * query + 1];
       const float weight = seen ? exp(score - statistics[2 * query]) : 0;
-      add(dv, weight, dout);
+      add(dv, weight * factor, dout);
       add(dk, weight * slope, q);
     }
   }

@@ -22,7 +22,7 @@ from mlx_rtx.kernels.options import Options, ScanInputs
 from mlx_rtx.kernels.scan import scan
 from mlx_rtx.model.base import Implementation
 from mlx_rtx.model.config import NORM_EPS, Architecture
-from mlx_rtx.model.dropout import DropoutScales, SegmentDropout, SegmentScales, draw_scales, split_keys
+from mlx_rtx.model.dropout import DropoutScales, SegmentDropout, draw_segment
 from mlx_rtx.model.layer import FoldedWeights, TransformerLayer, causal_mask
 from mlx_rtx.model.segment import Carry, Saved
 from mlx_rtx.model.window import Alpha, Gate, accumulate, clamp, exportable_clamp, exportable_window, window
@@ -67,14 +67,20 @@ class Recurrence(nn.Module):
         if config.alpha_kind == "gated":  # its bias is alpha; at first it is as deaf as a fixed α
             self.gate = mx.zeros((config.dim, config.heads))
         self.block = config.block
-        self.rate, self.attention_rate = config.dropout, config.attention_dropout
         self.history = config.history
         self.state_norm = config.state_norm
-        self.implementation, self._fusible = implementation, config.fusible
+        self.implementation, self._config = implementation, config
         exportable = implementation == "exportable"
         self._clamp, self._window = (exportable_clamp, exportable_window) if exportable else (clamp, window)
-        qk_scale = self.tau.scale if config.qk_norm else None
-        self._options = Options(config.heads, config.history, config.activation, config.state_norm, qk_scale, NORM_EPS)
+        self._options = Options(
+            config.heads,
+            config.history,
+            config.activation,
+            config.state_norm,
+            qk_scale=self.tau.scale if config.qk_norm else None,
+            epsilon=NORM_EPS,
+            kept_scale=1 / (1 - config.attention_dropout),
+        )
         self._mask = causal_mask(2 * config.block).astype(self.tau.dtype)
         self._rows = mx.eye(2 * config.block).astype(mx.bool_)  # row by row: where it is
         if not config.train_alpha:
@@ -124,7 +130,7 @@ class Recurrence(nn.Module):
         S, alpha, tau = x.shape[1] // K, weights.alpha, self.tau.cast(weights.tau)
         wanted = S if blocks_wanted is None else blocks_wanted
         windows = S if carry else S - 1  # the first block of a sequence has none before it
-        dropout = self._draw_dropout(keys, x, windows, wanted)
+        dropout = draw_segment(self._config, keys, B, windows, wanted, self._fused)
         if carry is None:
             x_1 = x[:, :K]
             h = self._normalise(self._half(x_1, tau, dropout.first))  # (5)
@@ -167,17 +173,18 @@ class Recurrence(nn.Module):
         saved: Saved,
         differentiated: bool,
     ) -> tuple[list[mx.array], Carry, Saved]:
-        """Eq. 6 over S windows, one a block of x (B, S·K, D). Fused kernels drop no attention weights.
+        """Eq. 6 over S windows, one a block of x (B, S·K, D).
 
         Returns:
             (one state a window: the h it makes (B, K, D), as it is carried, with ``"hidden"``; with ``"output"``
             both its halves (B, 2K, D), as they are; the carry that the last one leaves; what a fused scan saved).
         """
         S, hidden = x.shape[1] // self.block, self.history == "hidden"
-        if self._fused and dropout.weights.windows is None:
+        if self._fused:
             assert isinstance(alpha, mx.array)
             blocks = mx.unflatten(x, 1, (S, self.block)).swapaxes(0, 1)  # (S, B, K, D)
-            inputs = ScanInputs(mx.broadcast_to(alpha, x.shape[-1:]), *carry, blocks, tau, dropout.outputs.windows)
+            alpha, masks = mx.broadcast_to(alpha, x.shape[-1:]), (dropout.outputs.windows, dropout.kept)
+            inputs = ScanInputs(alpha, *carry, blocks, tau, *masks)
             outs, saved = scan(self._options, inputs, saved, differentiated)
             if not hidden:
                 return outs, self._halves(self._normalise(outs[-1])), saved
@@ -194,8 +201,8 @@ class Recurrence(nn.Module):
 
     @property
     def _fused(self) -> bool:
-        """Whether windows run by fused kernels, if no attention weights are dropped."""
-        return self.implementation == "auto" and self._fusible and kernels.available()
+        """Whether windows run by fused kernels."""
+        return self.implementation == "auto" and self._config.fusible and kernels.available()
 
     @staticmethod
     def _halves(window: mx.array) -> Carry:
@@ -207,33 +214,6 @@ class Recurrence(nn.Module):
         n = h.shape[1] - 1
         before = h[:, :-1] * (mx.arange(n) < n - 1)[:, None, None] if close else h[:, :-1]
         return accumulate(alpha, before, h[:, 1:])
-
-    def _draw_dropout(self, keys: mx.array | None, x: mx.array, windows: int, wanted: int) -> SegmentDropout:
-        """A block's key is that of the window which makes its h, and which gives the y of the block before."""
-        if keys is None:
-            return SegmentDropout()
-        (B, _, D), K, outputs, weights = x.shape, self.block, SegmentScales(), SegmentScales()
-        if self.attention_rate:
-            keys, of_weights = split_keys(keys, 2)
-            weights = self._draw(of_weights, self.attention_rate, (1, B, self.tau.heads), (2 * K, K), windows, wanted)
-        if self.rate:
-            outputs = self._draw(keys, self.rate, (2, B), (D, D), windows, wanted)
-        return SegmentDropout(outputs, weights)
-
-    def _draw(
-        self, keys: mx.array, rate: float, shape: tuple[int, ...], columns: tuple[int, int], windows: int, wanted: int
-    ) -> SegmentScales:
-        """Scales of one kind, of ``shape`` + (rows, columns of a window or of a half), from keys (S + 1, 2)."""
-        K, (of_window, of_half) = self.block, columns
-        if self.history == "hidden":
-            of_h, of_y = split_keys(keys, 2)
-            scales = draw_scales(of_h[:-1], rate, (*shape, K, of_window))
-            last = draw_scales(of_y[-max(wanted, 1) :], rate, (*shape, K, of_half))  # (wanted, ·, B, …, K, ·)
-            last = mx.moveaxis(last, 0, 2).flatten(1, 2)
-        else:
-            scales = draw_scales(keys, rate, (*shape, 2 * K, of_window))
-            scales, last = scales[:-1], scales[-1, ..., :K, :of_half]
-        return SegmentScales(scales[0, ..., -K:, -of_half:], scales[len(scales) - windows :], last)
 
     def initial_state(self, batch: int) -> StepState:
         """State before the first token, for ``batch`` streams."""

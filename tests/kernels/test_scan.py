@@ -16,12 +16,14 @@ from tiny import K, make_model, make_tokens
 NARROW, SMALL, WIDE = FORMS
 IN_PIECES = SMALL._replace(windows=2)
 VARIANTS = [
-    {"history": "output", "dropout": 0.3},
+    {"history": "output", "dropout": 0.3, "attention_dropout": 0.2},
     {"history": "output", "state_norm": True, "activation": "gelu"},
     {"history": "hidden", "dropout": 0.3, "activation": "gelu"},
     {"history": "hidden", "state_norm": True, "heads": 1, "dim": 10},
     {"history": "output", "state_norm": True, "alpha_kind": "channel", "qk_norm": True},
     {"history": "hidden", "dropout": 0.3, "alpha_kind": "head", "qk_norm": True},
+    {"history": "output", "attention_dropout": 0.3, "qk_norm": True},
+    {"history": "hidden", "attention_dropout": 0.3, "block": 18, "positions": "block"},  # two words of bits a row
 ]
 
 
@@ -60,9 +62,10 @@ CASES = [*itertools.product((NARROW, WIDE), VARIANTS), (IN_PIECES, VARIANTS[0]),
 
 @pytest.mark.parametrize(("form", "variant"), CASES, ids=str)
 def test_kernels_give_what_plain_operations_give(fused, form, variant):
-    model, tokens, key = make_model(**variant), make_tokens(5 * K - 1), mx.random.key(3)
+    length = 5 * variant.get("block", K) - 1
+    model, tokens, key = make_model(**variant), make_tokens(length), mx.random.key(3)
     model.train()
-    plain = {n: loss_and_grad(model, tokens, tokens[:, -n:], 2, key=key) for n in (1, 5 * K - 1)}
+    plain = {n: loss_and_grad(model, tokens, tokens[:, -n:], 2, key=key) for n in (1, length)}
     mx.eval(plain)
     fused(form)
     for n, (loss, gradients) in plain.items():

@@ -5,7 +5,7 @@ that of the embedding where the outputs are zero, and that of the one branch whi
 """
 
 from mlx_rtx import RecurrentTransformer
-from mlx_rtx.model import recurrence, recurrent, regular
+from mlx_rtx.model import dropout, recurrent, regular
 from mlx_rtx.model.segment import Segment
 from mlx_rtx.support.trees import flat
 
@@ -79,6 +79,19 @@ def test_what_is_kept_of_an_embedding_is_scaled_up(kind, history):
         assert mx.allclose(y, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("columns", [1, 8, 32, 36, 64])
+def test_bits_are_what_is_kept(columns):
+    drawn = mx.random.split(mx.random.key(1), 3), RATE, (2, 5, columns)
+    kept = dropout.draw_kept(*drawn)
+    bits = np.array(dropout.as_bits(kept))
+    assert bits.shape == (3, 2, 5, -(-columns // 32))
+    assert bits.dtype == np.uint32
+    unpacked = np.unpackbits(bits.astype("<u4").view(np.uint8), axis=-1, bitorder="little")
+    assert np.array_equal(unpacked[..., :columns], np.array(kept))
+    assert not unpacked[..., columns:].any()
+    assert mx.array_equal(dropout.draw_scales(*drawn) > 0, kept)
+
+
 @pytest.mark.parametrize("attention_dropout", [0.0, 0.1])
 @pytest.mark.parametrize("history", HISTORIES)
 def test_a_key_has_one_use(kind, history, attention_dropout, monkeypatch):
@@ -92,7 +105,7 @@ def test_a_key_has_one_use(kind, history, attention_dropout, monkeypatch):
 
         return noted
 
-    for module in (recurrence, recurrent, regular):
+    for module in (dropout, recurrent, regular):
         for name in ("draw_scales", "split_keys"):
             monkeypatch.setattr(module, name, noting(getattr(module, name)))
     make_training(kind, history, attention_dropout=attention_dropout)(make_tokens(LENGTH), key=mx.random.key(5))
