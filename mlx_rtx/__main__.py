@@ -2,7 +2,7 @@
 
 import importlib
 
-COMMANDS = ("train", "evaluate", "generate", "plot", "plan", "scaling")
+COMMANDS = ("train", "evaluate", "generate", "plot", "plan", "export", "scaling")
 
 
 def main() -> None:

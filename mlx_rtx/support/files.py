@@ -25,10 +25,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise UserError(f"{path}: cannot be written ({error}); free some space or choose another place") from None
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` in UTF-8."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as JSON; what a number that is not finite means is for the caller to say, JSON has none."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def sha256(*parts: Any) -> str:

@@ -86,11 +86,11 @@ def evaluate(model: Transformer, sequences: Iterable[Sequences]) -> Scores:
     require(bool(rows), "samples: there is nothing to score; ask for at least 1")
     loss, right, whole, counts = np.concatenate(rows, axis=1)
     ones = np.ones_like(counts)
-    pairs = [_mean(loss, counts), _mean(right, counts), _mean(whole, ones)]
+    pairs = [mean_and_error(loss, counts), mean_and_error(right, counts), mean_and_error(whole, ones)]
     return Scores(len(counts), int(counts.sum()), *(number for pair in pairs for number in pair))
 
 
-def _mean(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+def mean_and_error(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
     """Σ sums / Σ counts and its standard error over sequences (none, nan, for a single one)."""
     mean, n = sums.sum() / counts.sum(), len(sums)
     if n == 1:

@@ -1,0 +1,1 @@
+"""Interchange: models as other programs read and write them."""

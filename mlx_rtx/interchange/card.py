@@ -1,0 +1,172 @@
+"""The model card of an exported folder: what the model is, how well it does, and what it is not."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_rtx.interchange.quantization import Cost
+from mlx_rtx.model.config import ModelConfig
+from mlx_rtx.tasks.vocabulary import Characters
+
+import mlx.core as mx
+
+USES = {
+    "mlx-lm": """\
+    pip install mlx-lm
+    mlx_lm.generate --model . --trust-remote-code --ignore-chat-template --prompt "{prompt}" --max-tokens 200
+
+`mlx_lm.benchmark`, `server`, `cache_prompt`, `convert`, `lora`, `fuse` and `perplexity` take it as well, all with
+`--trust-remote-code`, which runs the model file `recurrent_transformer.py` that lies here; read it first.""",
+    "transformers": """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)
+tokens = tokenizer("{prompt}", return_tensors="pt")
+print(tokenizer.decode(model.generate(**tokens, max_new_tokens=200)[0]))
+```
+
+That runs `modeling_recurrent_transformer.py`, which lies here; read it first. mlx-lm runs the same folder, by
+`recurrent_transformer.py`:
+
+    mlx_lm.generate --model . --trust-remote-code --ignore-chat-template --prompt "{prompt}" --max-tokens 200""",
+    "mlxfn": """\
+`step.mlxfn` is one step, to be run from C++, Swift or Python without this package: it takes a token (1, 1) and a state,
+which is all zeros at first, and gives logits (1, 1, {outputs}) and the next state. `step.json` has shapes, types and
+characters.
+
+```python
+import mlx.core as mx
+
+step = mx.import_function("step.mlxfn")
+logits, *state = step([token, *state])
+```""",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """All that a card says."""
+
+    name: str
+    format: str
+    kind: str
+    model: ModelConfig
+    alphas: list[mx.array]
+    parameters: int
+    vocabulary: Characters
+    stored: dict[str, Any]
+    """A run folder's ``config.json``."""
+    scores: dict[str, Any] | None
+    """The validation that chose the weights, as ``metrics.jsonl`` has it; None where there was none."""
+    cost: Cost | None = None
+    """What quantization costs, where it was done."""
+    bits: int | None = None
+
+
+def write_card(facts: Facts) -> str:
+    """The card, in Markdown, with the header that the Hugging Face hub reads."""
+    sections = {
+        "": _opening(facts),
+        "Use": USES[facts.format].format(prompt=_prompt(facts.vocabulary), outputs=len(facts.vocabulary) + 1),
+        "How well it does": _figures(facts),
+        "Training": _training(facts),
+        "Characters": _characters(facts.vocabulary),
+        "Limits": _limits(facts),
+        "Source": "B. N. Kausik, *Scaling Efficient LLMs*, [arXiv 2402.14746](https://arxiv.org/abs/2402.14746). Made "
+        "by mlx_rtx, which is independent of the paper's author.",
+    }
+    library = "transformers" if facts.format == "transformers" else "mlx"
+    tags = "tags:\n- mlx\n- recurrent-transformer"
+    header = f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n{tags}\n---\n"
+    parts = [f"## {title}\n\n{text}" if title else text for title, text in sections.items()]
+    return header + f"\n# {facts.name}\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _prompt(vocabulary: Characters) -> str:
+    return "ROMEO:" if set("ROMEO:") <= set(vocabulary.characters) else vocabulary.characters[-1]
+
+
+def _opening(facts: Facts) -> str:
+    model, what = facts.model, f"A {facts.kind} transformer of {facts.parameters:,} parameters"
+    text = f"{what} that writes text on, character by character."
+    if facts.bits:
+        text += f" Its weights are kept in {facts.bits} bits."
+    sizes = f"Width {model.dim}, {model.heads} heads, {model.layers} layer{'s' if model.layers > 1 else ''}"
+    if facts.kind == "regular":
+        return f"{text} {sizes}; {model.positions} positions."
+    alphas = ", ".join(f"{alpha.item():.3g}" for alpha in facts.alphas)
+    return (
+        f"{text} One causal layer slides over blocks of {model.block} characters and carries its state forward, so "
+        f"time is linear in length and the state has a constant size. {sizes}; α {alphas} ({model.alpha_kind}), "
+        f"history {model.history!r}, {model.positions} positions."
+    )
+
+
+def _figures(facts: Facts) -> str:
+    scores, rows = facts.scores, []
+    if scores:
+        loss, half = scores["loss"], 1.96 * scores["loss_se"]
+        rows += [
+            ("loss, nats a character", f"{loss:.4f} ± {half:.4f}"),
+            ("bits a character", f"{loss / math.log(2):.4f} ± {half / math.log(2):.4f}"),
+            ("right next characters", f"{scores['accuracy']:.2%} ± {1.96 * scores['accuracy_se']:.2%}"),
+        ]
+    if facts.cost:
+        rows += [
+            ("loss as a stream, 32 bits", str(facts.cost.before)),
+            (f"loss as a stream, {facts.bits} bits", str(facts.cost.after)),
+            (f"what {facts.bits} bits add", str(facts.cost.added)),
+        ]
+    if not rows:
+        return "It was not scored."
+    table = "\n".join(["| on held-out text | 95 % interval |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in rows)])
+    if not scores:
+        return table
+    return (
+        f"{table}\n\nOver {scores['targets']:,} characters that were not trained on. The weights are those that did "
+        f"best on them, which flatters a little. A uniform guess has {math.log(len(facts.vocabulary)):.3f} nats."
+    )
+
+
+def _training(facts: Facts) -> str:
+    settings, data = facts.stored.get("settings"), facts.stored.get("data", {})
+    if not settings:
+        return f"Trained elsewhere, and converted: {facts.stored.get('origin', 'its source is not known')}."
+    loop, optimizer = settings["training"], settings["optimizer"]
+    samples = facts.scores["samples"] if facts.scores else loop["samples"]
+    environment = facts.stored.get("environment", {})
+    versions = environment.get("versions", {})
+    return (
+        f"On the first {data['train']:,} characters of `{data['source']}` (sha256 `{data['sha256']}`): {samples:,} "
+        f"samples of {settings['task']['length']} characters, {loop['batch']} to a step, {optimizer['optimizer']} at a "
+        f"learning rate of {optimizer['lr']:g}, dropout {facts.model.dropout:g}, seed {loop['seed']}. On "
+        f"{environment.get('device_name')}, MLX {versions.get('mlx')}, mlx_rtx {versions.get('mlx_rtx')} at revision "
+        f"{environment.get('git_revision')}. All "
+        "settings are in the run's `config.json`."
+    )
+
+
+def _characters(vocabulary: Characters) -> str:
+    shown = vocabulary.characters.replace("\n", "⏎").replace("`", "ˋ")
+    return (
+        f"It knows {len(vocabulary)} characters, ⏎ being the line break: `{shown}`\n\n**All others vanish** from a "
+        "prompt, without a word. The end of text, one more token, was never trained: the model writes until it is "
+        "stopped. The chat template only joins messages: it is no chat model."
+    )
+
+
+def _limits(facts: Facts) -> str:
+    model = facts.model
+    if model.has_limit:
+        end = f"It has {model.positions} positions for {model.max_len} characters: there its text ends."
+    else:
+        end = f"It has no longest length; what it learned, it learned on {model.max_len} characters at a time."
+    closed = ""
+    if facts.kind == "recurrent":
+        closed = (
+            " Figures of training close each sequence by the paper's Eq. 7; a stream has no last block and keeps to "
+            "Eq. 6, so its loss may differ a little unless α is 0."
+        )
+    return f"{end}{closed} It is a small model of one text: good for studying, not for answers."
