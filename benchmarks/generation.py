@@ -23,8 +23,9 @@ from mlx_rtx.model.config import ModelKind
 from mlx_rtx.model.registry import MODELS
 from mlx_rtx.plots.figures import COLOURS, DASHES, doubling, new_axes
 from mlx_rtx.support import backend
+from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import require
-from mlx_rtx.support.parsing import parse, run_command
+from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.reports import write_picture, write_report
 from mlx_rtx.support.trees import arrays
 from mlx_rtx.training.recipes import TEXT

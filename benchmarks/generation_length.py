@@ -20,8 +20,9 @@ from mlx_rtx import load, make_sampler
 from mlx_rtx.generation.decoding import Stream, token_stream
 from mlx_rtx.model.base import Transformer
 from mlx_rtx.model.registry import MODELS
+from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import require, require_positive
-from mlx_rtx.support.parsing import parse, run_command
+from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.reports import write_report
 from mlx_rtx.training.recipes import TEXT
 

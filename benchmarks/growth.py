@@ -15,8 +15,9 @@ from typing import Any
 
 from mlx_rtx.plots.figures import COLOURS, DASHES, doubling, new_axes
 from mlx_rtx.support import backend
+from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import require, require_positive
-from mlx_rtx.support.parsing import parse, run_command
+from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.reports import write_picture, write_report
 
 from lib.budget import Budget

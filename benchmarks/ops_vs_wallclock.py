@@ -20,8 +20,9 @@ from typing import Literal
 
 from mlx_rtx.model.config import ModelKind
 from mlx_rtx.support import backend
+from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import require, require_choices
-from mlx_rtx.support.parsing import parse, run_command
+from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.reports import write_picture, write_report
 
 from lib.budget import Budget

@@ -19,8 +19,9 @@ from typing import Literal
 
 from mlx_rtx.model.config import ModelKind
 from mlx_rtx.support import backend
+from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import require
-from mlx_rtx.support.parsing import parse, run_command
+from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.reports import write_report
 from mlx_rtx.training.recipes import COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
 

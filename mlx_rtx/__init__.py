@@ -1,5 +1,9 @@
 """Recurrent transformers (B. N. Kausik, arXiv 2402.14746) for Apple MLX."""
 
+from mlx_rtx.support import startup  # noqa: F401 (first of all: Ctrl-C may come at once)
+
+# isort: split
+
 from mlx_rtx.support import backend  # first: it must load before mlx.core
 
 # isort: split

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mlx_rtx.support import backend
+from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import UserError, require, require_positive
 from mlx_rtx.support.files import write_json
-from mlx_rtx.support.parsing import parse, run_command
+from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.trees import count
 from mlx_rtx.tasks import Data, StoredTask
 from mlx_rtx.training.checkpoint import RunFolder, load
@@ -51,7 +52,8 @@ class EvaluateCommand:
 def main(arguments: list[str]) -> None:
     """Parse ``arguments``, score, and print."""
     command = parse(EvaluateCommand, arguments, "python -m mlx_rtx.evaluate")
-    stored = RunFolder(command.run).read_config()
+    folder = RunFolder(command.run)
+    stored = folder.read_config()
     name, settings = from_stored(stored)
     data = load_data(command, settings)
     split = command.split or data.splits[-1]
@@ -70,6 +72,8 @@ def main(arguments: list[str]) -> None:
     print(f"task={name} split={split} {line(data.describe())}")
     if data.fingerprint != stored["data"]["sha256"]:
         print("note: this is other data than the run was trained on")
+    if folder.unjudged:
+        print(f"note: {folder.unjudged}")
     print(scores.text(data.metrics))
     if scores.sequences > 1:
         print(f"95 % intervals: {intervals(scores, data)}")

@@ -7,9 +7,10 @@ from pathlib import Path
 from mlx_rtx.generation.decoding import stream_generate
 from mlx_rtx.generation.sampling import make_sampler
 from mlx_rtx.generation.saved_state import load_stream, save_stream
+from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import UserError, require, require_positive
-from mlx_rtx.support.parsing import parse, run_command
-from mlx_rtx.training.checkpoint import load, load_vocabulary
+from mlx_rtx.support.parsing import parse
+from mlx_rtx.training.checkpoint import RunFolder, load, load_vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ def main(arguments: list[str]) -> None:
     if state_file is not None:
         require(state_file.parent.is_dir(), f"--state-file {state_file}: no such folder; make it, or name another file")
     vocabulary = load_vocabulary(command.model)
+    if note := RunFolder(command.model).unjudged:
+        print(f"note: {note}", file=sys.stderr)
     model, _ = load(command.model)
     goes_on = state_file is not None and state_file.exists()
     stream = load_stream(state_file, model) if state_file and goes_on else None

@@ -14,8 +14,9 @@ from mlx_rtx.forecast.memory import WITHIN, Memory
 from mlx_rtx.forecast.planner import LARGEST_BATCH, MACHINES, USABLE, Machine, Planner, lower_bound_seconds
 from mlx_rtx.model.registry import parameter_count
 from mlx_rtx.support import backend
+from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import UserError, require
-from mlx_rtx.support.parsing import parse_subcommand, run_command
+from mlx_rtx.support.parsing import parse_subcommand
 from mlx_rtx.training.curriculum import CurriculumConfig
 from mlx_rtx.training.recipes import recipes_by_task
 from mlx_rtx.training.settings import RunConfig

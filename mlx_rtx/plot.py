@@ -5,8 +5,9 @@ from pathlib import Path
 
 from mlx_rtx.plots import figures
 from mlx_rtx.plots.run_history import read_history
+from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import require
-from mlx_rtx.support.parsing import parse, run_command
+from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.reports import make_folder, write_picture
 
 import tyro

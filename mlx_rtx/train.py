@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_rtx.support import backend
+from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import UserError, require
-from mlx_rtx.support.parsing import parse_subcommand, read_config_file, run_command
+from mlx_rtx.support.parsing import parse_subcommand, read_config_file
 from mlx_rtx.support.trees import count
 from mlx_rtx.training.checkpoint import RunFolder
 from mlx_rtx.training.log import line

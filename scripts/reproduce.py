@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 from mlx_rtx.plan import duration
+from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import require
-from mlx_rtx.support.parsing import parse, run_command
+from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.reports import make_folder, write_picture
 
 import tyro

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from mlx_rtx import ModelConfig, RecurrentTransformer, train
 from mlx_rtx.model.config import Architecture
-from mlx_rtx.support.parsing import run_command
+from mlx_rtx.support.command import run_command
 from mlx_rtx.tasks import CopyTask, TextTask
 from mlx_rtx.training.checkpoint import RunFolder
 from mlx_rtx.training.curriculum import CurriculumConfig, ProgressConfig

@@ -22,8 +22,9 @@ from mlx_rtx.scaling.regression import Interval, LossFit, fit_losses
 from mlx_rtx.scaling.theory import gamma
 from mlx_rtx.scaling.unique import LENGTHS, Growth, growth, rising_sizes
 from mlx_rtx.support import backend
+from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import require
-from mlx_rtx.support.parsing import parse_subcommand, run_command
+from mlx_rtx.support.parsing import parse_subcommand
 from mlx_rtx.support.reports import make_folder, write_picture, write_report
 from mlx_rtx.tasks import text_file
 from mlx_rtx.tasks.text import TRAIN

@@ -10,6 +10,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from mlx_rtx.support.stopping import Stopped
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -54,6 +56,21 @@ class Execution:
         """Let the device begin."""
         mx.async_eval(*trees)
 
+    def poll(self) -> None:
+        """A place at which what is computed may be broken off by an exception, for nothing of it has been kept."""
+
     def wait(self, *trees: Any) -> None:
         """Wait until trees are computed: memory is taken when work is queued, so this bounds it."""
         mx.eval(*trees)
+
+
+class BreakableExecution(Execution):
+    """Breaks off what is computed, by `Stopped`, once ``unwanted`` says so."""
+
+    def __init__(self, unwanted: Callable[[], bool]):
+        self.unwanted = unwanted
+
+    def poll(self) -> None:
+        """Look whether it is still wanted."""
+        if self.unwanted():
+            raise Stopped

@@ -1,12 +1,10 @@
-"""What the commands share: flags and config files to settings, and errors in one line."""
+"""Flags and config files to settings, and what is wrong with them in one line."""
 
 import contextlib
 import dataclasses
 import difflib
-import os
-import sys
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,6 @@ from mlx_rtx.support.errors import UserError
 
 import tyro
 from tyro import _errors as tyro_errors  # its hook for errors, private as yet: see pyproject.toml
-
-
-def run_command(main: Callable[[list[str]], None]) -> None:
-    """Run ``main`` on the command line's arguments; a `UserError` becomes one line and exit code 2."""
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
 
 
 def parse(command: type, arguments: Sequence[str], program: str) -> Any:

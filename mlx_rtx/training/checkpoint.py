@@ -84,6 +84,13 @@ class RunFolder:
         arrays, _ = read_arrays(self.model)
         _update(model, arrays, self.model)
 
+    @property
+    def unjudged(self) -> str | None:
+        """What there is to say of the weights, where the run was stopped before a validation chose any."""
+        if self.model.exists() or not self.training.exists():
+            return None
+        return "this run has come to no validation: its weights are those that it was stopped with"
+
     def write_training(
         self, model: nn.Module, optimizer_state: dict[str, Any], counters: dict, carry: Carries | None
     ) -> None:
@@ -108,7 +115,7 @@ class RunFolder:
 
 
 def load(path: str | os.PathLike) -> tuple[Transformer, ModelConfig]:
-    """Load the best weights of a run.
+    """Load the best weights of a run, or the latest ones where it was stopped before any were chosen.
 
     Args:
         path: the run folder, e.g. ``"runs/copy"``.
@@ -121,7 +128,11 @@ def load(path: str | os.PathLike) -> tuple[Transformer, ModelConfig]:
     """
     folder = RunFolder(path)
     model = folder.make_model()
-    folder.read_model(model)
+    if folder.unjudged:
+        folder.read_training(model)
+    else:
+        require(folder.model.exists(), f"{folder.model}: not found, so the run has no weights yet; go on with --resume")
+        folder.read_model(model)
     model.eval()
     return model, model.config
 

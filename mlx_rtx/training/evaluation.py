@@ -57,12 +57,13 @@ def interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def evaluate(model: Transformer, sequences: Iterable[Sequences]) -> Scores:
+def evaluate(model: Transformer, sequences: Iterable[Sequences], execution: Execution | None = None) -> Scores:
     """Score ``model``, in memory that length hardly moves.
 
     Args:
         model: run without dropout, whatever its mode.
         sequences: what to score, batch by batch, e.g. a task's ``held_out``.
+        execution: how it is run; `Execution` if not given.
 
     Returns:
         `Scores`: loss in nats per target token, accuracy per token, and per sequence (all its
@@ -73,7 +74,7 @@ def evaluate(model: Transformer, sequences: Iterable[Sequences]) -> Scores:
     rows: list[np.ndarray] = []
     for length, read_tokens, targets in sequences:
         sums, done, n = mx.zeros((2, len(targets))), 0, targets.shape[1]
-        for logits in iter_logits(model, read_tokens, length, n):
+        for logits in iter_logits(model, read_tokens, length, n, execution):
             classes = targets[:, done : done + logits.shape[1]]
             done += logits.shape[1]
             loss = nn.losses.cross_entropy(logits, classes).sum(axis=1)
@@ -119,6 +120,7 @@ def iter_logits(
     model.embedding.check(length)
     weights = execution(model, type(model).fold_weights, model.parameters())
     for start, end in model.spans(length, SEGMENT):
+        execution.poll()
         outputs_wanted = max(end - max(start, length - last), 0)
         segment = Segment(read_tokens(start, end), mx.array(start), outputs_wanted, end == length)
         logits, carry = execution(model, _logits, weights, segment, carry)

@@ -110,6 +110,7 @@ def carried_loss_and_grad(
 
     boundaries = [Boundary(carry)]
     for current in segments[:-1]:
+        execution.poll()
         carry_out, saved = execution(model, _forward, weights, boundaries[-1].carry, current)
         boundaries[-1] = boundaries[-1]._replace(saved=saved)
         boundaries.append(Boundary(carry_out))
@@ -126,6 +127,7 @@ def carried_loss_and_grad(
             carry_grad = None
         if carry_grad is None and not current.outputs_wanted:
             break  # neither a loss here nor a gradient from behind
+        execution.poll()
         classes = targets[:, n - (L - end) - current.outputs_wanted : n - (L - end)]
         totals, carry_grad, carry_out = execution(
             model, _backward, weights, boundaries.pop(), current, Targets(classes, B * n), carry_grad, totals, done == 0

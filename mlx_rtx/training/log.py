@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,17 @@ class RunLog:
         path: ``metrics.jsonl``; lines of steps after ``step`` are dropped (a resumed run repeats them).
         samples: samples of the whole run, for the bar.
         step, seen: steps and samples done before.
+        validated: whether a validation after ``step`` is done; else what it said is dropped as well.
     """
 
-    def __init__(self, path: Path, samples: int, step: int = 0, seen: int = 0):
+    def __init__(self, path: Path, samples: int, step: int = 0, seen: int = 0, validated: bool = True):
         self.path = path
-        kept = "".join(json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step)
+        self.lost = False  # whether nobody can read what is said any more
+        self._held: list[tuple[str, str, dict[str, Any]]] | None = None  # events that wait for others
+        done = (line for line in read_lines(path) if line["step"] <= step)
+        kept = "".join(
+            json.dumps(line) + "\n" for line in done if validated or line["step"] < step or line["kind"] == "train"
+        )
         write_whole(path, lambda temporary: temporary.write_text(kept))
         self._bar = None
         if sys.stdout.isatty():
@@ -40,15 +48,35 @@ class RunLog:
 
     def event(self, kind: str, text: str, **fields: Any) -> None:
         """Something worth a line of its own."""
+        if self._held is not None:
+            self._held.append((kind, text, fields))
+            return
         self._record(kind, fields)
         self.say(text)
 
+    @contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """Hold events back, and let them go when no exception has come between."""
+        self._held = []
+        try:
+            yield
+            held = self._held
+        finally:
+            self._held = None
+        for kind, text, fields in held:
+            self.event(kind, text, **fields)
+
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
-        if self._bar is None:
-            print(text, flush=True)
-        else:
-            self._bar.write(text, file=sys.stdout)
+        if self.lost:
+            return
+        try:
+            if self._bar is None:
+                print(text, flush=True)
+            else:
+                self._bar.write(text, file=sys.stdout)
+        except OSError:  # the training must not end on it in the middle of something
+            self.lost = True
 
     def close(self) -> None:
         """End the bar."""

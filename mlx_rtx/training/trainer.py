@@ -5,17 +5,13 @@ All randomness is a function of (seed, purpose, step), so the step number is the
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, NamedTuple
 
-from mlx_rtx.generation.decoding import generate
-from mlx_rtx.generation.sampling import make_sampler
 from mlx_rtx.model.registry import MODELS
 from mlx_rtx.model.segment import Carries
+from mlx_rtx.support.compiled import BreakableExecution
 from mlx_rtx.support.randomness import Purpose, step_key
-from mlx_rtx.support.stopping import stop_requests
+from mlx_rtx.support.stopping import Stopped, stop_requests
 from mlx_rtx.tasks import Data
 from mlx_rtx.training.checkpoint import RunFolder
 from mlx_rtx.training.curriculum import Verdict, make_progress
@@ -24,18 +20,11 @@ from mlx_rtx.training.evaluation import Scores, evaluate
 from mlx_rtx.training.log import RunLog, line
 from mlx_rtx.training.settings import RunConfig
 from mlx_rtx.training.step import TrainingStep
+from mlx_rtx.training.validation import Candidate, put_in, write_sample
 
 import mlx.core as mx
 
 SAVE_SECONDS = 60  # save at least so often
-
-
-class Candidate(NamedTuple):
-    """Weights that may be kept."""
-
-    scores: Scores
-    weights: dict[str, Any]  # a tree like ``model.trainable_parameters()``
-    averaged: bool
 
 
 class Trainer:
@@ -54,20 +43,25 @@ class Trainer:
         self.finished = False
         mx.random.seed(config.training.seed)
         self.model = MODELS[config.model](config.model_config(data))
-        self.train_step = TrainingStep(self.model, config.optimizer, config.training.segment, config.training.detach)
+        self._requests: list[int] = []  # to stop
+        self.execution = BreakableExecution(lambda: bool(self._requests) or self.log.lost)
+        self.train_step = TrainingStep(
+            self.model, config.optimizer, config.training.segment, config.training.detach, self.execution
+        )
         self.progress = make_progress(config.progress, data.stage, config.optimizer.lr, data.chance)
         self._carry: Carries | None = None  # what a stateful run goes on from
         self._best = self.model.trainable_parameters()
+        self._due = False  # a validation, before the next step
+        self._skipped = self._spikes = 0  # steps not taken since the last validation: not finite, or too large
         if resume:
             self._restore()
-        self.log = RunLog(folder.metrics, config.training.samples, self.step, self.samples)
+        self.log = RunLog(folder.metrics, config.training.samples, self.step, self.samples, not self._due)
         self._signs = FailureSigns(data.chance, data.long_range)
         self._losses: list[mx.array] = []  # since the last report, of steps on the present stage
         self._lengths: list[int] = []
         self._taken: list[mx.array] = []
         self._norms: list[mx.array] = []
         self._recent: list[float] = []  # reported losses since the last validation
-        self._skipped = self._spikes = 0  # steps not taken since the last validation: not finite, or too large
         self._accuracy: float | None = None
         self._clock = self._saved = time.perf_counter()
 
@@ -82,28 +76,41 @@ class Trainer:
         return self.samples + self.config.training.batch > self.config.training.samples
 
     def fit(self) -> Scores | None:
-        """Train to the end; return the scores of the best weights on held-out samples, None if stopped before."""
+        """Train to the end; return the scores of the best weights on held-out samples, None if stopped before.
+
+        A step or validation that is under way when a stop is asked for is dropped, and done anew when the run goes on.
+        """
+        with stop_requests() as self._requests:
+            try:
+                self._train()
+                kept = self._best if self.folder.model.exists() else self.model.trainable_parameters()
+                with put_in(self.model, kept):
+                    return self._score("final", self.data, self.config.progress.test_samples, self._key("test"))
+            except Stopped:
+                self.save()
+                return None
+
+    def _train(self) -> None:
         training = self.config.training
-        with stop_requests() as stops:
-            while not (self.finished or self._used_up or stops):
+        while self._due or not (self.finished or self._used_up):
+            self.execution.poll()
+            if not self._due:
                 self._take_step()
                 if self.step % training.report_every == 0:
                     self._report()
-                if self.step % training.validate_every == 0 or self._used_up:
-                    self._validate()
-                    self.save()
-                elif time.perf_counter() - self._saved > SAVE_SECONDS:
-                    self.save()
-            if stops:
+                self._due = self.step % training.validate_every == 0 or self._used_up
+            if self._due:
+                self._validate()
+                self._due = False
                 self.save()
-                return None
-        if self.folder.model.exists():
-            self.folder.read_model(self.model)
-        return self._score("final", self.data, self.config.progress.test_samples, self._key("test"))
+            elif time.perf_counter() - self._saved > SAVE_SECONDS:
+                self.save()
 
     def save(self) -> None:
         """Save all that `resume` needs."""
+        self._count_skipped()
         counters = {"step": self.step, "finished": self.finished, "progress": self.progress.state()}
+        counters |= {"due": self._due, "skipped": self._skipped, "spikes": self._spikes}
         self.folder.write_training(self.model, self.train_step.state, counters, self._carry)
         self._saved = time.perf_counter()
 
@@ -113,6 +120,8 @@ class Trainer:
             self._best = self.model.trainable_parameters()
         self.train_step.state, self._carry, counters = self.folder.read_training(self.model)
         self.step, self.finished = counters["step"], counters["finished"]
+        self._due = counters.get("due", False)  # older runs lack the last three
+        self._skipped, self._spikes = counters.get("skipped", 0), counters.get("spikes", 0)
         self.progress.restore(counters["progress"])
 
     def _key(self, purpose: Purpose) -> mx.array:
@@ -189,7 +198,12 @@ class Trainer:
         self._report()
         training = self.config.training
         where = {"step": self.step, "samples": self.samples, **self.progress.stage}
-        candidates = self._score_candidates()
+        with self.log.all_or_none():  # what takes long comes first: until it is done nothing has changed
+            candidates = self._score_candidates()
+            steadiest = candidates[-1]  # the average where there is one: weights themselves waver from step to step
+            solved = self.progress.solved(steadiest.scores.loss, steadiest.scores.sequence_accuracy)
+            confirmed = solved and self._confirm(steadiest)
+            sample = self.data.illustrate(self._write)
         scores = candidates[0].scores
         self._accuracy = scores.accuracy
         limit = self.config.optimizer.skip_above
@@ -202,9 +216,7 @@ class Trainer:
                 self.log.event("skipped", text, step=self.step, skipped=skipped, **mark)
         stuck = self._skipped >= training.validate_every
         ranked = sorted(candidates, key=lambda one: one.scores.loss if math.isfinite(one.scores.loss) else math.inf)
-        steadiest = candidates[-1]  # the average where there is one: weights themselves waver from step to step
-        solved = self.progress.solved(steadiest.scores.loss, steadiest.scores.sequence_accuracy)
-        self.finished = solved and self._confirm(steadiest)
+        self.finished = confirmed
         losses = [math.nan] if stuck else [one.scores.loss for one in candidates]
         verdict = self.progress.observe(*losses)
         if self.progress.keeps or self.finished:
@@ -219,7 +231,7 @@ class Trainer:
             self.train_step.reset_optimizer()
             text = f"training collapsed: back to the best weights, lr={self._rate():.3g}"
             self.log.event("collapse", text, **where, lr=self._rate())
-        if (sample := self.data.illustrate(self._write)) is not None:
+        if sample is not None:
             self.log.event("sample", "\n".join("  | " + row for row in sample.splitlines()), **where, sample=sample)
         recent = sum(self._recent) / len(self._recent) if self._recent else scores.loss
         for text in self._signs.observe(recent, scores.loss, self._alphas()):
@@ -230,10 +242,7 @@ class Trainer:
     def _write(self, prompt: str, count: int) -> str:
         """What the model writes after a prompt, at temperature 0.8."""
         assert self.data.vocabulary is not None
-        sampler, seed = make_sampler(temp=0.8), int(self._key("test")[0])
-        self.model.eval()
-        (text,) = generate(self.model, self.data.vocabulary, prompt, max_tokens=count, sampler=sampler, seed=seed)
-        return text
+        return write_sample(self.model, self.data.vocabulary, prompt, count, int(self._key("test")[0]), self.execution)
 
     def _score_candidates(self) -> list[Candidate]:
         """Score what may be kept on the same held-out sequences: the weights, then their average if there is one."""
@@ -242,31 +251,21 @@ class Trainer:
         samples, found = self.config.training.validate_samples, []
         for weights in trees:
             key, averaged = self._key("validation"), weights is not own
-            with self._put_in(weights):
+            with put_in(self.model, weights):
                 scores = self._score("validation", self._stage_data(), samples, key, averaged)
             found.append(Candidate(scores, weights, averaged))
         return found
 
-    @contextmanager
-    def _put_in(self, weights: dict[str, Any]) -> Iterator[None]:
-        """Let the model have other weights for a while."""
-        own = self.model.trainable_parameters()
-        self.model.update(weights)
-        try:
-            yield
-        finally:
-            self.model.update(own)
-
     def _keep(self, chosen: Candidate) -> None:
         """Make these the best weights."""
         self._best = chosen.weights
-        with self._put_in(chosen.weights):
+        with put_in(self.model, chosen.weights):
             self.folder.write_model(self.model)
 
     def _confirm(self, candidate: Candidate) -> bool:
         """Whether weights that a validation found all right are so on more fresh sequences."""
         fresh = mx.random.split(self._key("test"))[0]
-        with self._put_in(candidate.weights):
+        with put_in(self.model, candidate.weights):
             scores = self._score(
                 "confirmation", self.data, self.config.progress.test_samples, fresh, candidate.averaged
             )
@@ -274,7 +273,8 @@ class Trainer:
 
     def _score(self, event: str, data: Data, samples: int | None, key: mx.array, averaged: bool = False) -> Scores:
         """Score the model's weights on held-out sequences, and say so, and whether they are an average."""
-        scores = evaluate(self.model, data.held_out("validation", samples, self.config.training.batch, key))
+        sequences = data.held_out("validation", samples, self.config.training.batch, key)
+        scores = evaluate(self.model, sequences, self.execution)
         mark: dict[str, bool] = {"averaged": True} if averaged else {}
         text = " ".join([event, *mark, *filter(None, [line(data.stage)]), scores.text(data.metrics)])
         self.log.event(event, text, step=self.step, samples=self.samples, **mark, **data.stage, **asdict(scores))

@@ -18,12 +18,14 @@ from typing import Any
 from mlx_rtx.plan import duration
 from mlx_rtx.support.files import write_json
 from mlx_rtx.support.reports import make_folder
+from mlx_rtx.support.stopping import SIGNALS
 from mlx_rtx.training.checkpoint import RunFolder
 from mlx_rtx.training.log import line, read_lines
 
 from reproduction.rows import Row, scorings, train_flags
 
 FINAL = "final.json"
+REQUESTED = {code for which in SIGNALS for code in (128 + which, -which)}  # exit statuses of a command asked to stop
 Call = Callable[[list[str], Path], int]  # runs a command with its output at the end of a file; gives its exit status
 Say = Callable[[str], None]  # takes a line for people
 
@@ -148,6 +150,8 @@ def _score(run: Run, i: int, call: Call, log: Path) -> dict[str, Any]:
 
 def _call(call: Call, words: list[str], log: Path) -> None:
     status = call([sys.executable, "-m", *words], log)
+    if status in REQUESTED:
+        raise Stopped
     if status:
         lines = log.read_text(errors="replace").split("\n") if log.exists() else []
         said = next((text for text in reversed(lines) if text.strip()), "it said nothing")

@@ -55,7 +55,7 @@ class Processes:
             with self._lock:
                 if self.stopping:
                     raise Stopped
-                # of our process group, so that whatever ends all of it leaves none behind; Ctrl-C may then come twice
+                # of our process group, so that whatever ends all of it leaves none behind
                 process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
                 self._running.add(process)
             status = process.wait()
@@ -65,8 +65,11 @@ class Processes:
             raise Stopped
         return status
 
-    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """Begin nothing more; let what runs save and stop, or end it at once by ``SIGKILL``."""
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """Begin nothing more; let what runs save and stop, or end it at once by ``SIGKILL``.
+
+        Not by SIGINT: a terminal has sent that to all already, and who sends it again insists.
+        """
         with self._lock:
             self.stopping = True
             for process in self._running:
@@ -98,7 +101,7 @@ def carry_out_all(runs: list[Run], jobs: int, gpus: list[str], seconds: float | 
         threading.Thread(target=_work, args=(waiting, processes, outcome, gpus[i % len(gpus)] if gpus else None))
         for i in range(min(jobs, len(runs)))
     ]
-    with stop_requests() as requests:
+    with stop_requests(again=False) as requests:
         for thread in threads:
             thread.start()
         heard, stopped_at = 0, 0.0

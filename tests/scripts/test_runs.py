@@ -165,9 +165,12 @@ def waits(log, text):
 
 
 def test_processes_hear_of_a_stop(tmp_path):
-    """By SIGINT, which they may use to save; then by SIGKILL, which ends them."""
-    code = "import signal, time; print('ready', flush=True)\ntry: time.sleep(600)\nexcept KeyboardInterrupt: "
-    for number, (ending, how) in enumerate([("print('saved')", signal.SIGINT), ("time.sleep(600)", signal.SIGKILL)]):
+    """By SIGTERM, which they may use to save; then by SIGKILL, which ends them."""
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.default_int_handler); print('ready', flush=True)\n"
+    )
+    code += "try: time.sleep(600)\nexcept KeyboardInterrupt: "
+    for number, (ending, how) in enumerate([("print('saved')", signal.SIGTERM), ("time.sleep(600)", signal.SIGKILL)]):
         processes, log, raised = Processes(), tmp_path / f"log{number}", []
 
         def call(processes=processes, log=log, raised=raised, ending=ending):
@@ -184,7 +187,7 @@ def test_processes_hear_of_a_stop(tmp_path):
             processes.stop(how)
             thread.join()
         assert raised == [True]
-        assert ("saved" in log.read_text()) == (how is signal.SIGINT)
+        assert ("saved" in log.read_text()) == (how is signal.SIGTERM)
         with pytest.raises(Stopped):
             processes.call([sys.executable, "-c", ""], log)
 

@@ -1,0 +1,45 @@
+"""What a validation makes of a model besides its scores. It may take long, changes nothing, and may be broken off."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from mlx_rtx.generation.decoding import stream_generate
+from mlx_rtx.generation.sampling import make_sampler
+from mlx_rtx.model.base import Transformer
+from mlx_rtx.support.compiled import Execution
+from mlx_rtx.tasks.vocabulary import Characters
+from mlx_rtx.training.evaluation import Scores
+
+import mlx.nn as nn
+
+
+class Candidate(NamedTuple):
+    """Weights that may be kept."""
+
+    scores: Scores
+    weights: dict[str, Any]  # a tree like ``model.trainable_parameters()``
+    averaged: bool
+
+
+@contextmanager
+def put_in(model: nn.Module, weights: dict[str, Any]) -> Iterator[None]:
+    """Let a model have other weights for a while."""
+    own = model.trainable_parameters()
+    model.update(weights)
+    try:
+        yield
+    finally:
+        model.update(own)
+
+
+def write_sample(
+    model: Transformer, vocabulary: Characters, prompt: str, count: int, seed: int, execution: Execution
+) -> str:
+    """``count`` characters that a model writes after a prompt, at temperature 0.8."""
+    model.eval()
+    parts = []
+    for response in stream_generate(model, vocabulary, prompt, count, make_sampler(temp=0.8), seed):
+        execution.poll()
+        parts.append(response.text)
+    return "".join(parts)

@@ -1,0 +1,102 @@
+"""Requests to stop: heard at once wherever a program is, without a traceback, and with a sensible exit code."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from mlx_rtx.support.stopping import SAME, Interrupted, interruptible, stop_requests
+
+import pytest
+
+PROGRAM = """
+import functools, sys, time
+from mlx_rtx.support.command import run_command
+from mlx_rtx.support.stopping import interruptible, stop_requests
+import mlx.core as mx
+
+def main(arguments):
+    long = functools.reduce(lambda x, _: x @ x, range(10_000), mx.ones((512, 512)))  # a minute or so
+    with {how}() as requests:
+        print("ready", flush=True)
+        {does}
+    print("done", flush=True)
+
+run_command(main)
+"""
+SLEEPS = "time.sleep(60)"
+CALLS = "mx.eval(long)"
+HEEDS = "while not requests: time.sleep(0.01)"
+
+
+def start(how, does):
+    command = [sys.executable, "-c", PROGRAM.format(how=how, does=does)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize(("does", "which"), [(SLEEPS, signal.SIGTERM), (CALLS, signal.SIGINT)], ids=str)
+def test_a_program_is_interrupted_wherever_it_is(does, which):
+    with start("interruptible", does) as process:
+        process.send_signal(which)
+        assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 128 + which
+
+
+def test_who_insists_is_not_kept_waiting():
+    """What would be heeded later ends the program when it is asked for again."""
+    with start("stop_requests", CALLS) as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(2 * SAME)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 128 + signal.SIGINT
+
+
+def test_a_signal_sent_twice_at_once_is_one():
+    """Terminals, timeout and parents may each send it."""
+    with start("stop_requests", HEEDS) as process:
+        for which in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            process.send_signal(which)
+        assert process.communicate(timeout=30) == ("done\n", "")
+    assert process.returncode == 0
+
+
+def test_imports_are_interrupted_without_a_traceback():
+    command = [sys.executable, "-X", "importtime", "-m", "mlx_rtx.train", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "mlx_rtx.support.startup" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        out, err = process.communicate(timeout=30)
+    assert "Traceback" not in err
+    assert out == ""
+    assert process.returncode == -signal.SIGINT
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with interruptible(), stop_requests() as requests:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert requests == [signal.SIGTERM]
+    assert [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    with pytest.raises(Interrupted), interruptible():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_another_thread_hears_nothing():
+    heard = []
+
+    def run():
+        with stop_requests() as requests:
+            heard.append(requests)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert heard == [[]]
