@@ -1,5 +1,5 @@
 # make train   set up .venv for this machine and train copy at 4096 noise tokens
-# make test    the test suite
+# make test    the test suite; make soak what of it takes minutes
 # make lint    lint, format and types, mending what can be mended; make check changes no file
 # BACKEND=metal|cpu|cuda13 overrides the choice of MLX backend, PYTHON=... the interpreter (3.11 or newer)
 
@@ -9,7 +9,7 @@ BACKEND ?= $(shell if [ "$$(uname -s)" = Darwin ]; then echo metal; \
 RUN := .venv/bin/python
 READY := .venv/ready-$(BACKEND)
 
-.PHONY: train test check lint setup
+.PHONY: train test soak check lint setup
 
 # a Linux CPU needs OpenBLAS; while there is none, each call tries again
 setup: $(READY)
@@ -34,6 +34,9 @@ train: setup
 
 test: setup
 	@$(RUN) -m pytest
+
+soak: setup
+	@$(RUN) -m pytest -m soak
 
 check: $(READY)
 	$(RUN) -m ruff check

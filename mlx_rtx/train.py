@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mlx_rtx.kernel_check import decide
 from mlx_rtx.support import backend
 from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import UserError, require
@@ -41,24 +42,28 @@ def main(arguments: list[str]) -> None:
     command, task = read_command(arguments)
     folder, settings = RunFolder(command.out), command.settings
     data = settings.task.load(folder.vocabulary() if command.resume else None)
-    resume = command.resume and folder.training.exists()
+    resume, kept = command.resume and folder.training.exists(), None
     if not command.resume:
         require(
             not folder.config.exists(),
             f"--out {folder.path}: already holds a run; add --resume to go on with it, or choose another --out",
         )
     else:
-        made_with = folder.read_config()["data"]["sha256"]
+        stored = folder.read_config()
+        made_with, kept = stored["data"]["sha256"], stored.get("kernels")
         require(made_with == data.fingerprint, f"--data: {folder.path} was made with other data; give that again")
-    folder.write_config({**to_stored(task, settings, data), "environment": backend.environment()})
+    decision = decide(settings.model, settings.architecture, settings.training.batch, kept, say=print)
+    made = {"environment": backend.environment(), "kernels": decision.stored}
+    folder.write_config({**to_stored(task, settings, data), **made})
     if data.vocabulary:
         data.vocabulary.save(folder.tokenizer)
-    trainer = Trainer(settings, data, folder, resume)
-    introduce(task, command, trainer)
-    try:
-        scores = trainer.fit()
-    finally:
-        trainer.log.close()
+    with decision.at_work():
+        trainer = Trainer(settings, data, folder, resume)
+        introduce(task, command, trainer, decision.text)
+        try:
+            scores = trainer.fit()
+        finally:
+            trainer.log.close()
     again = f"{PROGRAM} {task} --out {folder.path} --resume"
     if scores is None:
         print(f"stopped and saved at step {trainer.step}; go on with: {again}")
@@ -125,7 +130,7 @@ def _by_flag(settings: RunConfig) -> dict[str, Any]:
     return flags
 
 
-def introduce(task: str, command: Arguments, trainer: Trainer) -> None:
+def introduce(task: str, command: Arguments, trainer: Trainer, kernels: str | None) -> None:
     """Say what is about to run, on what, and until when."""
     settings = command.settings
     parameters = count(trainer.model.parameters())
@@ -139,6 +144,8 @@ def introduce(task: str, command: Arguments, trainer: Trainer) -> None:
         f"heads={shape.heads}{recurrent} positions={shape.positions}"
     )
     say(f"device: {backend.device()}")
+    if kernels:
+        say(f"kernels: {kernels}")
     if slow := backend.advice():
         say(f"advice: {slow}")
     if settings.model == "regular" and shape.positions == "block":

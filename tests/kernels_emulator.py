@@ -1,4 +1,7 @@
-"""GPU kernels on a CPU: their own source, compiled by g++, the threads of a threadgroup as real threads."""
+"""GPU kernels on a CPU: their own source, compiled by g++, the threads of a threadgroup as real threads.
+
+With `SANITIZERS` a kernel is a program of its own, which g++'s sanitizers watch, and which fails at what they find.
+"""
 
 import ctypes
 import hashlib
@@ -15,6 +18,8 @@ BUILD = Path(tempfile.gettempdir()) / "mlx_rtx_emulated_kernels"
 STANDARD = """
 #include <math.h>
 #include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <stddef.h>
 #include <algorithm>
 #include <thread>
@@ -51,6 +56,23 @@ static float shuffle_xor(float value, int mask) {
 #define SHUFFLE_XOR(value, mask) shuffle_xor(value, mask)
 #define STORE_4(to, value) *(float4*)(to) = value
 """
+# Its arguments: a file that holds all arrays one after another, threadgroups, then how many bytes each array has.
+PROGRAM = """
+int main(int count, char** words) {
+  std::vector<void*> arrays(count - 3);
+  FILE* file = fopen(words[1], "r+b");
+  for (int i = 3; i < count; ++i) {
+    arrays[i - 3] = malloc(atol(words[i]));
+    if (fread(arrays[i - 3], 1, atol(words[i]), file) != size_t(atol(words[i]))) return 1;
+  }
+  launch(arrays.data(), atoi(words[2]));
+  rewind(file);
+  for (int i = 3; i < count; ++i) fwrite(arrays[i - 3], 1, atol(words[i]), file);
+  fclose(file);
+  for (void* array : arrays) free(array);
+}
+"""
+SANITIZERS: str | None = None  # as g++ names them, e.g. "address,undefined"
 FLAGS = ["-std=c++17", "-O1", "-march=native", "-Wno-unknown-pragmas", "-Wno-attributes"]
 
 
@@ -86,7 +108,7 @@ extern "C" void launch(void** arguments, int groups) {{
   pthread_barrier_destroy(&gate);
 }}
 """
-    launch = ctypes.CDLL(str(_build(text))).launch
+    built = _build(text + PROGRAM * bool(SANITIZERS))
 
     def call(*, inputs, output_shapes, output_dtypes, grid, threadgroup):
         held, results = [], [np.full(shape, np.nan, np.float32) for shape in output_shapes]
@@ -96,24 +118,40 @@ extern "C" void launch(void** arguments, int groups) {{
                 held.append(np.array(array.shape, dtype=np.int32))
             if which + "_ndim" in names:
                 held.append(np.array([array.ndim], dtype=np.int32))
-        pointers = [array.ctypes.data for array in held + results]
-        launch((ctypes.c_void_p * len(pointers))(*pointers), grid[0] // threadgroup[0])
+        _launch(built, [*held, *results], grid[0] // threadgroup[0])
         return [mx.array(result) for result in results]
 
     _inputs = inputs
     return call
 
 
+def _launch(built: Path, arrays: list[np.ndarray], groups: int) -> None:
+    """Run a kernel, which writes into the last arrays."""
+    if not SANITIZERS:
+        pointers = [array.ctypes.data for array in arrays]
+        ctypes.CDLL(str(built)).launch((ctypes.c_void_p * len(pointers))(*pointers), groups)
+        return
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(array.tobytes() for array in arrays))
+        file.flush()
+        sizes = [str(array.nbytes) for array in arrays]
+        run = subprocess.run([built, file.name, str(groups), *sizes], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        file.seek(0)
+        for array in arrays:
+            array[...] = np.frombuffer(file.read(array.nbytes), array.dtype).reshape(array.shape)
+
+
 def _build(text: str) -> Path:
-    """The compiled library, from an earlier run if there is one."""
-    stem = BUILD / hashlib.sha256(text.encode()).hexdigest()[:24]
-    library = stem.with_suffix(".so")
-    if not library.exists():
+    """The compiled library or program, from an earlier run if there is one."""
+    kind = [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-g"] if SANITIZERS else ["-shared", "-fPIC"]
+    command = ["g++", *FLAGS, *kind, "-pthread"]
+    stem = BUILD / hashlib.sha256("\n".join([*command, text]).encode()).hexdigest()[:24]
+    built = stem.with_suffix(".so")
+    if not built.exists():
         BUILD.mkdir(exist_ok=True)
         stem.with_suffix(".cpp").write_text(text)
         partial = stem.with_suffix(".partial")
-        subprocess.run(
-            ["g++", *FLAGS, "-shared", "-fPIC", "-pthread", "-o", partial, stem.with_suffix(".cpp")], check=True
-        )
-        partial.replace(library)
-    return library
+        subprocess.run([*command, "-o", partial, stem.with_suffix(".cpp")], check=True)
+        partial.replace(built)
+    return built

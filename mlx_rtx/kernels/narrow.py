@@ -91,9 +91,9 @@ def constants(options: Options, sums: int, K: int, D: int, drops: Drops) -> sour
     }
 
 
-def window_ops(options: Options, K: int, D: int) -> int:
-    """Multiply-adds that a threadgroup does of a window in one direction, within some per cent."""
-    n, seen = options.rows(K), 2 * K
+def window_ops(n: int, K: int, D: int) -> int:
+    """Multiply-adds of a window in one direction, within some per cent."""
+    seen = 2 * K
     return (3 * seen + n) * D * D + 8 * n * D * D + 4 * n * seen * D
 
 

@@ -52,9 +52,9 @@ for (int i = S - 1; i >= 0; --i) {
   product<ROWS, 4 * D, D>(Plain<4 * D>{dz_i}, w1_t, Store<D>{du_i}, tile, rank);
   for (int above = 0; above < ROWS; above += TEAMS) {
     const int row = min(above + team, ROWS - 1);
-    float y[SHARE], dy[SHARE], total[SHARE];
+    float y[SHARE], dy[SHARE] = {}, total[SHARE];
     load_row(y, u_i + row * D, lane);
-    load_row(dy, du_i + row * D, lane);
+    if (above + team < ROWS) load_row(dy, du_i + row * D, lane);  // the other teams' row is being written
     load_row(total, dtotal_i + row * D, lane);
     const float scale = layer_norm(y, lane);
     layer_norm_vjp(dy, y, scale);

@@ -25,12 +25,14 @@ LONGEST_LAUNCH = 0.05  # seconds
 CORES, OPS_PER_CORE = 10, 25e9
 
 
-def windows_at_once(options: Options, B: int, K: int, D: int) -> int | None:
+def seconds_a_window(B: int, n: int, K: int, D: int) -> float:
+    """The time of a window in a narrow kernel's launch on an Apple M4, by estimate."""
+    return -(-B // CORES) * narrow.window_ops(n, K, D) / OPS_PER_CORE
+
+
+def windows_at_once(B: int, n: int, K: int, D: int) -> int | None:
     """Windows that one launch of a narrow kernel may walk on this backend; None for any number."""
-    if source.backend() == "cuda":
-        return None
-    seconds = -(-B // CORES) * narrow.window_ops(options, K, D) / OPS_PER_CORE
-    return max(1, int(LONGEST_LAUNCH / seconds))
+    return None if source.backend() == "cuda" else max(1, int(LONGEST_LAUNCH / seconds_a_window(B, n, K, D)))
 
 
 def scan(
@@ -54,7 +56,7 @@ def scan(
         outs = list(made[:S])
         return outs, tuple(outs)
     run = _narrow_scan(options, chosen.sums, inputs.drops)
-    at_once = chosen.windows or windows_at_once(options, B, K, D) or S
+    at_once = chosen.windows or windows_at_once(B, options.rows(K), K, D) or S
     pieces: list[mx.array] = []  # the outputs of a launch in one array (windows, B, n, D)
     for start in range(0, S, at_once):
         (out,) = run(*_as_arrays(inputs.some(start, start + at_once)), *saved[len(pieces) : len(pieces) + 1])

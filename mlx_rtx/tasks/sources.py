@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mlx_rtx.support.cache import cache_folder
 from mlx_rtx.support.errors import UserError
 from mlx_rtx.support.files import write_whole
 
@@ -41,13 +42,8 @@ def locate(data: str | None, *names: str) -> Path | None:
 
 def kept(name: str, make: Callable[[Path], object]) -> Path:
     """A file of the cache in XDG_CACHE_HOME (~/.cache), made by ``make`` when it is not there yet."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlx_rtx"
-    path = folder / name
+    path = cache_folder() / name
     if not path.exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot make this folder ({error.strerror}); set XDG_CACHE_HOME") from None
         write_whole(path, make)
     return path
 

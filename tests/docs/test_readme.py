@@ -31,7 +31,7 @@ def test_links_lead_somewhere():
 
 def test_the_file_tree_is_the_projects():
     (tree,) = re.findall(r"## The code\n\n(.*?)\n\n", README, re.DOTALL)
-    rooms = set(re.findall(r"([a-z]+)/", tree))
+    rooms = set(re.findall(r"([a-z_]+)/", tree))
     folders = {path.parent.name for path in ROOT.glob("mlx_rtx/*/__init__.py")}
     assert folders <= rooms
 

@@ -78,6 +78,19 @@ def test_kernels_give_what_plain_operations_give(fused, form, variant):
                 assert mx.abs(named[name] - gradient).max().item() < 1e-5 * scale, (n, segment, name)
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+@pytest.mark.parametrize("form", [NARROW, SMALL, WIDE], ids=str)
+def test_sanitizers_find_nothing(fused, form, sanitizers, monkeypatch):
+    """No access out of bounds, nothing undefined, no race between barriers."""
+    monkeypatch.setattr(emulator, "SANITIZERS", sanitizers)
+    fused(form)
+    for variant in VARIANTS:
+        model, tokens = make_model(**variant), make_tokens(4 * K)
+        model.train()
+        mx.eval(loss_and_grad(model, tokens, tokens[:, -3:], 2, key=mx.random.key(3)))
+
+
 @pytest.mark.parametrize("form", [NARROW, WIDE, IN_PIECES], ids=str)
 def test_a_gradient_from_outside_knows_no_outputs(fused, form):
     """`nn.value_and_grad` of a model runs in one piece."""

@@ -1,0 +1,147 @@
+"""A form of the kernels at work beside plain operations: is it right, is it steady, how long does it take.
+
+Letters: B batch, S windows of a segment, K block width, D width. What runs is what training does with a segment: a
+forward scan, then a backward pass by what it saved.
+"""
+
+import time
+from typing import Any, NamedTuple
+
+from mlx_rtx import kernels
+from mlx_rtx.kernel_check.verdict import Question
+from mlx_rtx.kernels import FORMS, Form
+from mlx_rtx.kernels.scan import LONGEST_LAUNCH, seconds_a_window
+from mlx_rtx.model.config import Architecture
+from mlx_rtx.model.recurrence import Recurrence
+from mlx_rtx.model.segment import Carry, Saved
+from mlx_rtx.support.compiled import compiled
+from mlx_rtx.support.trees import flat
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+
+DROPOUT = 0.1
+SLACK = 30  # times the error of a product on this device is what a form may deviate by
+LEAST_TOLERANCE = 1e-4
+
+
+Rates = tuple[float, float]
+
+
+def rates_to_try(question: Question) -> list[Rates]:
+    """Without dropout, as validations run; with it on outputs; and what is trained with, which comes last."""
+    own = DROPOUT * question.options["dropout"], question.options["attention_dropout"]
+    return [*({(0.0, 0.0), (DROPOUT, 0.0)} - {own}), own]
+
+
+class Inputs(NamedTuple):
+    """What a scan is given, and the cotangents of its outputs, whose product with them is the loss."""
+
+    parameters: dict[str, Any]
+    carry: Carry
+    x: mx.array  # (B, S·K, D)
+    keys: mx.array | None
+    dy: mx.array  # (B, S·K, D)
+    dcarry: Carry
+
+
+class Contender:
+    """One way to take a segment's gradient.
+
+    Args:
+        question: sizes and options.
+        form: what kernels run by; None for plain operations.
+        rates: of dropout on outputs and on attention weights; those that are trained with if not given.
+    """
+
+    def __init__(self, question: Question, form: Form | None, rates: Rates | None = None):
+        self.form, self.batch = form, question.batch
+        rate, attention_rate = rates or rates_to_try(question)[-1]
+        options = question.options | {"dropout": rate, "attention_dropout": attention_rate, "alpha_kind": "channel"}
+        self.architecture, self.drops = Architecture(**options), rate + attention_rate > 0
+        self.recurrence = Recurrence(self.architecture, "plain" if form is None else "auto")
+
+    def gradient(self, S: int, saved: bool = True) -> dict[str, mx.array]:
+        """The loss at S windows and all gradients, computed: by what a forward pass saved, or without."""
+        kernels.choose(self.form)
+        inputs, kept = self._inputs(S), ()
+        if saved:
+            kept = compiled(self.recurrence, _forward)(inputs)
+        loss, gradients = compiled(self.recurrence, _backward)(inputs, kept)
+        arrays = {"loss": loss, **flat(gradients)}
+        mx.eval(arrays)
+        return arrays
+
+    def seconds(self, S: int) -> float:
+        """What it takes."""
+        self._inputs(S)
+        clock = time.perf_counter()
+        self.gradient(S)
+        return time.perf_counter() - clock
+
+    def _inputs(self, S: int) -> Inputs:
+        """The same for all contenders."""
+        (K, D), B = (self.architecture.block, self.architecture.dim), self.batch
+        drawn = iter(mx.random.split(mx.random.key(S), 64))
+
+        def normal(*shape: int, scale: float = 1.0) -> mx.array:
+            return mx.random.normal(shape, scale=scale, key=next(drawn))
+
+        parameters = tree_map(
+            lambda w: normal(*w.shape, scale=len(w) ** -0.5) if w.ndim == 2 else w, self.recurrence.parameters()
+        )
+        parameters["alpha"] = mx.random.uniform(0.2, 0.6, (D,), key=next(drawn))
+        inputs = Inputs(
+            parameters,
+            Carry(normal(B, K, D), normal(B, K, D)),
+            normal(B, S * K, D),
+            mx.random.split(next(drawn), S + 1) if self.drops else None,
+            normal(B, S * K, D),
+            Carry(normal(B, K, D), normal(B, K, D)),
+        )
+        mx.eval(inputs)
+        return inputs
+
+
+def _forward(recurrence: Recurrence, inputs: Inputs) -> Saved:
+    """What a scan saves."""
+    weights = recurrence.fold_weights(inputs.parameters)
+    return recurrence(inputs.x, weights, inputs.carry, 0, False, inputs.keys).saved
+
+
+def _backward(recurrence: Recurrence, inputs: Inputs, saved: Saved) -> tuple[mx.array, tuple]:
+    """The loss, and its gradient for parameters, carry and x."""
+
+    def loss(parameters: dict[str, Any], carry: Carry, x: mx.array) -> mx.array:
+        weights = recurrence.fold_weights(parameters)
+        out = recurrence(x, weights, carry, None, False, inputs.keys, saved, differentiated=True)
+        assert out.carry is not None
+        pairs = (out.y, inputs.dy), (out.carry.m, inputs.dcarry.m), (out.carry.h, inputs.dcarry.h)
+        return sum(((array * cotangent).sum() for array, cotangent in pairs), mx.array(0.0))
+
+    return mx.value_and_grad(loss, argnums=(0, 1, 2))(inputs.parameters, inputs.carry, inputs.x)
+
+
+def candidates(question: Question) -> list[Form]:
+    """The forms to try: those of which one window is, by an estimate, not too long a launch already."""
+    K, D, hidden = question.options["block"], question.options["dim"], question.options["history"] == "hidden"
+    short = seconds_a_window(question.batch, K if hidden else 2 * K, K, D) <= LONGEST_LAUNCH
+    return [form for form in FORMS if short or not form.narrow]
+
+
+def deviation(found: dict[str, mx.array], expected: dict[str, mx.array]) -> float:
+    """The largest difference of two arrays of one name, over the largest number of the latter; nan if any is."""
+    worst = []
+    for name, array in expected.items():
+        one, other = np.array(found[name], np.float64), np.array(array, np.float64)
+        worst.append(np.abs(one - other).max() / max(np.abs(other).max(), 1e-30))
+    return float(np.max(worst))
+
+
+def tolerance() -> float:
+    """The deviation that rounding explains on this device, whose products may be in TF32."""
+    a, b = (np.array(mx.random.normal((256, 256), key=mx.random.key(i))) for i in range(2))
+    exact = a.astype(np.float64) @ b
+    error = np.abs(np.array(mx.array(a) @ mx.array(b)) - exact).max() / np.abs(exact).max()
+    return max(LEAST_TOLERANCE, SLACK * float(error))

@@ -1,0 +1,171 @@
+"""The process that tries kernels: ``python -m mlx_rtx.kernel_check.worker VERDICT_FILE``, started by `decision`.
+
+Nothing that it does can end the program that started it. Each stage is written to the file before it begins.
+"""
+
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mlx_rtx.kernel_check.trials import Contender, candidates, deviation, rates_to_try, tolerance
+from mlx_rtx.kernel_check.verdict import Trial, Verdict, VerdictFile
+from mlx_rtx.kernels import Form, source
+from mlx_rtx.kernels.scan import LONGEST_LAUNCH
+
+import mlx.core as mx
+
+COMPILING = "compile"  # how stages begin that have a limit of their own
+LIMIT = 60  # seconds for compiling, and again for all the rest
+ENOUGH = 40  # seconds after compiling that trials are made to fit into
+REPEATS, ROUNDS, WINDOWS = 20, 5, (1, 2, 4, 8)
+STEADY = 0.15  # spread of timings up to which they mean something
+FASTER = 0.9  # of the time of plain operations that a form may take to be used
+
+
+class Check:
+    """Trials of all forms, one stage after another, each written down before it begins."""
+
+    def __init__(self, file: VerdictFile, verdict: Verdict):
+        self.file, self.verdict = file, verdict
+        self.parent, self.started = os.getppid(), time.perf_counter()
+        self.compiled = self.started
+
+    def begin(self, stage: str) -> None:
+        """Write down what is about to be tried; end where nobody waits for it any more."""
+        if os.getppid() != self.parent:
+            sys.exit("whoever asked is gone")
+        self.verdict = self.file.write(replace(self.verdict, stage=stage))
+
+    def learn(self, trial: Trial) -> None:
+        """Put down what was found about a form."""
+        others = (known for known in self.verdict.trials if known.form != trial.form)
+        self.verdict = replace(self.verdict, trials=(*others, trial))
+
+    def known(self, form: Form) -> Trial:
+        """What was found about a form so far."""
+        return next((trial for trial in self.verdict.trials if trial.form == form), Trial(form))
+
+    def run(self) -> None:
+        """All stages; what was found right once is only timed."""
+        known = bool(self.verdict.trials)
+        for form in [trial.form for trial in self.verdict.right] if known else candidates(self.verdict.question):
+            self.begin(f"{COMPILING} {form}")
+            self.try_out(form, self.compile)
+        self.compiled = time.perf_counter()
+        for trial in [] if known else self.verdict.right:
+            self.begin(f"run {trial.form}")
+            self.try_out(trial.form, self.judge)
+        if saves_power():
+            self.verdict = replace(self.verdict, untimed="the Mac saves power")
+        elif self.verdict.right:
+            self.time_all()
+        took = self.verdict.took + time.perf_counter() - self.started
+        self.verdict = self.file.write(replace(self.verdict, stage=None, took=took))
+
+    def try_out(self, form: Form, trial: Callable[[Form], Trial]) -> None:
+        """Learn what a trial says, or why it broke."""
+        try:
+            self.learn(trial(form))
+        except Exception as error:  # whatever MLX or its compiler raises: then this form is not used
+            self.learn(Trial(form, failure=" ".join(str(error).split())[:500] or type(error).__name__))
+
+    def compile(self, form: Form) -> Trial:
+        """Build all kernels of a form, on a single window."""
+        for rates in rates_to_try(self.verdict.question):
+            contender = Contender(self.verdict.question, form, rates)
+            contender.gradient(1)
+            seconds = contender.seconds(1)
+            if form.narrow and seconds / 2 > LONGEST_LAUNCH:
+                return Trial(form, failure=f"a launch of one window takes {seconds / 2:.2g} s")
+        return self.known(form)
+
+    def judge(self, form: Form) -> Trial:
+        """Hold three windows against plain operations, where nothing may be left unwritten; and repeat them."""
+        question, error = self.verdict.question, 0.0
+        for rates in rates_to_try(question):
+            expected = Contender(question, None, rates).gradient(3)
+            for saved in (False, True):
+                with source.filled(math.nan):
+                    found = Contender(question, form, rates).gradient(3, saved)
+                error = max(error, deviation(found, expected), key=lambda one: (math.isnan(one), one))
+        if not error <= tolerance():
+            return Trial(form, error, f"deviates from plain operations by {error:.2g}")
+        contender = Contender(question, form)
+        first = contender.gradient(3)
+        for _ in range(REPEATS - 1):
+            again = contender.gradient(3)
+            if not all(mx.array_equal(again[name], array).item() for name, array in first.items()):
+                return Trial(form, error, "gives other numbers when it is repeated")
+        return Trial(form, error)
+
+    def time_all(self) -> None:
+        """Time the forms in turn with plain operations, at ever more windows, and see what is to be used."""
+        forms = [trial.form for trial in self.verdict.right]
+        contenders = [Contender(self.verdict.question, form) for form in (None, *forms)]
+        times: dict[int, list[list[float]]] = {}  # by windows and contender
+        for S in WINDOWS:
+            # two launches are timed: one of twice as many windows may last as long as both
+            if times and any(
+                form.narrow and min(each) > LONGEST_LAUNCH
+                for form, each in zip(forms, times[max(times)][1:], strict=True)
+            ):
+                break
+            self.begin(f"time {S} windows")
+            began = time.perf_counter()
+            for contender in contenders:
+                contender.seconds(S)
+            rounds = [[each.seconds(S) for each in contenders] for _ in range(ROUNDS)]
+            times[S] = [list(each) for each in zip(*rounds, strict=True)]
+            now = time.perf_counter()
+            if now + 2 * (now - began) > self.compiled + ENOUGH:
+                break
+        plain, *found = [{S: statistics.median(each[i]) for S, each in times.items()} for i in range(1 + len(forms))]
+        for form, by_windows in zip(forms, found, strict=True):
+            self.learn(replace(self.known(form), seconds=by_windows))
+        most = max(times)
+        spread = max(map(_spread, times[most]))
+        if spread > STEADY:
+            self.verdict = replace(self.verdict, untimed=f"timings varied by {spread:.0%}")
+            return
+        fastest = min(self.verdict.right, key=lambda trial: trial.seconds[most])
+        seconds, form = fastest.seconds[most], fastest.form
+        if form.narrow and source.backend() == "metal":
+            form = form._replace(windows=max(1, int(LONGEST_LAUNCH / (seconds / (2 * most)))))
+        self.verdict = replace(self.verdict, plain=plain, form=form if seconds <= FASTER * plain[most] else None)
+
+
+def _spread(seconds: Sequence[float]) -> float:
+    """Distance of the quartiles, in parts of the median."""
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return (high - low) / middle
+
+
+def saves_power() -> bool:
+    """Whether a Mac is in its low power mode, where times mean little."""
+    try:
+        return "lowpowermode 1" in " ".join(subprocess.run(
+            ["pmset", "-g"], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.split())  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
+def main(path: str) -> None:
+    """Try kernels on the question in the verdict's file, and leave there what was found."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked hears of it, and ends this process
+    signal.setitimer(signal.ITIMER_REAL, 3 * LIMIT)  # even if nobody is left to do so
+    file = VerdictFile(Path(path))
+    verdict = file.read()
+    assert verdict is not None
+    Check(file, verdict).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

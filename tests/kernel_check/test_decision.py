@@ -1,0 +1,236 @@
+"""Kernels are used where they proved right and fast, and whatever goes wrong at that ends in plain operations."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+from mlx_rtx import UserError, kernels, train
+from mlx_rtx.kernel_check import decision
+from mlx_rtx.kernel_check.decision import Decision, decide, describe, settle
+from mlx_rtx.kernel_check.verdict import Trial, Verdict, VerdictFile, ask
+from mlx_rtx.kernels import FORMS
+from mlx_rtx.model.config import Architecture
+from mlx_rtx.training.step import TrainingStep
+
+import mlx.core as mx
+import pytest
+
+from tiny import FLAGS
+
+SHAPE = Architecture(dim=8, heads=2, block=4, history="output")
+BATCH = 2
+NARROW, SMALL, WIDE = FORMS
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    """A cache of our own, no waiting, and no form that another test goes on with."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(decision, "PAUSE", 0)
+    yield
+    kernels.choose(None)
+
+
+@pytest.fixture
+def file():
+    return VerdictFile.named(ask(SHAPE, BATCH).key)
+
+
+def settle_by(file, *behaviours):
+    """The verdict where the forms behave so; all alike if there is one behaviour."""
+    behaviours = behaviours * 3 if len(behaviours) == 1 else behaviours
+    script = Path(__file__).parent.parent / "kernel_stand_ins.py"
+    return settle(file, ask(SHAPE, BATCH), (sys.executable, str(script), ",".join(behaviours)))
+
+
+def forbidden(*arguments):
+    raise AssertionError("nothing is to be tried")
+
+
+def test_the_fastest_that_is_right_is_used(file):
+    verdict = settle_by(file, "broken", "slow", "right")
+    assert verdict.complete
+    assert verdict.form == WIDE
+    assert {trial.form for trial in verdict.right} == {SMALL, WIDE}
+    assert all(trial.error < 1e-5 for trial in verdict.right)
+    assert 1 in verdict.plain
+    assert verdict.ratio <= 0.9
+    assert describe(verdict).startswith(f"wide: {verdict.ratio:.2f} of the time of plain operations")
+    assert "128 sums a thread [metal::Device] Unable to build" in describe(verdict)
+    assert file.read() == verdict
+    assert settle(file, verdict.question, ["no such program"]) == verdict  # it is not asked again
+
+
+def test_no_form_that_is_wrong_in_some_way_is_used(file):
+    verdict = settle_by(file, "wrong", "unsteady", "unwritten")
+    assert verdict.complete
+    assert verdict.form is None
+    failures = {trial.form: trial.failure for trial in verdict.trials}
+    assert failures[NARROW].startswith("deviates from plain operations by 0.0")
+    assert failures[SMALL] == "gives other numbers when it is repeated"
+    assert failures[WIDE] == "deviates from plain operations by nan"
+    assert describe(verdict).startswith("plain operations: no kernel is right here")
+
+
+def test_right_forms_are_timed_again_but_not_used_if_they_are_slow(file):
+    question = ask(SHAPE, BATCH)
+    file.write(Verdict(question, trials=(Trial(NARROW, 1e-6),), untimed="the Mac saves power"))
+    assert not file.read().complete
+    assert "the Mac saves power" in describe(file.read())
+    verdict = settle_by(file, "slow", "crashing", "crashing")  # known not to be right: they are not tried
+    assert verdict.complete
+    assert verdict.form is None
+    assert verdict.ratio > 0.9
+    assert verdict.trials[0].error == 1e-6
+    assert describe(verdict).startswith("plain operations: kernels take")
+
+
+def test_a_crash_is_never_repeated(file, monkeypatch):
+    verdict = settle_by(file, "crashing")
+    assert verdict.complete
+    assert "ended with status -11 (compile narrow" in verdict.failure
+    monkeypatch.setattr(decision, "_watch", forbidden)
+    assert settle_by(file, "right") == verdict
+
+
+def test_a_mark_that_a_dead_machine_left_is_a_failure(file, monkeypatch):
+    file.write(Verdict(ask(SHAPE, BATCH), stage="run wide"))
+    monkeypatch.setattr(decision, "_watch", forbidden)
+    verdict = settle_by(file, "right")
+    assert verdict.failure.startswith("a check ended in the midst of it (run wide)")
+    assert file.read() == verdict
+
+
+def test_what_hangs_is_ended(file, monkeypatch):
+    monkeypatch.setattr(decision, "LIMIT", 1)
+    verdict = settle_by(file, "hanging")
+    assert verdict.failure.startswith("a check took longer than 1 s (")
+
+
+def test_a_check_that_somebody_stops_has_never_been(file, monkeypatch):
+    waiting = threading.Thread(target=_interrupt_once, args=(file,))
+    waiting.start()
+    with pytest.raises(KeyboardInterrupt):
+        settle_by(file, "hanging")
+    waiting.join()
+    assert file.read() == Verdict(ask(SHAPE, BATCH))
+
+
+def _interrupt_once(file):
+    while not (found := file.read()) or not (found.stage or "").startswith("compile"):
+        threading.Event().wait(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_one_checks_at_a_time(file):
+    with file.lock() as lock:
+        assert lock is not None
+        assert settle_by(file, "right") is None
+    assert file.read() is None
+
+
+@pytest.fixture
+def on_metal(monkeypatch):
+    """As if there were a GPU; what a check would find."""
+    found = Verdict(replace(ask(SHAPE, BATCH), chip="Apple M4"), trials=(Trial(WIDE),), plain={1: 1.0}, form=WIDE)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    monkeypatch.setattr(decision, "ask", lambda *_: found.question)
+    monkeypatch.setattr(decision, "settle", lambda file, question: file.write(found))
+    monkeypatch.delenv("MLX_RTX_KERNELS", raising=False)
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
+    return replace(found, trials=(replace(found.trials[0], seconds={1: 0.5}),))
+
+
+def test_the_verdict_is_found_once_and_then_known(on_metal, monkeypatch):
+    monkeypatch.setattr(decision, "settle", lambda file, question: file.write(on_metal))
+    said = []
+    made = decide("recurrent", SHAPE, BATCH, None, said.append)
+    assert made.form == WIDE
+    assert len(said) == 1
+    monkeypatch.setattr(decision, "settle", forbidden)
+    assert decide("recurrent", SHAPE, BATCH, None, said.append) == made
+    assert len(said) == 1
+
+
+def test_a_run_goes_on_by_the_kernels_it_began_with(on_metal, monkeypatch):
+    monkeypatch.setattr(decision, "settle", forbidden)
+    for form in (SMALL, None):
+        began = {"key": on_metal.question.key, "form": form and list(form)}
+        assert decide("recurrent", SHAPE, BATCH, began, forbidden).form == form
+
+
+def test_but_not_once_they_failed(on_metal):
+    file = VerdictFile.named(on_metal.question.key)
+    file.write(on_metal)
+    made = decide("recurrent", SHAPE, BATCH, None, forbidden)
+    with made.at_work():
+        assert kernels.form(8) == WIDE
+    with pytest.raises(UserError, match="MLX_RTX_KERNELS=0"), made.at_work():
+        raise RuntimeError("[METAL] Command buffer execution failed: Caused GPU Hang Error")
+    again = decide("recurrent", SHAPE, BATCH, {"key": made.key, "form": list(WIDE)}, forbidden)
+    assert again.form is None
+    assert "Caused GPU Hang Error" in again.text
+
+
+@pytest.mark.parametrize(
+    "message", ["no bug of the GPU", "[METAL] Command buffer execution failed: Insufficient Memory"]
+)
+def test_other_errors_are_not_laid_to_kernels(on_metal, message):
+    file = VerdictFile.named(on_metal.question.key)
+    file.write(on_metal)
+    with (
+        pytest.raises(RuntimeError, match=message[:10].replace("[", r"\[")),
+        Decision(WIDE, on_metal.question.key).at_work(),
+    ):
+        raise RuntimeError(message)
+    assert file.read() == on_metal
+
+
+@pytest.mark.parametrize(("model", "changes", "asked"), [
+    ("regular", {}, None), ("recurrent", {}, "0"), ("recurrent", {}, "1"), ("recurrent", {"dtype": "bfloat16"}, None),
+    ("recurrent", {"dim": 4}, None), ("recurrent", {"alpha_kind": "gated"}, None),
+])  # fmt: skip
+def test_nothing_is_tried_where_nothing_depends_on_it(on_metal, monkeypatch, model, changes, asked):
+    if asked:
+        monkeypatch.setenv("MLX_RTX_KERNELS", asked)
+    monkeypatch.setattr(decision, "settle", forbidden)
+    assert decide(model, replace(SHAPE, **changes), BATCH, None, forbidden) == Decision()
+
+
+def test_a_virtual_gpu_is_not_tried(on_metal, monkeypatch):
+    virtual = replace(on_metal.question, chip="Apple Paravirtual device")
+    monkeypatch.setattr(decision, "ask", lambda *_: virtual)
+    monkeypatch.setattr(decision, "settle", forbidden)
+    made = decide("recurrent", SHAPE, BATCH, None, forbidden)
+    assert made.form is None
+    assert "virtual" in made.text
+
+
+def test_a_training_keeps_its_decision_and_survives_a_failing_gpu(on_metal, tmp_path, capsys, monkeypatch):
+    """By plain operations here, which is what a CPU can do: the form is only written down."""
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    file, out = VerdictFile.named(on_metal.question.key), tmp_path / "run"
+    file.write(on_metal)
+    step, fails = TrainingStep.__call__, [False, True]
+
+    def failing(*arguments, **settings):
+        if fails.pop(0):
+            raise RuntimeError("[METAL] Command buffer execution failed: Caused GPU Hang Error")
+        return step(*arguments, **settings)
+
+    monkeypatch.setattr(TrainingStep, "__call__", failing)
+    command = [*FLAGS, "--samples=32", "--validate-every=1", f"--out={out}"]
+    with pytest.raises(UserError, match="--resume"):
+        train.main(command)
+    assert "kernels: wide: 0.50 of the time of plain operations" in capsys.readouterr().out
+    assert json.loads((out / "config.json").read_text())["kernels"] == {"key": file.path.stem, "form": list(WIDE)}
+    fails[:] = [False, False]
+    train.main([FLAGS[0], f"--out={out}", "--resume"])
+    printed = capsys.readouterr().out
+    assert "kernels: plain operations: a training broke off" in printed
+    assert "resumed at step 1" in printed
+    assert json.loads((out / "config.json").read_text())["kernels"]["form"] is None

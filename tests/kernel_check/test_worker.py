@@ -1,0 +1,61 @@
+"""What is timed, for how long, and what follows from it: with times that are given."""
+
+import itertools
+
+from mlx_rtx.kernel_check import worker
+from mlx_rtx.kernel_check.verdict import Trial, Verdict, VerdictFile, ask
+from mlx_rtx.kernels import FORMS, source
+from mlx_rtx.model.config import Architecture
+
+import pytest
+
+NARROW, SMALL, WIDE = FORMS
+QUESTION = ask(Architecture(dim=8, heads=2, block=4), 2)
+
+
+@pytest.fixture
+def timed(tmp_path, monkeypatch):
+    """The verdict where a window takes each contender so many milliseconds, in turn if there are several."""
+
+    def run(**milliseconds):
+        class Contender:
+            def __init__(self, question, form):
+                given = milliseconds["plain" if form is None else "narrow" if form == NARROW else "wide"]
+                self.times = itertools.cycle(given if isinstance(given, list) else [given])
+
+            def seconds(self, S):
+                return S * next(self.times) / 1000
+
+        monkeypatch.setattr(worker, "Contender", Contender)
+        file = VerdictFile(tmp_path / "verdict.json")
+        check = worker.Check(file, file.write(Verdict(QUESTION, trials=(Trial(NARROW), Trial(WIDE)))))
+        check.time_all()
+        return check.verdict
+
+    return run
+
+
+def test_the_fastest_form_is_used(timed):
+    for narrow, wide, used in ((4, 5, NARROW), (6, 5, WIDE), (9, 8.9, WIDE), (9.1, 9.2, None), (12, 13, None)):
+        verdict = timed(plain=10, narrow=narrow, wide=wide)
+        assert (verdict.form and verdict.form._replace(windows=None)) == used
+        assert verdict.ratio == pytest.approx(min(narrow, wide) / 10)
+        assert list(verdict.plain) == [1, 2, 4, 8]
+
+
+def test_times_that_vary_say_nothing(timed):
+    verdict = timed(plain=10, narrow=[2, 2.5, 3], wide=5)
+    assert verdict.plain is None
+    assert verdict.form is None
+    assert verdict.untimed.startswith("timings varied by")
+
+
+def test_no_launch_is_long(timed, monkeypatch):
+    """Two launches are timed: the one of twice the windows could take as long as both."""
+    monkeypatch.setattr(source, "backend", lambda: "metal")
+    verdict = timed(plain=100, narrow=20, wide=60)
+    assert list(verdict.plain) == [1, 2, 4]
+    assert verdict.form == NARROW._replace(windows=5)  # of 10 ms
+    assert timed(plain=100, narrow=60, wide=70).form == NARROW._replace(windows=1)
+    assert list(timed(plain=100, narrow=60, wide=70).plain) == [1]
+    assert timed(plain=1, narrow=1, wide=0.5).form == WIDE
