@@ -10,9 +10,10 @@ from mlx_rtx.interchange.card import Facts, write_card
 from mlx_rtx.interchange.model_folder import check_empty, make_exported, write_folder, write_for_transformers
 from mlx_rtx.interchange.quantization import compare_losses, measure_losses, quantize
 from mlx_rtx.interchange.step_function import write_step
+from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.files import write_text
-from mlx_rtx.support.parsing import parse, run_command
+from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.reports import make_folder
 from mlx_rtx.support.trees import count
 from mlx_rtx.tasks import Sequences, StoredTask
