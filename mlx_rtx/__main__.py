@@ -2,7 +2,7 @@
 
 import importlib
 
-COMMANDS = ("train", "evaluate", "generate", "plot", "plan", "export", "scaling", "kernel_check")
+COMMANDS = ("train", "evaluate", "generate", "plot", "plan", "export", "convert", "scaling", "kernel_check")
 
 
 def main() -> None:

@@ -66,6 +66,8 @@ def main(arguments: list[str]) -> None:
     vocabulary = load_vocabulary(command.run)
     model, config = load(command.run)
     check_empty(folder)
+    if run.unjudged:
+        print(f"note: {run.unjudged}")
     exported, cost = make_exported(model), None
     if command.bits:
         before = measure_losses(exported.model, held_out(command))

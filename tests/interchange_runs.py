@@ -8,6 +8,7 @@ from mlx_rtx.training.checkpoint import RunFolder
 from tiny import make_model
 
 CHARACTERS = Characters("abcdefg")
+ORIGIN = {"file": "weights.npz", "sha256": "0"}
 VARIANTS = {  # every option of the architecture at least once, and pairs of them
     "plain": {"positions": "block"},
     "output": {"positions": "block", "history": "output", "activation": "gelu"},
@@ -22,7 +23,7 @@ def write_run(path, model):
     """A run folder of a text model of seven characters."""
     folder = RunFolder(path)
     kind = "regular" if isinstance(model, RegularTransformer) else "recurrent"
-    folder.write_config({"task": "text", "model": {"kind": kind, **asdict(model.config)}})
+    folder.write_config({"task": "text", "origin": ORIGIN, "model": {"kind": kind, **asdict(model.config)}})
     folder.write_model(model)
     CHARACTERS.save(folder.tokenizer)
     return path

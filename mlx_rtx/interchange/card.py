@@ -131,9 +131,9 @@ def _figures(facts: Facts) -> str:
 
 
 def _training(facts: Facts) -> str:
-    settings, data = facts.stored.get("settings"), facts.stored.get("data", {})
-    if not settings:
-        return f"Trained elsewhere, and converted: {facts.stored.get('origin', 'its source is not known')}."
+    if origin := facts.stored.get("origin"):
+        return f"Trained elsewhere; converted from `{origin['file']}` (sha256 `{origin['sha256']}`)."
+    settings, data = facts.stored["settings"], facts.stored["data"]
     loop, optimizer = settings["training"], settings["optimizer"]
     samples = facts.scores["samples"] if facts.scores else loop["samples"]
     environment = facts.stored.get("environment", {})

@@ -6,7 +6,7 @@ import math
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from mlx_rtx import export, load, train
+from mlx_rtx import RecurrentTransformer, export, load, train
 from mlx_rtx.interchange import hub
 from mlx_rtx.interchange.quantization import compare_losses
 from mlx_rtx.support.errors import UserError
@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from interchange_runs import make_run
 from tiny import complaint
 
 TEXT = "".join(f"{i} green bottles hanging on the wall,\n" for i in range(60))
@@ -53,6 +54,14 @@ def test_the_card_says_what_the_run_did(run, tmp_path, capsys):
         assert words in card
     assert "bits to a weight" not in card
     assert f"{tmp_path / 'card' / 'README.md'} " in capsys.readouterr().out
+
+
+def test_the_card_of_a_converted_model_claims_no_training(tmp_path):
+    run = make_run(tmp_path / "run", RecurrentTransformer)
+    export.main([str(run), str(tmp_path / "card")])
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert "Trained elsewhere; converted from `weights.npz`" in card
+    assert "It was not scored." in card
 
 
 @pytest.mark.parametrize("bits", [4, 8])
