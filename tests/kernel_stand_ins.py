@@ -1,7 +1,7 @@
 """A check of kernels on any machine: `mlx_rtx.kernel_check.worker` with something else in the place of kernels.
 
-``python tests/kernel_stand_ins.py BEHAVIOURS VERDICT_FILE``, a behaviour for each form, by commas. Plain operations are
-slowed down, so that what does the same can be worth it.
+``python tests/kernel_stand_ins.py BEHAVIOURS VERDICT_FILE LIMIT``, a behaviour for each form, by commas. Plain
+operations are slowed down, so that what does the same can be worth it.
 """
 
 import os
@@ -41,7 +41,7 @@ def behave(behaviour, states):
     return states
 
 
-def main(behaviours, path):
+def main(behaviours, path, limit):
     scan, of_form = Recurrence._scan, dict(zip(FORMS, behaviours.split(","), strict=True))
 
     def stand_in(self, *arguments):
@@ -53,7 +53,7 @@ def main(behaviours, path):
 
     Recurrence._scan = stand_in
     worker.ROUNDS, worker.WINDOWS, worker.STEADY = 3, (1, 2), float("inf")
-    worker.main(path)
+    worker.main(path, float(limit))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mlx_rtx.kernel_check.decision import describe, settle
 from mlx_rtx.kernel_check.verdict import Question, Verdict, VerdictFile, ask
+from mlx_rtx.kernel_check.worker import LIMIT
 from mlx_rtx.support import backend
 from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import UserError, require
@@ -25,6 +26,8 @@ class Arguments:
     """What is given on the command line: a training, whose kernels are tried."""
 
     settings: RunConfig
+    limit: float = LIMIT
+    """Seconds that compiling may take, and again all the rest. A third of it gone, no other form is begun."""
 
 
 def main(arguments: list[str]) -> None:
@@ -33,15 +36,15 @@ def main(arguments: list[str]) -> None:
         task: (settings.task.summary, Arguments(settings=settings))
         for task, settings in recipes_by_task("default").items()
     }
-    settings = parse_subcommand(choices, arguments, PROGRAM, __doc__ or "").settings
-    shape = settings.architecture
+    command = parse_subcommand(choices, arguments, PROGRAM, __doc__ or "")
+    settings, shape = command.settings, command.settings.architecture
     require(mx.default_device() == mx.gpu, "there is no GPU here: kernels are for NVIDIA GPUs and Metal")
     require(shape.fusible, "no kernels: they are for float32, alpha but gated, and at least 8 channels")
     print(f"device: {backend.device()}", flush=True)
     question = ask(shape, settings.training.batch)
     file = VerdictFile.named(question.key)
     file.path.unlink(missing_ok=True)
-    verdict = settle(file, question)
+    verdict = settle(file, question, command.limit)
     if verdict is None:
         raise UserError("another process is trying kernels right now; wait for it")
     show(question, verdict)

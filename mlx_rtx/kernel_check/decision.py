@@ -118,10 +118,18 @@ def describe(verdict: Verdict) -> str:
     )
 
 
-def settle(file: VerdictFile, question: Question, worker: Sequence[str] = WORKER) -> Verdict | None:
+def settle(
+    file: VerdictFile, question: Question, limit: float = LIMIT, worker: Sequence[str] = WORKER
+) -> Verdict | None:
     """Have a process try kernels, and give the verdict; None while another process does.
 
     A failed check stands as failed. One that somebody stops is as if it had never begun.
+
+    Args:
+        file: where the verdict is, or will be.
+        question: what it is on.
+        limit: seconds that compiling may take, and again all the rest.
+        worker: the process, to which file and limit are added.
     """
     with file.lock() as lock:
         if lock is None:
@@ -133,7 +141,7 @@ def settle(file: VerdictFile, question: Question, worker: Sequence[str] = WORKER
             return fail(file, verdict, f"a check ended in the midst of it ({verdict.stage})")
         file.write(replace(verdict, stage="start"))
         with stop_requests(again=False) as stops:
-            failure = _watch(file, [*worker, str(file.path)], lock, stops)
+            failure = _watch(file, [*worker, str(file.path), str(limit)], limit, lock, stops)
             time.sleep(PAUSE if failure else 0)
         if stops:
             file.write(verdict)
@@ -156,7 +164,7 @@ def fail(file: VerdictFile, verdict: Verdict, failure: str) -> Verdict:
     return file.write(replace(verdict, stage=None, form=None, failure=f"{failure}; to try again remove {file.path}"))
 
 
-def _watch(file: VerdictFile, command: Sequence[str], lock: int, stops: list[int]) -> str | None:
+def _watch(file: VerdictFile, command: Sequence[str], limit: float, lock: int, stops: list[int]) -> str | None:
     """Run the process within its limits, until somebody asks to stop; why it failed, if it did."""
     environment = os.environ | {kernels.VARIABLE: "1"}
     stage, compiling, since = "start", True, time.perf_counter()
@@ -170,8 +178,8 @@ def _watch(file: VerdictFile, command: Sequence[str], lock: int, stops: list[int
                 stage = (now and now.stage) or stage
                 if compiling and not stage.startswith(("start", COMPILING)):
                     compiling, since = False, time.perf_counter()
-                if time.perf_counter() - since > LIMIT:
-                    return f"a check took longer than {LIMIT} s ({stage})"
+                if time.perf_counter() - since > limit:
+                    return f"a check took longer than {limit:g} s ({stage})"
                 time.sleep(0.1)
         finally:
             process.kill()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mlx_rtx import kernels
 from mlx_rtx.kernel_check.verdict import Question
-from mlx_rtx.kernels import FORMS, Form
+from mlx_rtx.kernels import FORMS, NARROW, Form
 from mlx_rtx.kernels.scan import LONGEST_LAUNCH, seconds_a_window
 from mlx_rtx.model.config import Architecture
 from mlx_rtx.model.recurrence import Recurrence
@@ -30,9 +30,9 @@ Rates = tuple[float, float]
 
 
 def rates_to_try(question: Question) -> list[Rates]:
-    """Without dropout, as validations run; with it on outputs; and what is trained with, which comes last."""
+    """Without dropout, as validations run, and what is trained with, which comes last."""
     own = DROPOUT * question.options["dropout"], question.options["attention_dropout"]
-    return [*({(0.0, 0.0), (DROPOUT, 0.0)} - {own}), own]
+    return [(0.0, 0.0), own] if any(own) else [own]
 
 
 class Inputs(NamedTuple):
@@ -124,10 +124,11 @@ def _backward(recurrence: Recurrence, inputs: Inputs, saved: Saved) -> tuple[mx.
 
 
 def candidates(question: Question) -> list[Form]:
-    """The forms to try: those of which one window is, by an estimate, not too long a launch already."""
+    """The forms to try, likeliest first: those of which a window is, by an estimate, not too long a launch already."""
     K, D, hidden = question.options["block"], question.options["dim"], question.options["history"] == "hidden"
     short = seconds_a_window(question.batch, K if hidden else 2 * K, K, D) <= LONGEST_LAUNCH
-    return [form for form in FORMS if short or not form.narrow]
+    forms = [form for form in FORMS if short or not form.narrow]
+    return sorted(forms, key=lambda form: form.narrow != (D <= NARROW))
 
 
 def deviation(found: dict[str, mx.array], expected: dict[str, mx.array]) -> float:

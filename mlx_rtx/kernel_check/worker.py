@@ -1,4 +1,4 @@
-"""The process that tries kernels: ``python -m mlx_rtx.kernel_check.worker VERDICT_FILE``, started by `decision`.
+"""The process that tries kernels: ``python -m mlx_rtx.kernel_check.worker VERDICT_FILE LIMIT``, started by `decision`.
 
 Nothing that it does can end the program that started it. Each stage is written to the file before it begins.
 """
@@ -22,8 +22,8 @@ from mlx_rtx.kernels.scan import LONGEST_LAUNCH
 import mlx.core as mx
 
 COMPILING = "compile"  # how stages begin that have a limit of their own
-LIMIT = 60  # seconds for compiling, and again for all the rest
-ENOUGH = 40  # seconds after compiling that trials are made to fit into
+LIMIT = 60.0  # seconds for compiling, and again for all the rest, after which this process is ended
+ENOUGH_COMPILING, ENOUGH = 1 / 3, 2 / 3  # of it, after which no other form is compiled, and nothing more is timed
 REPEATS, ROUNDS, WINDOWS = 20, 5, (1, 2, 4, 8)
 STEADY = 0.15  # spread of timings up to which they mean something
 FASTER = 0.9  # of the time of plain operations that a form may take to be used
@@ -32,8 +32,8 @@ FASTER = 0.9  # of the time of plain operations that a form may take to be used
 class Check:
     """Trials of all forms, one stage after another, each written down before it begins."""
 
-    def __init__(self, file: VerdictFile, verdict: Verdict):
-        self.file, self.verdict = file, verdict
+    def __init__(self, file: VerdictFile, verdict: Verdict, limit: float = LIMIT):
+        self.file, self.verdict, self.limit = file, verdict, limit
         self.parent, self.started = os.getppid(), time.perf_counter()
         self.compiled = self.started
 
@@ -56,6 +56,8 @@ class Check:
         """All stages; what was found right once is only timed."""
         known = bool(self.verdict.trials)
         for form in [trial.form for trial in self.verdict.right] if known else candidates(self.verdict.question):
+            if time.perf_counter() > self.started + ENOUGH_COMPILING * self.limit:
+                break
             self.begin(f"{COMPILING} {form}")
             self.try_out(form, self.compile)
         self.compiled = time.perf_counter()
@@ -124,7 +126,7 @@ class Check:
             rounds = [[each.seconds(S) for each in contenders] for _ in range(ROUNDS)]
             times[S] = [list(each) for each in zip(*rounds, strict=True)]
             now = time.perf_counter()
-            if now + 2 * (now - began) > self.compiled + ENOUGH:
+            if now + 2 * (now - began) > self.compiled + ENOUGH * self.limit:
                 break
         plain, *found = [{S: statistics.median(each[i]) for S, each in times.items()} for i in range(1 + len(forms))]
         for form, by_windows in zip(forms, found, strict=True):
@@ -157,15 +159,15 @@ def saves_power() -> bool:
         return False
 
 
-def main(path: str) -> None:
+def main(path: str, limit: float) -> None:
     """Try kernels on the question in the verdict's file, and leave there what was found."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked hears of it, and ends this process
-    signal.setitimer(signal.ITIMER_REAL, 3 * LIMIT)  # even if nobody is left to do so
+    signal.setitimer(signal.ITIMER_REAL, 3 * limit)  # even if nobody is left to do so
     file = VerdictFile(Path(path))
     verdict = file.read()
     assert verdict is not None
-    Check(file, verdict).run()
+    Check(file, verdict, limit).run()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], float(sys.argv[2]))

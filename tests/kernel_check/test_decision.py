@@ -40,11 +40,11 @@ def file():
     return VerdictFile.named(ask(SHAPE, BATCH).key)
 
 
-def settle_by(file, *behaviours):
+def settle_by(file, *behaviours, limit=60):
     """The verdict where the forms behave so; all alike if there is one behaviour."""
     behaviours = behaviours * 3 if len(behaviours) == 1 else behaviours
     script = Path(__file__).parent.parent / "kernel_stand_ins.py"
-    return settle(file, ask(SHAPE, BATCH), (sys.executable, str(script), ",".join(behaviours)))
+    return settle(file, ask(SHAPE, BATCH), limit, (sys.executable, str(script), ",".join(behaviours)))
 
 
 def forbidden(*arguments):
@@ -62,7 +62,7 @@ def test_the_fastest_that_is_right_is_used(file):
     assert describe(verdict).startswith(f"wide: {verdict.ratio:.2f} of the time of plain operations")
     assert "128 sums a thread [metal::Device] Unable to build" in describe(verdict)
     assert file.read() == verdict
-    assert settle(file, verdict.question, ["no such program"]) == verdict  # it is not asked again
+    assert settle(file, verdict.question, worker=["no such program"]) == verdict  # it is not asked again
 
 
 def test_no_form_that_is_wrong_in_some_way_is_used(file):
@@ -105,9 +105,8 @@ def test_a_mark_that_a_dead_machine_left_is_a_failure(file, monkeypatch):
     assert file.read() == verdict
 
 
-def test_what_hangs_is_ended(file, monkeypatch):
-    monkeypatch.setattr(decision, "LIMIT", 1)
-    verdict = settle_by(file, "hanging")
+def test_what_hangs_is_ended(file):
+    verdict = settle_by(file, "hanging", limit=1)
     assert verdict.failure.startswith("a check took longer than 1 s (")
 
 
