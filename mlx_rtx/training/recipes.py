@@ -15,9 +15,9 @@ COPY = RunConfig(
     task=CopyTask(),
     # at α = ½ the state neither grows nor fades where a block adds nothing to it: λ² = αλ + α has λ = 1
     architecture=Architecture(dim=96, heads=6, block=32, positions="block", history="output", train_alpha=False),
-    progress=CurriculumConfig(lr_rule="constant"),
+    progress=CurriculumConfig(advance_below=0.03, lr_rule="constant"),  # most steps are cheap ones, at the first length
     optimizer=OptimizerConfig(optimizer="muon", lr=1e-3, muon_lr=8e-3, average=0.9),
-    training=LoopConfig(samples=20_000, batch=32, validate_every=10),
+    training=LoopConfig(samples=20_000, batch=32, validate_every=5),
 )
 COPY_PAPER = RunConfig(
     task=CopyTask(),
@@ -33,7 +33,7 @@ SELECTIVE_COPY_PAPER = replace(
     training=replace(COPY_PAPER.training, samples=1_200_000),
 )
 SELECTIVE_COPY = RunConfig(
-    task=SelectiveCopyTask(),
+    task=SelectiveCopyTask(noise=8192),  # twice the paper's: right at its 4,096, and at 16,384 nearly so
     architecture=replace(
         COPY.architecture,
         train_alpha=True,

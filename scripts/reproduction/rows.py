@@ -103,9 +103,11 @@ CURRICULUM = {
     "start-128": "",
     "start-512": "--start-noise 512",
     "start-4096": "--start-noise 4096",
-    "threshold-0.03": "--advance-below 0.03",
+    "threshold-0.02": "--advance-below 0.02",
+    "threshold-0.03": "",
+    "threshold-0.05": "--advance-below 0.05",
     "threshold-0.1": "--advance-below 0.1",
-    "threshold-0.3": "",
+    "threshold-0.3": "--advance-below 0.3",
     "threshold-1": "--advance-below 1",
     "factor-2": "",
     "factor-4": "--growth 4",
@@ -113,7 +115,16 @@ CURRICULUM = {
 }
 ALPHAS = {"alpha-scalar": "", **{f"alpha-{kind}": f"--alpha-kind {kind}" for kind in ("head", "channel", "gated")}}
 LEARNED = {"alpha-frozen": "", **{name: f"--train-alpha {flags}".strip() for name, flags in ALPHAS.items()}}
-BY_CHANNEL = ALPHAS | {"alpha-scalar": "--alpha-kind scalar", "alpha-channel": ""}  # where that is the default
+SELECTIVE = {  # at the paper's length, half of the default recipe's
+    "alpha-channel": "",
+    "alpha-scalar": "--alpha-kind scalar",
+    "alpha-frozen": f"--alpha-kind scalar {FROZEN}",
+    "alpha-head": "--alpha-kind head",
+    "alpha-gated": "--alpha-kind gated",
+    "mix-0": "--mix 0",
+    "adam": "--optimizer adam",
+}
+SHORTER = {name: f"--noise 4096 {flags}".strip() for name, flags in SELECTIVE.items()}
 IMAGES = {
     "muon": "",
     "adam": "--optimizer adam --lr 5e-4",
@@ -123,10 +134,10 @@ IMAGES = {
 }
 ABLATIONS = (
     *_changed("image", BLOCKS | LAYERS | ALPHAS | IMAGES),
-    *_changed("copy", LAYERS | CURRICULUM),
+    *_changed("copy", LAYERS),
+    *_changed("copy", CURRICULUM, LONGER[:3]),
     *_changed("copy", LEARNED | {"state-norm": "--train-alpha --state-norm"}, LONGER),
-    *_changed("selective-copy", BY_CHANNEL | {"mix-0": "--mix 0"}, LONGER),
-    *_changed("selective-copy", {"muon": "", "adam": "--optimizer adam"}),
+    *_changed("selective-copy", {"noise-8192": "", **SHORTER}, LONGER),
     *_changed("text", ALPHAS),
 )
 ROWS = TABLES + ABLATIONS

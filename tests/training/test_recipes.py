@@ -19,7 +19,7 @@ NAMES = ("default", "paper")
 TABLE = """
                     copy                selective-copy        image                 text
                     default   paper     default    paper      default    paper      default   paper
-noise               4096      4096      4096       4096       -          -          -         -
+noise               4096      4096      8192       4096       -          -          -         -
 payload             16        16        16         16         -          -          -         -
 alphabet            16        16        16         16         -          -          -         -
 data                -         -         -          -          None       None       None      None
@@ -56,7 +56,7 @@ collapse_patience   8         8         8          8          8          8      
 start_noise         128       128       32         32         -          -          -         -
 growth              2         2         2          2          -          -          -         -
 mix                 0.0       0.0       0.2        0.0        -          -          -         -
-advance_below       0.3       0.3       0.03       0.3        -          -          -         -
+advance_below       0.03      0.3       0.03       0.3        -          -          -         -
 lr_rule             constant  paper     plateau    paper      -          -          -         -
 plateau_patience    8         8         8          8          -          -          -         -
 stop_loss           0.015     0.015     0.015      0.015      -          -          -         -
@@ -76,7 +76,7 @@ samples             20_000    60_000    900_000    1_200_000  600_000    600_000
 batch               32        64        64         64         120        120        64        64
 segment             8         8         8          8          16         16         8         8
 detach              None      None      None       None       None       None       None      None
-validate_every      10        50        50         50         250        250        250       250
+validate_every      5         50        50         50         250        250        250       250
 validate_samples    64        64        64         64         None       None       None      None
 report_every        5         5         50         5          50         50         50        50
 seed                0         0         0          0          0          0          0         0
