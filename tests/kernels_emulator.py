@@ -5,6 +5,7 @@ With `SANITIZERS` a kernel is a program of its own, which g++'s sanitizers watch
 
 import ctypes
 import hashlib
+import platform
 import subprocess
 import tempfile
 from pathlib import Path
@@ -33,6 +34,24 @@ static float rsqrt(float x) { return 1 / sqrtf(x); }
 #define fabs fabsf
 """
 PROLOGUE = """
+#ifdef __APPLE__  // which has no barriers
+struct pthread_barrier_t { pthread_mutex_t lock; pthread_cond_t open; int count, waiting, round; };
+static void pthread_barrier_init(pthread_barrier_t* barrier, void*, int count) {
+  *barrier = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, count, 0, 0};
+}
+static void pthread_barrier_destroy(pthread_barrier_t*) {}
+static void pthread_barrier_wait(pthread_barrier_t* barrier) {
+  pthread_mutex_lock(&barrier->lock);
+  const int round = barrier->round;
+  if (++barrier->waiting == barrier->count) {
+    barrier->waiting = 0;
+    ++barrier->round;
+    pthread_cond_broadcast(&barrier->open);
+  }
+  while (round == barrier->round) pthread_cond_wait(&barrier->open, &barrier->lock);
+  pthread_mutex_unlock(&barrier->lock);
+}
+#endif
 static pthread_barrier_t gate, warp_gates[32];
 static float slots[1024];
 static thread_local int emulated_rank, emulated_group;
@@ -73,7 +92,8 @@ int main(int count, char** words) {
 }
 """
 SANITIZERS: str | None = None  # as g++ names them, e.g. "address,undefined"
-FLAGS = ["-std=c++17", "-O1", "-march=native", "-Wno-unknown-pragmas", "-Wno-attributes"]
+FUSED = ["-march=native"] if platform.machine() == "x86_64" else []  # multiply-adds in one instruction, as others have
+FLAGS = ["-std=c++17", "-O1", *FUSED, "-Wno-unknown-pragmas", "-Wno-attributes"]
 
 
 def make_kernel(name, helpers, inputs, outputs, constants):

@@ -1,6 +1,7 @@
 """Fused kernels in the place of plain MLX: their own source, emulated on the CPU, and run where there is a GPU."""
 
 import itertools
+import os
 import shutil
 
 from mlx_rtx import kernels, loss_and_grad
@@ -27,17 +28,20 @@ VARIANTS = [
 ]
 
 
-@pytest.fixture(params=["emulated", "cuda"])
+@pytest.fixture(params=["emulated", "gpu"])
 def fused(request, monkeypatch):
     """A switch to kernels: emulated, with few threads since each is a real one, and on a GPU where there is one."""
-    if request.param == "cuda" and not mx.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
+    on_metal = mx.metal.is_available() and os.environ["MLX_RTX_KERNELS"] == "1"
+    if request.param == "gpu" and not (mx.cuda.is_available() or on_metal):
+        pytest.skip("needs an NVIDIA GPU, or Metal and MLX_RTX_KERNELS=1")
     if request.param == "emulated":
         if shutil.which("g++") is None:
             pytest.skip("the emulation is compiled with g++")
         monkeypatch.setattr(source, "make_kernel", emulator.make_kernel)
         monkeypatch.setattr(mx.fast, "rms_norm", _rms_norm_of_cuda)
         monkeypatch.setattr(narrow, "thread_count", lambda K, D: 64)
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu if request.param == "emulated" else device)  # where nothing is compiled
     for cached in (narrow._kernel, wide._launcher, scan._narrow_scan, scan._wide_scan):
         cached.cache_clear()
 
@@ -46,6 +50,7 @@ def fused(request, monkeypatch):
         monkeypatch.setattr(kernels, "available", lambda: True)
 
     yield switch
+    mx.set_default_device(device)
     kernels.choose(None)
     for cached in (narrow._kernel, wide._launcher, scan._narrow_scan, scan._wide_scan):
         cached.cache_clear()
