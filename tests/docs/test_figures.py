@@ -38,14 +38,6 @@ def test_what_the_readme_says_in_short():
         assert f"{100 * share:.1f} %" in own
 
 
-def test_how_well_text_did_at_a_constant_rate():
-    page = text("benchmarks/README.md")
-    lines = (RESULTS / "nvidia-h100" / "text" / "metrics.jsonl").read_text().splitlines()
-    validations = [row for row in map(json.loads, lines) if row["kind"] == "validation"]
-    best = min(validations, key=lambda row: row["loss"])
-    assert f"**{best['loss']:.3f}** at {best['samples']:,}" in page
-
-
 def test_how_pytorch_does():
     page = text("benchmarks/README.md")
     for timings in report("nvidia-h200", "peers")["answer"].values():
