@@ -1,6 +1,7 @@
 # make train   set up .venv for this machine and train copy at 4096 noise tokens
 # make test    the test suite; make soak what of it takes minutes
 # make lint    lint, format and types, mending what can be mended; make check changes no file
+# make docs    the API reference, in build/api
 # BACKEND=metal|cpu|cuda13 overrides the choice of MLX backend, PYTHON=... the interpreter (3.11 or newer)
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BACKEND ?= $(shell if [ "$$(uname -s)" = Darwin ]; then echo metal; \
 RUN := .venv/bin/python
 READY := .venv/ready-$(BACKEND)
 
-.PHONY: train test soak check lint setup
+.PHONY: train test soak check lint docs setup
 
 # a Linux CPU needs OpenBLAS; while there is none, each call tries again
 setup: $(READY)
@@ -42,6 +43,12 @@ check: $(READY)
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
+
+# from the docstrings; what a room offers as a whole, or else its files
+API := mlx_rtx $(patsubst mlx_rtx/%/__init__.py,mlx_rtx.%,$(wildcard mlx_rtx/*/__init__.py)) \
+  !mlx_rtx.interchange.model_files
+docs: $(READY)
+	$(RUN) -W error -m pdoc $(API) --docformat google --output-directory build/api
 
 lint: $(READY)
 	$(RUN) -m ruff check --fix

@@ -51,7 +51,7 @@ def device() -> str:
     """The device in use and MLX's version, for people."""
     import mlx.core as mx
 
-    return f"{device_name()} ({mx.default_device()}), mlx {_version('mlx')}"
+    return f"{device_name()} ({mx.default_device()}), mlx {version('mlx')}"
 
 
 def environment() -> dict:
@@ -62,7 +62,7 @@ def environment() -> dict:
 
     names = ("mlx_rtx", "mlx", "numpy")
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in names},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
         "platform": platform.platform(),
         "device": str(mx.default_device()),
         "device_name": device_name(),
@@ -85,7 +85,8 @@ def _processor() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """The installed version of a package; None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

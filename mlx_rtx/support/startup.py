@@ -14,6 +14,8 @@ def is_own_program() -> bool:
     """Whether Python was called to run a program of this project."""
     if sys.argv[0] == "-m":  # as it is while the package of the module that was named is imported
         return any(word.partition(".")[0] == "mlx_rtx" for word in sys.orig_argv)
+    if Path(sys.argv[0]).name == "mlx_rtx":  # as the package's installation made it
+        return True
     return Path(sys.argv[0]).absolute().parent in (PROJECT / "scripts", PROJECT / "benchmarks")
 
 

@@ -88,6 +88,20 @@ def test_rows_of_a_batch_stand_at_different_places():
         close(mx.concatenate([logits[row : row + 1, :count], after[row : row + 1]], axis=1), expected)
 
 
+def test_rows_that_are_padded_at_the_left():
+    model = make_model(positions="block", history="output")
+    exported, cache, padding = make_exported(model).model, Cache(), [0, 3, K + 1]
+    tokens = make_tokens(2 * K + 3, batch=3)
+    cache.left_padding = mx.array(padding)
+    logits = exported(tokens, [cache])
+    cache.left_padding = None
+    after = exported(tokens[:, :1], [cache])
+    for row, begin in enumerate(padding):
+        given = mx.concatenate([tokens[row : row + 1, begin:], tokens[row : row + 1, :1]], axis=1)
+        expected = model(given, close=False)
+        close(mx.concatenate([logits[row : row + 1, begin:], after[row : row + 1]], axis=1), expected)
+
+
 @pytest.mark.parametrize("positions", ["absolute", "axial"])
 def test_past_the_last_position_the_text_ends(positions):
     exported = make_exported(make_model(positions=positions, max_len=9)).model
@@ -130,18 +144,21 @@ def test_what_cannot_be_exported(tmp_path, capsys, monkeypatch):
     assert "so it is no text model" in complaint([str(run), str(tmp_path / "a")], capsys, monkeypatch, export.main)
 
 
-def test_a_step_as_a_graph(tmp_path):
-    run, out = make_run(tmp_path / "run", RecurrentTransformer, **VARIANTS["channel"]), tmp_path / "out"
+@pytest.mark.parametrize("variant", ["channel", "absolute"])
+def test_a_step_as_a_graph(variant, tmp_path):
+    changes = {**VARIANTS[variant], "max_len": 11}
+    run, out = make_run(tmp_path / "run", RecurrentTransformer, **changes), tmp_path / "out"
     export.main([str(run), str(out), "--format=mlxfn"])
     described = json.loads((out / "step.json").read_text())
     assert described["characters"] == "abcdefg"
     step = mx.import_function(str(out / "step.mlxfn"))
     _, *state = [mx.zeros(array["shape"], getattr(mx, array["dtype"])) for array in described["inputs"]]
-    tokens, logits = make_tokens(11, batch=1), []
-    for at in range(11):
+    tokens, logits = make_tokens(12, batch=1), []
+    for at in range(12):
         out_logits, *state = step([tokens[:, at : at + 1], *state])
         logits.append(out_logits)
-    close(mx.concatenate(logits, axis=1), make_model(**VARIANTS["channel"])(tokens, close=False))
+    close(mx.concatenate(logits[:11], axis=1), make_model(**changes)(tokens[:, :11], close=False))
+    assert (mx.argmax(logits[11]).item() == described["end_of_text"]) == (variant == "absolute")
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
