@@ -14,7 +14,7 @@ from mlx_rtx.kernels.wide import SavedActivations
 import mlx.core as mx
 
 HELPERS = (
-    "vectors", "rows", "window", "activation", "narrow_products", "softmax", "kept", "narrow_attention", "narrow_carry",
+    "vectors", "rows", "window", "activation", "narrow_operands", "narrow_products", "softmax", "kept", "narrow_attention", "narrow_carry",
 )  # fmt: skip
 LANES = 8  # threads that share a row
 WEIGHTS = ("wqkv", "wo", "w1", "w2")

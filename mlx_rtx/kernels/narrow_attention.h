@@ -1,5 +1,8 @@
 // Attention: a thread has one row of one head; 16 neighbours share the head, and so read the same at the same time.
 
+CONSTANT int HEAD = D / HEADS;
+CONSTANT int HEAD_V = vector_size(HEAD);
+
 constexpr int neighbours(int rows) { return rows % 16 ? rows : 16; }
 
 template <int COUNT>

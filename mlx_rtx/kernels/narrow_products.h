@@ -1,15 +1,7 @@
-CONSTANT int HEAD = D / HEADS;
-CONSTANT int HEAD_V = vector_size(HEAD);
-
 // Products: a (HEIGHT, DEPTH), staged in shared memory, times weights (DEPTH, WIDTH). Warps of 4 x 8 threads lie side
 // by side over the result; a thread has TALL rows (every fourth) by BLOCKS vectors of columns (APART columns apart).
 // SPLIT groups of warps may each take a slice of the depth and add up at the end: taller tiles, so fewer loads.
 // A thread has SUMS numbers of the result at a time at most: as many as its registers hold.
-
-CONSTANT int WARPS = THREADS / 32;
-CONSTANT int BAND = 64;    // rows staged at a time
-CONSTANT int DEEPEST = 112;  // columns staged at a time, at most
-CONSTANT int TILE = BAND * (DEEPEST + 4);
 
 constexpr int warps(int height, int tall, int groups) { return ceil_div(height, 4 * tall) * ceil_div(groups, 8); }
 
@@ -73,24 +65,6 @@ INLINE void multiply(
   }
 }
 
-// Puts rows `top` on, of them the columns `first` on, of what `stage` reads into the tile.
-template <int HEIGHT, int ROWS_AT_ONCE, int CHUNK, int PITCH, typename Stage>
-INLINE void fill(SHARED float* tile, Stage stage, int top, int first, int depth, int rank) {
-  const int lane = rank % LANES, team = rank / LANES;
-  for (int above = 0; above < ROWS_AT_ONCE; above += TEAMS) {
-    const int row = above + team, source = min(top + row, HEIGHT - 1);
-    stage.start(source, lane);
-    UNROLL for (int i = 0; i < CHUNK; i += LANES * V) {
-      const int k = i + lane * V;
-      if (row < ROWS_AT_ONCE && k < depth) {
-        float x[V];
-        stage.read(source, first + k, x);
-        UNROLL for (int j = 0; j < V; ++j) tile[row * PITCH + k + j] = x[j];
-      }
-    }
-  }
-}
-
 template <int SIZE, int MEMBERS>
 INLINE void add_slices(LOCAL float* sum, SHARED float* tile, int rank) {
   SHARED float* mine = tile + rank % MEMBERS;
@@ -141,84 +115,3 @@ INLINE void product(Stage stage, const GLOBAL float* weights, Finish finish, SHA
   }
   BARRIER();
 }
-
-// How a product's left operand is staged
-
-template <int WIDTH>
-struct Plain {
-  const GLOBAL float* a;
-  INLINE void start(int, int) {}
-  INLINE void read(int row, int column, LOCAL float* x) const { load<V>(x, a + row * WIDTH + column); }
-};
-
-struct Activated {
-  const GLOBAL float* z;
-  INLINE void start(int, int) {}
-  INLINE void read(int row, int column, LOCAL float* x) const {
-    load<V>(x, z + row * 4 * D + column);
-    UNROLL for (int j = 0; j < V; ++j) x[j] = activation(x[j]);
-  }
-};
-
-struct Dropped {
-  const GLOBAL float* a;
-  const GLOBAL float* dropout;
-  INLINE void start(int, int) {}
-  INLINE void read(int row, int column, LOCAL float* x) const {
-    load<V>(x, a + row * D + column);
-    if (DROPOUT) {
-      float factor[V];
-      load<V>(factor, dropout + row * D + column);
-      UNROLL for (int j = 0; j < V; ++j) x[j] *= factor[j];
-    }
-  }
-};
-
-struct Normalised {
-  const GLOBAL float* a;
-  float mean, scale;
-  INLINE void start(int row, int lane) {
-    float x[SHARE];
-    load_row(x, a + row * D, lane);
-    mean = row_mean(x);
-    scale = layer_norm(x, lane);
-  }
-  INLINE void read(int row, int column, LOCAL float* x) const {
-    load<V>(x, a + row * D + column);
-    UNROLL for (int j = 0; j < V; ++j) x[j] = (x[j] - mean) * scale;
-  }
-};
-
-// What becomes of a product
-
-template <int WIDTH>
-struct Store {
-  GLOBAL float* to;
-  INLINE void write(int row, int column, const LOCAL float* x) const { store<V>(to + row * WIDTH + column, x); }
-};
-
-struct Residual {
-  const GLOBAL float* base;
-  const GLOBAL float* dropout;
-  GLOBAL float* to;
-  INLINE void write(int row, int column, LOCAL float* x) const {
-    const int at = row * D + column;
-    float base_x[V], factor[V];
-    load<V>(base_x, base + at);
-    if (DROPOUT) load<V>(factor, dropout + at);
-    UNROLL for (int j = 0; j < V; ++j) x[j] = DROPOUT ? fma(factor[j], x[j], base_x[j]) : base_x[j] + x[j];
-    store<V>(to + at, x);
-  }
-};
-
-struct ActivationVjp {
-  const GLOBAL float* z;
-  GLOBAL float* to;
-  INLINE void write(int row, int column, LOCAL float* x) const {
-    const int at = row * 4 * D + column;
-    float slope[V];
-    load<V>(slope, z + at);
-    UNROLL for (int j = 0; j < V; ++j) x[j] *= activation_derivative(slope[j]);
-    store<V>(to + at, x);
-  }
-};
