@@ -74,6 +74,19 @@ static float shuffle_xor(float value, int mask) {
 #define BARRIER() pthread_barrier_wait(&gate)
 #define SHUFFLE_XOR(value, mask) shuffle_xor(value, mask)
 #define STORE_4(to, value) *(float4*)(to) = value
+struct Matrix { float x[8][8]; };  // all of it in each thread of a warp; a thread stores two of its numbers
+#define MATRIX Matrix
+#define NO_MATRIX Matrix()
+#define MATRIX_LOAD(to, from, pitch) for (int e = 0; e < 64; ++e) (to).x[e / 8][e % 8] = (from)[e / 8 * (pitch) + e % 8]
+#define MATRIX_STORE(from, to, pitch) \\
+  for (int e = emulated_rank % 32; e < 64; e += 32) (to)[e / 8 * (pitch) + e % 8] = (from).x[e / 8][e % 8]
+#define MATRIX_ADD_PRODUCT(sum, a, b) add_product(sum, a, b)
+#define WARP_BARRIER() pthread_barrier_wait(warp_gates + emulated_rank / 32)
+static void add_product(Matrix& sum, const Matrix& a, const Matrix& b) {
+  for (int i = 0; i < 8; ++i)
+    for (int k = 0; k < 8; ++k)
+      for (int j = 0; j < 8; ++j) sum.x[i][j] = fma(a.x[i][k], b.x[k][j], sum.x[i][j]);
+}
 """
 # Its arguments: a file that holds all arrays one after another, threadgroups, then how many bytes each array has.
 PROGRAM = """

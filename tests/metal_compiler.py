@@ -10,7 +10,7 @@ from pathlib import Path
 
 NAMES = ["clang++", *(f"clang++-{version}" for version in range(30, 13, -1))]
 CLANG = next(filter(None, map(shutil.which, NAMES)), None)
-READ = ["-x", "c++", "-std=c++14", "-nostdinc", "-nostdinc++"]
+READ = ["-x", "c++", "-std=c++14", "-D__METAL_VERSION__=310", "-nostdinc", "-nostdinc++"]
 FLAGS = [
     *READ, "-fsyntax-only", "-ffreestanding", "-Wall", "-Wextra", "-Wshadow", "-Wdouble-promotion",
     "-Wno-unknown-attributes", "-Wno-ignored-attributes", "-Wno-unused-const-variable", "-Wno-unused-parameter",
@@ -33,6 +33,7 @@ def complaints(source):
 def _of_clang(source):
     # clang has no local variables in address spaces; that of Metal's threadgroups lasts as long as a static
     text = source.replace("#define SHARED_ARRAY threadgroup", "#define SHARED_ARRAY static threadgroup")
+    text = text.replace("#include <metal_simdgroup_matrix>", "")  # the shim has it
     shim = Path(__file__).with_name("metal_shim.h")
     run = subprocess.run([CLANG, *FLAGS, "-include", shim, "-"], input=text, text=True, capture_output=True)
     return [line for line in run.stderr.splitlines() if re.search(r"(?:error|warning):", line)]
@@ -40,7 +41,11 @@ def _of_clang(source):
 
 def _preprocessed(source):
     return subprocess.run(
-        [CLANG, *READ, "-E", "-P", "-"], input=source, text=True, capture_output=True, check=True
+        [CLANG, *READ, "-E", "-P", "-"],
+        input=source.replace("#include", "//"),
+        text=True,
+        capture_output=True,
+        check=True,
     ).stdout
 
 

@@ -33,6 +33,13 @@ void threadgroup_barrier(mem_flags);
 void simdgroup_barrier(mem_flags);
 template <typename T> T simd_shuffle_xor(T, ushort); template <typename T> T simd_shuffle(T, ushort);
 template <typename T> T simd_sum(T); template <typename T> T simd_max(T);
+// of <metal_simdgroup_matrix>
+struct simdgroup_float8x8 { float of_a_thread[2]; };
+void simdgroup_load(simdgroup_float8x8&, const device float*, ulong);
+void simdgroup_load(simdgroup_float8x8&, const threadgroup float*, ulong);
+void simdgroup_store(simdgroup_float8x8, threadgroup float*, ulong);
+void simdgroup_multiply_accumulate(simdgroup_float8x8&, simdgroup_float8x8&, simdgroup_float8x8&, simdgroup_float8x8&);
+template <typename T, int C, int R> simdgroup_float8x8 make_filled_simdgroup_matrix(T);
 template <typename T, int N> struct vec; template <typename T, size_t N> struct array;
 template <typename T> struct uniform; template <typename T> struct rank; template <typename T> struct extent;
 namespace fast { OF_ONE(exp) OF_ONE(log) }

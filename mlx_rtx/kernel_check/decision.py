@@ -48,7 +48,7 @@ class Decision:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Let models run so; where the GPU then fails, kernels like these are never used again.
+        """Let models run so meanwhile; where the GPU then fails, kernels like these are never used again.
 
         Raises:
             UserError: it failed.
@@ -66,6 +66,8 @@ class Decision:
                 f"the GPU failed while kernels ran ({error}); trainings like this take plain operations from now on, "
                 f"as all do with {kernels.VARIABLE}=0; add --resume to go on"
             ) from error
+        finally:
+            kernels.choose(None)
 
 
 def decide(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mlx_rtx import kernels
 from mlx_rtx.kernel_check.verdict import Question
-from mlx_rtx.kernels import FORMS, NARROW, Form
+from mlx_rtx.kernels import FORMS, NARROW, Form, source
 from mlx_rtx.kernels.scan import LONGEST_LAUNCH, seconds_a_window
 from mlx_rtx.model.config import Architecture
 from mlx_rtx.model.recurrence import Recurrence
@@ -127,8 +127,13 @@ def candidates(question: Question) -> list[Form]:
     """The forms to try, likeliest first: those of which a window is, by an estimate, not too long a launch already."""
     K, D, hidden = question.options["block"], question.options["dim"], question.options["history"] == "hidden"
     short = seconds_a_window(question.batch, K if hidden else 2 * K, K, D) <= LONGEST_LAUNCH
-    forms = [form for form in FORMS if short or not form.narrow]
+    forms = [form for form in FORMS if not form.narrow or (short and (form.tiles != "matrices" or takes_matrices(D)))]
     return sorted(forms, key=lambda form: form.narrow != (D <= NARROW))
+
+
+def takes_matrices(D: int) -> bool:
+    """Whether there is a form by matrices for that width here."""
+    return source.backend() == "metal" and D % 8 == 0
 
 
 def deviation(found: dict[str, mx.array], expected: dict[str, mx.array]) -> float:

@@ -6,7 +6,7 @@ GPUs, where they were proven, and auto on Metal.
 """
 
 import os
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from mlx_rtx.support.errors import require
 
@@ -16,18 +16,23 @@ VARIABLE = "MLX_RTX_KERNELS"
 NARROW = 128  # up to this D one threadgroup has a whole window in hand, where no check says what is faster
 
 
+# A thread's part of a product is as large as many registers bear, or small; or a warp multiplies matrices: on Metal,
+# where widths are multiples of 8.
+Tiles = Literal["large tiles", "small tiles", "matrices"]
+
+
 class Form(NamedTuple):
     """One of the ways in which kernels run a scan."""
 
     narrow: bool  # one kernel a direction, see `mlx_rtx.kernels.narrow`; else `mlx_rtx.kernels.wide`
-    sums: int = 128  # numbers of a narrow kernel's product that a thread has in hand at most
+    tiles: Tiles = "large tiles"  # by which a narrow kernel multiplies
     windows: int | None = None  # of a narrow kernel's launch at most; None for what the backend can bear
 
     def __str__(self) -> str:
-        return f"narrow, {self.sums} sums a thread" if self.narrow else "wide"
+        return f"narrow by {self.tiles}" if self.narrow else "wide"
 
 
-FORMS = (Form(narrow=True), Form(narrow=True, sums=32), Form(narrow=False))
+FORMS = (*(Form(True, tiles) for tiles in get_args(Tiles)), Form(narrow=False))
 _chosen: Form | None = None
 
 

@@ -7,15 +7,17 @@ threadgroup, so a piece of any length is one launch; for a wide model one proces
 from collections.abc import Callable
 from functools import cache
 
-from mlx_rtx.kernels import source
+from mlx_rtx.kernels import Tiles, source
 from mlx_rtx.kernels.options import Drops, Options, ScanGradient, ScanInputs
 from mlx_rtx.kernels.wide import SavedActivations
 
 import mlx.core as mx
 
 HELPERS = (
-    "vectors", "rows", "window", "activation", "narrow_operands", "narrow_products", "softmax", "kept", "narrow_attention", "narrow_carry",
-)  # fmt: skip
+    ("vectors", "rows", "window", "activation", "narrow_operands"),
+    ("softmax", "kept", "narrow_attention", "narrow_carry"),
+)
+SUMS = {"large tiles": 128, "small tiles": 32, "matrices": 32}  # numbers of a product that a thread has in hand at most
 LANES = 8  # threads that share a row
 WEIGHTS = ("wqkv", "wo", "w1", "w2")
 SAVED = ("win", "qkv", "att", "u", "z")  # what windows compute on the way: scratch forward, given backward
@@ -33,18 +35,18 @@ OUTPUTS = {
 }  # fmt: skip
 
 
-def forward(options: Options, sums: int, inputs: ScanInputs) -> mx.array:
+def forward(options: Options, tiles: Tiles, inputs: ScanInputs) -> mx.array:
     """τ of all windows, (S, B, n, D) in one array; what lies within them is not kept."""
     alpha, m, h, x, weights, dropout, kept = inputs
     S, B, K, D = x.shape
     n = options.rows(K)
     scratch = [(B, 2 * K, D), (B, 2 * K, 3 * D), (B, n, D), (B, n, D), (B, n, 4 * D)]
     arrays = [alpha, h, m, x, *weights, x if dropout is None else dropout, x if kept is None else kept]
-    return _kernel("narrow_forward", options, sums, K, D, inputs.drops)(B, arrays, [(S, B, n, D), *scratch])[0]
+    return _kernel("narrow_forward", options, tiles, K, D, inputs.drops)(B, arrays, [(S, B, n, D), *scratch])[0]
 
 
 def backward(
-    options: Options, sums: int, inputs: ScanInputs, out: mx.array, dout: mx.array, activations: SavedActivations
+    options: Options, tiles: Tiles, inputs: ScanInputs, out: mx.array, dout: mx.array, activations: SavedActivations
 ) -> ScanGradient:
     """The gradient, from that of the outputs (S, B, n, D) and what lies within all windows."""
     alpha, m, h, x, weights, dropout, kept = inputs
@@ -59,7 +61,7 @@ def backward(
     saved = a.window, a.scored, a.attended, a.u, z, a.qkv
     masks = dout if dropout is None else dropout, dout if kept is None else kept
     arrays = [alpha, *saved, out, h, m, *masks, dout, *transposed]
-    made = _kernel("narrow_backward", options, sums, K, D, inputs.drops)(B, arrays, shapes)
+    made = _kernel("narrow_backward", options, tiles, K, D, inputs.drops)(B, arrays, shapes)
     dx, dh, dm, dalpha, dmlp, dz, dattention, dqkv = made[:8]
     if dropout is not None:
         dattention, dmlp = dattention * dropout[:, 0], dmlp * dropout[:, 1]
@@ -68,12 +70,18 @@ def backward(
     return ScanGradient(dalpha.sum((0, 1)), dm, dh, dx, dweights)
 
 
+def helpers(tiles: Tiles) -> tuple[str, ...]:
+    """What the source is put together from, before the kernel."""
+    before, after = HELPERS
+    return (*before, "narrow_matrices" if tiles == "matrices" else "narrow_products", *after)
+
+
 def thread_count(K: int, D: int) -> int:
     """Threads a group: each has 4 x 4 numbers of a (2K, D) product if that makes enough and not too many of them."""
     return min(512, max(256, -(-2 * K * D // 512) * 32))
 
 
-def constants(options: Options, sums: int, K: int, D: int, drops: Drops) -> source.Constants:
+def constants(options: Options, tiles: Tiles, K: int, D: int, drops: Drops) -> source.Constants:
     """What a kernel is compiled for."""
     return {
         "K": K,
@@ -87,7 +95,7 @@ def constants(options: Options, sums: int, K: int, D: int, drops: Drops) -> sour
         "EPS": options.epsilon,
         **drops.constants,
         "THREADS": thread_count(K, D),
-        "SUMS": sums,
+        "SUMS": SUMS[tiles],
     }
 
 
@@ -98,10 +106,13 @@ def window_ops(n: int, K: int, D: int) -> int:
 
 
 @cache
-def _kernel(name: str, options: Options, sums: int, K: int, D: int, drops: Drops) -> Callable[..., list[mx.array]]:
+def _kernel(name: str, options: Options, tiles: Tiles, K: int, D: int, drops: Drops) -> Callable[..., list[mx.array]]:
     """A kernel as a function of (B, inputs, shapes of its outputs)."""
-    sizes = constants(options, sums, K, D, drops)
-    kernel, threads = source.make_kernel(name, HELPERS, INPUTS[name], OUTPUTS[name], sizes), int(sizes["THREADS"])
+    sizes = constants(options, tiles, K, D, drops)
+    kernel, threads = (
+        source.make_kernel(name, helpers(tiles), INPUTS[name], OUTPUTS[name], sizes),
+        int(sizes["THREADS"]),
+    )
 
     def run(B: int, inputs: list[mx.array], shapes: list[tuple[int, ...]]) -> list[mx.array]:
         return kernel(

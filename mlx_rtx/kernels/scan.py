@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import cast
 
-from mlx_rtx.kernels import form, narrow, source, wide
+from mlx_rtx.kernels import Tiles, form, narrow, source, wide
 from mlx_rtx.kernels.options import Drops, Options, ScanGradient, ScanInputs
 from mlx_rtx.kernels.wide import SavedActivations
 from mlx_rtx.support.trees import each
@@ -55,7 +55,7 @@ def scan(
         made = _wide_scan(options, inputs.drops, keep_activations)(*_as_arrays(inputs), *saved)
         outs = list(made[:S])
         return outs, tuple(outs)
-    run = _narrow_scan(options, chosen.sums, inputs.drops)
+    run = _narrow_scan(options, chosen.tiles, inputs.drops)
     at_once = chosen.windows or windows_at_once(B, options.rows(K), K, D) or S
     pieces: list[mx.array] = []  # the outputs of a launch in one array (windows, B, n, D)
     for start in range(0, S, at_once):
@@ -90,12 +90,12 @@ def _as_gradients(gradient: ScanGradient, arrays: Sequence[mx.array]) -> list[mx
 
 
 @cache
-def _narrow_scan(options: Options, sums: int, drops: Drops) -> DifferentiableScan:
+def _narrow_scan(options: Options, tiles: Tiles, drops: Drops) -> DifferentiableScan:
     """The scan of a narrow model: the outputs in one array."""
 
     def forward(*arrays):
         inputs, saved = _as_inputs(arrays, drops)
-        return saved or [narrow.forward(options, sums, inputs)]
+        return saved or [narrow.forward(options, tiles, inputs)]
 
     run = mx.custom_function(forward)
 
@@ -104,7 +104,7 @@ def _narrow_scan(options: Options, sums: int, drops: Drops) -> DifferentiableSca
         inputs, _ = _as_inputs(primals, drops)
         (out,), (dout,) = outputs, cotangents
         activations = wide.activations(options, _with_carries(options, inputs, out))
-        return _as_gradients(narrow.backward(options, sums, inputs, out, dout, activations), primals)
+        return _as_gradients(narrow.backward(options, tiles, inputs, out, dout, activations), primals)
 
     return cast(DifferentiableScan, run)
 

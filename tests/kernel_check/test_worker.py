@@ -9,7 +9,7 @@ from mlx_rtx.model.config import Architecture
 
 import pytest
 
-NARROW, SMALL, WIDE = FORMS
+NARROW, SMALL, MATRICES, WIDE = FORMS
 QUESTION = ask(Architecture(dim=8, heads=2, block=4), 2)
 
 

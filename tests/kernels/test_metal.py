@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.skipif(CLANG is None, reason="needs clang++"),
     pytest.mark.skipif(mx.cuda.is_available(), reason="MLX for CUDA writes no Metal"),
 ]
-NARROW, SMALL, WIDE = FORMS
+NARROW, SMALL, MATRICES, WIDE = FORMS
 COPY, TEXT = {"B": 64, "S": 3, "K": 32, "D": 96}, {"B": 64, "S": 3, "K": 16, "D": 384}
 IMAGE, ODD = {"B": 20, "S": 4, "K": 128, "D": 52}, {"B": 2, "S": 3, "K": 5, "D": 30}
 TINY = {"B": 1, "S": 3, "K": 1, "D": 8}
@@ -27,6 +27,8 @@ CASES = [
     (NARROW._replace(windows=2), COPY | {"D": 128}, options("hidden", heads=8, state_norm=True), False),
     (SMALL, COPY, options(qk_norm=True), True),
     (SMALL, TEXT, options("hidden", activation="gelu"), False),
+    (MATRICES, COPY, options(qk_norm=True), True),
+    (MATRICES, {"B": 2, "S": 3, "K": 20, "D": 72}, options("hidden", activation="gelu", state_norm=True), False),
     (WIDE, TEXT, options(activation="gelu"), False),
     (WIDE, TEXT, options("hidden", qk_norm=True, state_norm=True), True),
     (WIDE, COPY, options(state_norm=True, qk_norm=True), True),
