@@ -7,6 +7,7 @@ begun and which nobody works on any more says that it did: the kernels count as 
 import fcntl
 import json
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -100,7 +101,7 @@ def ask(architecture: Architecture, batch: int) -> Question:
     sources = (file.read_bytes() for file in package if file.name.endswith((".py", ".h")))
     versions = backend.environment()
     options = {name: getattr(architecture, name) for name in OPTIONS} | {"dropout": architecture.dropout > 0}
-    system = f"{os.uname().sysname} {os.uname().release} {os.uname().version}"
+    system = f"{platform.platform()}, {os.uname().version}"
     return Question(
         versions["device_name"] or "",
         system,
