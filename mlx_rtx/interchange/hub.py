@@ -5,14 +5,13 @@ from pathlib import Path
 from mlx_rtx.support.errors import UserError
 
 
-def upload(folder: Path, repository: str, private: bool = False, endpoint: str | None = None) -> str:
+def upload(folder: Path, repository: str, private: bool = False) -> str:
     """Put all files of ``folder`` into a model repository, which is made where it is missing.
 
     Args:
         folder: what `mlx_rtx.export` wrote.
         repository: ``USER/NAME``.
         private: whether a new repository is.
-        endpoint: another hub than huggingface.co.
 
     Returns:
         The address of the commit.
@@ -25,7 +24,7 @@ def upload(folder: Path, repository: str, private: bool = False, endpoint: str |
         from huggingface_hub.errors import HFValidationError, HTTPError  # the latter of the library it calls by
     except ImportError:
         raise UserError("--upload: needs huggingface_hub; pip install 'mlx-rtx[export]'") from None
-    hub = HfApi(endpoint=endpoint)
+    hub = HfApi()
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
         done = hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export by mlx_rtx")

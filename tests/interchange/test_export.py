@@ -126,23 +126,23 @@ class FakeHub(BaseHTTPRequestHandler):
 
 
 @pytest.mark.filterwarnings("default")
-def test_it_is_put_on_the_hub(tmp_path, monkeypatch):
-    pytest.importorskip("huggingface_hub")
-    monkeypatch.setenv("HF_TOKEN", "hf_none")
-    contents = {"config.json": b"{}", "model.safetensors": bytes(range(256))}
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
+def test_it_is_put_on_the_hub(tmp_path, monkeypatch, capsys):
+    constants = pytest.importorskip("huggingface_hub").constants
+    run = str(make_run(tmp_path / "run", RecurrentTransformer))
     web = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     threading.Thread(target=web.serve_forever).start()
-    endpoint = f"http://127.0.0.1:{web.server_port}"
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{web.server_port}")
     try:
-        assert hub.upload(tmp_path, "me/model", endpoint=endpoint) == f"{endpoint}/me/model/commit/1"
-        assert FakeHub.files == contents
+        export.main([run, str(tmp_path / "model"), "--upload=me/model"])
+        assert capsys.readouterr().out.endswith(f"{constants.ENDPOINT}/me/model/commit/1\n")
+        assert FakeHub.files == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+        assert FakeHub.files["README.md"].count(b"# model\n") == 1
         for name in ("no name", "me/locked"):
             with pytest.raises(UserError, match=rf"--upload {name}: .*name a repository of yours"):
-                hub.upload(tmp_path, name, endpoint=endpoint)
+                hub.upload(tmp_path / "model", name)
     finally:
         web.shutdown()
         web.server_close()
     with pytest.raises(UserError, match=r"--upload me/model: .*refused"):
-        hub.upload(tmp_path, "me/model", endpoint=endpoint)
+        hub.upload(tmp_path / "model", "me/model")

@@ -88,6 +88,12 @@ def test_it_is_quantized_or_refused(exported, tmp_path, monkeypatch):
     assert "scales" in model.layers[0].up_proj
     tokens = mx.array([[1, 2, 3, 4, 5, 6, 0]])
     assert 0 < mx.abs(model(tokens) - full(tokens)).max().item() < 1
+    run_tool("convert", monkeypatch, "--hf-path", folder, "--mlx-path", tmp_path / "half", "--dtype=bfloat16",
+             "--trust-remote-code")  # fmt: skip
+    model = mlx_lm.load(str(tmp_path / "half"), trust_remote_code=True)[0]
+    logits = model(tokens, cache := make_prompt_cache(model))
+    assert logits.dtype == cache[0][1].dtype == mx.bfloat16
+    assert 0 < mx.abs(logits - full(tokens)).max().item() < 0.5
     with pytest.raises(ValueError, match="take --q-group-size 32"):
         run_tool("convert", monkeypatch, "--hf-path", folder, "--mlx-path", tmp_path / "no", "-q", "--q-group-size=64",
                  "--trust-remote-code")  # fmt: skip
