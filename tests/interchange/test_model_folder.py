@@ -32,7 +32,10 @@ class Cache:
         return self.cache is None
 
     def advance(self, n):
-        pass
+        if self.lengths is not None:
+            self.lengths -= n
+        if self.left_padding is not None:
+            self.left_padding -= n
 
 
 def close(logits, expected):
@@ -79,7 +82,7 @@ def test_rows_of_a_batch_stand_at_different_places():
     together.cache = [mx.concatenate(arrays) for arrays in zip(*parts, strict=True)]
     together.lengths = mx.array(counts)
     given = mx.stack([tokens[row, start : start + n] for row, start in enumerate(starts)])
-    logits = exported(given, [together])
+    logits = mx.concatenate([exported(given[:, :4], [together]), exported(given[:, 4:], [together])], axis=1)
     together.lengths = None
     following = mx.stack([tokens[row, start + counts[row], None] for row, start in enumerate(starts)])
     after = exported(following, [together])
@@ -93,7 +96,7 @@ def test_rows_that_are_padded_at_the_left():
     exported, cache, padding = make_exported(model).model, Cache(), [0, 3, K + 1]
     tokens = make_tokens(2 * K + 3, batch=3)
     cache.left_padding = mx.array(padding)
-    logits = exported(tokens, [cache])
+    logits = mx.concatenate([exported(tokens[:, :2], [cache]), exported(tokens[:, 2:], [cache])], axis=1)
     cache.left_padding = None
     after = exported(tokens[:, :1], [cache])
     for row, begin in enumerate(padding):

@@ -128,7 +128,7 @@ class RecurrentLayer(Layer):
     def remember(self, m, z):
         """α m + z of history m and rows z, both (B, W, D)."""
         kind = self.args.alpha_kind
-        alpha = mx.sigmoid(self.gate(z) + self.alpha) if kind == "gated" else mx.clip(self.alpha, 0, 1).astype(z.dtype)
+        alpha = mx.sigmoid(self.gate(z) + self.alpha) if kind == "gated" else mx.clip(self.alpha, 0, 1)
         if kind in ("gated", "head"):
             alpha = mx.repeat(alpha, z.shape[-1] // self.args.num_attention_heads, axis=-1)
         return alpha * m + z
@@ -245,8 +245,7 @@ class Body(nn.Module):
             tokens = mx.take_along_axis(inputs, mx.minimum(at[:, None] + mx.arange(W), L - 1), axis=1)
             y, states = self.feed(tokens, count, states)
             outputs, at = [*outputs, y], at + count
-        for c, state in zip(cache, states, strict=True):
-            c.cache = state
+        for c, c.cache in zip(cache, states, strict=True):
             c.advance(L)
         places = position[:, None] + mx.maximum(mx.arange(L) - begin[:, None], 0)
         piece, start = places // K - position[:, None] // K, position[:, None] % K
