@@ -66,7 +66,6 @@ def main(arguments: list[str]) -> None:
 def read_run(command: ConvertCommand) -> Transformer:
     """Make a run folder of a checkpoint."""
     folder, source = RunFolder(command.target), command.source
-    require(not folder.config.exists(), f"{folder.path}: holds a run already; name another folder")
     require(
         command.heads is not None,
         "--heads: is missing, and the checkpoint does not say it; 6 in the paper's text models",
@@ -89,10 +88,10 @@ def read_run(command: ConvertCommand) -> Transformer:
         )
     described = {"task": command.task, "model": {"kind": command.model, **asdict(model.config)}}
     origin = {"file": source.name, "sha256": sha256(source.read_bytes())}
-    folder.write_config({**described, **settings(command.task, model, command.model), "origin": origin})
-    folder.write_model(model)
-    if vocabulary is not None:
-        vocabulary.save(folder.tokenizer)
+    with folder.alone():
+        folder.require_new()
+        folder.begin({**described, **settings(command.task, model, command.model), "origin": origin}, vocabulary)
+        folder.write_model(model)
     return model
 
 

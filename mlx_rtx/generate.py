@@ -9,6 +9,7 @@ from mlx_rtx.generation.sampling import make_sampler
 from mlx_rtx.generation.saved_state import load_stream, save_stream
 from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import UserError, require, require_positive
+from mlx_rtx.support.locks import alone
 from mlx_rtx.support.parsing import parse
 from mlx_rtx.training.checkpoint import RunFolder, load, load_vocabulary
 
@@ -43,12 +44,20 @@ class GenerateCommand:
 def main(arguments: list[str]) -> None:
     """Parse ``arguments``, write text as it comes, then say how fast."""
     command = parse(GenerateCommand, arguments, "python -m mlx_rtx.generate")
+    file = command.state_file
+    if file is None:
+        return write(command)
+    require(file.parent.is_dir(), f"--state-file {file}: no such folder; make it, or name another file")
+    with alone(file.with_name(f".{file.name}.lock"), f"--state-file {file}"):
+        return write(command)
+
+
+def write(command: GenerateCommand) -> None:
+    """Write text as it comes, then say how fast."""
     sampler = make_sampler(command.temp, command.top_k, command.top_p, command.min_p)
     state_file, prompts = command.state_file, read_prompts(command.prompt)
     one = len(prompts) == 1
     require(one or state_file is None, f"--state-file {state_file}: holds one text; give one prompt with it")
-    if state_file is not None:
-        require(state_file.parent.is_dir(), f"--state-file {state_file}: no such folder; make it, or name another file")
     vocabulary = load_vocabulary(command.model)
     if note := RunFolder(command.model).unjudged:
         print(f"note: {note}", file=sys.stderr)

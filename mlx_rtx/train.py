@@ -11,6 +11,7 @@ from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.parsing import parse_subcommand, read_config_file
 from mlx_rtx.support.trees import count
+from mlx_rtx.tasks import Data
 from mlx_rtx.training.checkpoint import RunFolder
 from mlx_rtx.training.log import line
 from mlx_rtx.training.recipes import recipes_by_task
@@ -42,35 +43,52 @@ def main(arguments: list[str]) -> None:
     command, task = read_command(arguments)
     folder, settings = RunFolder(command.out), command.settings
     data = settings.task.load(folder.vocabulary() if command.resume else None)
-    resume, kept = command.resume and folder.training.exists(), None
-    if not command.resume:
-        require(
-            not folder.config.exists(),
-            f"--out {folder.path}: already holds a run; add --resume to go on with it, or choose another --out",
-        )
-    else:
-        stored = folder.read_config()
-        made_with, kept = stored["data"]["sha256"], stored.get("kernels")
-        require(made_with == data.fingerprint, f"--data: {folder.path} was made with other data; give that again")
-    decision = decide(settings.model, settings.architecture, settings.training.batch, kept, say=print)
-    made = {"environment": backend.environment(), "kernels": decision.stored}
-    folder.write_config({**to_stored(task, settings, data), **made})
-    if data.vocabulary:
-        data.vocabulary.save(folder.tokenizer)
-    with decision.at_work():
-        trainer = Trainer(settings, data, folder, resume)
-        introduce(task, command, trainer, decision.text)
-        try:
-            scores = trainer.fit()
-        finally:
-            trainer.log.close()
+    with folder.alone():
+        before = resumed_config(folder, data) if command.resume else None
+        if before is None:
+            folder.require_new()
+        trainer = Trainer(settings, data, folder, before is not None and folder.has_begun())
+        ended = trainer.done
+        if not ended:
+            decision = decide(
+                settings.model, settings.architecture, settings.training.batch, kept_kernels(before), say=print
+            )
+            keep_config(folder, before, {**to_stored(task, settings, data), "kernels": decision.stored}, data)
+            with decision.at_work():
+                introduce(task, command, trainer, decision.text)
+                try:
+                    ended = trainer.fit() is not None
+                finally:
+                    trainer.log.close()
     again = f"{PROGRAM} {task} --out {folder.path} --resume"
-    if scores is None:
+    if not ended:
         print(f"stopped and saved at step {trainer.step}; go on with: {again}")
     elif trainer.finished:
         print(f"solved after {trainer.samples:,} samples; the best weights are in {folder.model}")
     else:
         print(f"samples used up; the best weights are in {folder.model}; go on with: {again} --samples N")
+
+
+def resumed_config(folder: RunFolder, data: Data) -> dict:
+    """The ``config.json`` of a run that is to go on with this data."""
+    config = folder.read_config()
+    made_with = config["data"]["sha256"]
+    require(made_with == data.fingerprint, f"--data: {folder.path} was made with other data; give that again")
+    return config
+
+
+def kept_kernels(config: dict | None) -> dict | None:
+    """What a ``config.json`` keeps of the kernels that a run began with."""
+    kept = (config or {}).get("kernels")
+    return kept if isinstance(kept, dict) and {"key", "form"} <= kept.keys() else None
+
+
+def keep_config(folder: RunFolder, before: dict | None, now: dict, data: Data) -> None:
+    """Write ``config.json``: of a new run with where it begins, of another one where something has changed."""
+    if before is None:
+        folder.begin({**now, "environment": backend.environment()}, data.vocabulary)
+    elif (changed := {**before, **now}) != before:
+        folder.write_config(changed)
 
 
 def read_command(arguments: list[str]) -> tuple[Arguments, str]:

@@ -4,7 +4,11 @@ import os
 
 from mlx_rtx import RecurrentTransformer, RegularTransformer
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=25, database=None)
+hypothesis.settings.load_profile("suite")
 
 os.environ.setdefault("MLX_RTX_KERNELS", "0")  # on a GPU each tiny shape would be compiled; kernels/ has them
 

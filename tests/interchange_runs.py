@@ -23,9 +23,9 @@ def write_run(path, model):
     """A run folder of a text model of seven characters."""
     folder = RunFolder(path)
     kind = "regular" if isinstance(model, RegularTransformer) else "recurrent"
-    folder.write_config({"task": "text", "origin": ORIGIN, "model": {"kind": kind, **asdict(model.config)}})
+    described = {"task": "text", "origin": ORIGIN, "model": {"kind": kind, **asdict(model.config)}}
+    folder.begin(described, CHARACTERS)
     folder.write_model(model)
-    CHARACTERS.save(folder.tokenizer)
     return path
 
 

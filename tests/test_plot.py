@@ -1,7 +1,6 @@
 """Pictures: what is drawn is what the runs reported, and what cannot be drawn is said."""
 
 import itertools
-import json
 import math
 import shutil
 
@@ -10,11 +9,12 @@ from mlx_rtx.forecast.operations import paper_ops
 from mlx_rtx.model.config import Architecture
 from mlx_rtx.plots import figures
 from mlx_rtx.plots.run_history import read_history
+from mlx_rtx.training.log import RunLog, read_lines
 
 import numpy as np
 import pytest
 
-from tiny import FLAGS, complaint
+from tiny import FLAGS, complaint, events
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +26,24 @@ def runs(tmp_path_factory):
     return path
 
 
-def lines(path, kind):
-    read = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in read if line["kind"] == kind]
-
-
 def test_of_weights_and_their_average_the_better_is_shown(runs, tmp_path):
-    folder, expected = tmp_path / "averaged", []
+    folder, expected, factors = tmp_path / "averaged", [], itertools.cycle([0.5, 2, math.nan])
     shutil.copytree(runs / "recurrent", folder)
-    with (folder / "metrics.jsonl").open("a") as file:
-        for check, factor in zip(lines(folder, "validation"), itertools.cycle([0.5, 2, math.nan]), strict=False):
-            averaged = {**check, "averaged": True, "loss": factor * check["loss"]}
-            file.write(json.dumps(averaged) + "\n")
-            expected.append(averaged["loss"] if factor == 0.5 else check["loss"])
+    log = RunLog(folder / "metrics.jsonl", 640)
+    said = read_lines(log.path)
+    log.path.unlink()
+    for line in said:
+        log.note(**line)
+        if line["kind"] == "validation":
+            factor = next(factors)
+            log.note(**line | {"averaged": True, "loss": factor * line["loss"]})
+            expected.append((factor if factor == 0.5 else 1) * line["loss"])
     assert read_history(folder).validation_loss.tolist() == expected
 
 
 def test_a_history_is_what_was_reported(runs):
     run = read_history(runs / "recurrent")
-    reports, checks = lines(runs / "recurrent", "train"), lines(runs / "recurrent", "validation")
+    reports, checks = events(runs / "recurrent", "train"), events(runs / "recurrent", "validation")
     assert (run.name, run.description) == ("recurrent", "copy, recurrent, 2 layers")
     assert run.samples.tolist() == [report["samples"] for report in reports]
     assert run.loss.tolist() == [report["loss"] for report in reports]

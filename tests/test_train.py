@@ -219,13 +219,6 @@ def test_a_full_disk_is_said_while_logging(tmp_path):
         log.event("sign", "text")
 
 
-def test_a_line_of_metrics_cut_off_by_a_crash_is_dropped(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"kind": "train", "step": 1}\n{"kind": "train", "step": 9}\n{"kind": "tra')
-    RunLog(path, 10, step=5).close()
-    assert path.read_text() == '{"kind": "train", "step": 1}\n'
-
-
 def test_numbers_are_short():
     assert line({"step": 12345, "loss": 0.1234567, "alpha": [0.5, 0.25]}) == "step=12345 loss=0.1235 alpha=0.5,0.25"
     assert line({"step": 1, "alpha": []}) == "step=1"  # of a regular transformer

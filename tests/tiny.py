@@ -12,6 +12,7 @@ from mlx_rtx.support.command import run_command
 from mlx_rtx.tasks import CopyTask, TextTask
 from mlx_rtx.training.checkpoint import RunFolder
 from mlx_rtx.training.curriculum import CurriculumConfig, ProgressConfig
+from mlx_rtx.training.log import read_lines
 from mlx_rtx.training.optimizer import OptimizerConfig
 from mlx_rtx.training.settings import LoopConfig, RunConfig
 from mlx_rtx.training.stored_settings import to_stored
@@ -66,7 +67,8 @@ FLAGS = [  # `TINY` from the command line
 
 def make_trainer(path, config=TINY, resume=False):
     folder, data = RunFolder(path), config.task.load()
-    folder.write_config(to_stored("text" if data.vocabulary else "copy", config, data))
+    if not folder.config.exists():
+        folder.begin(to_stored("text" if data.vocabulary else "copy", config, data), data.vocabulary)
     return Trainer(config, data, folder, resume)
 
 
@@ -76,8 +78,7 @@ def saved(path):
 
 
 def events(path, kind):
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
+    return [line for line in read_lines(path / "metrics.jsonl") if line["kind"] == kind]
 
 
 def text_run(path, **changes):

@@ -2,15 +2,19 @@
 
 from pathlib import Path
 
-from mlx_rtx.generation.decoding import Stream, start
+from mlx_rtx.generation.decoding import Stream
 from mlx_rtx.model.base import Transformer
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.files import sha256
-from mlx_rtx.support.safetensors import read_arrays, write_arrays
+from mlx_rtx.support.safetensors import open_arrays, write_arrays
 from mlx_rtx.support.trees import flat
+from mlx_rtx.support.typed import shown
 
+import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map_with_path
+
+LAST_POSITION = 2 * 10**9  # tokens after which no stream is believed
 
 
 def fingerprint(model: Transformer) -> str:
@@ -30,14 +34,23 @@ def load_stream(path: Path, model: Transformer) -> Stream:
     """Read what `save_stream` wrote.
 
     Raises:
-        UserError: the file is missing, cut off, or of another model.
+        UserError: the file is missing, cut off or changed, or of another model.
     """
-    arrays, metadata = read_arrays(path)
-    require(
-        metadata.get("model") == fingerprint(model),
-        f"{path}: is the state of another model; name its own model, or another --state-file",
-    )
+    with open_arrays(path) as file:
+        require(
+            file.metadata.get("model") == fingerprint(model),
+            f"{path}: is the state of another model; name its own model, or another --state-file",
+        )
+        said, waiting = file.metadata.get("position", ""), file.arrays.get("pending")
+        number = said.isascii() and said.isdecimal() and len(said) <= len(str(LAST_POSITION))
+        limit = LAST_POSITION if model.limit is None else model.limit
+        require(number and int(said) <= limit, f"{path}: position={shown(said)}: must lie in 0 … {limit:,}; begin anew")
+        position, (batch, n) = int(said), waiting.shape if waiting and len(waiting.shape) == 2 else (1, 0)
+        state = model.initial_state(max(batch, 1), position)
+        expected = {"layers." + name: array for name, array in flat(state.layers).items()}
+        arrays = file.read({**expected, "pending": mx.zeros((max(batch, 1), n), mx.int32)})
     pending = arrays["pending"]
-    empty = start(model, len(pending)).state
-    layers = tree_map_with_path(lambda name, _: arrays[f"layers.{name}"], empty.layers)
-    return Stream(type(empty)(int(metadata["position"]), layers), pending)
+    known = (pending >= 0) & (pending < model.config.vocab_size)
+    require(bool(known.all()), f"{path}: holds tokens that its model does not know; begin anew")
+    layers = tree_map_with_path(lambda name, _: arrays[f"layers.{name}"], state.layers)
+    return Stream(type(state)(position, layers), pending)

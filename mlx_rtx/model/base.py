@@ -113,8 +113,8 @@ class Transformer(nn.Module, ABC):
         """Cut ``length`` tokens into segments, (start, end), of ``segment`` blocks; one for None."""
 
     @abstractmethod
-    def initial_state(self, batch_size: int = 1) -> Any:
-        """State of ``batch_size`` streams before their first token."""
+    def initial_state(self, batch_size: int = 1, room: int = 0) -> Any:
+        """State of ``batch_size`` streams before their first token; with ``room`` as large as after so many tokens."""
 
     @abstractmethod
     def step(self, tokens: mx.array, state: Any, parameters: dict[str, Any] | None = None) -> tuple[mx.array, Any]:

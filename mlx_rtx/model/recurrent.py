@@ -82,8 +82,8 @@ class RecurrentTransformer(Transformer):
         size = length if segment is None else segment * self.config.block
         return [(start, min(start + size, length)) for start in range(0, length, size)]
 
-    def initial_state(self, batch_size: int = 1) -> State:
-        """State of ``batch_size`` streams before their first token."""
+    def initial_state(self, batch_size: int = 1, room: int = 0) -> State:
+        """State of ``batch_size`` streams before their first token; its size is that of any other."""
         return State(0, tuple(layer.initial_state(batch_size) for layer in self.layers))
 
     def step(self, tokens: mx.array, state: State, parameters: dict[str, Any] | None = None) -> tuple[mx.array, State]:

@@ -62,10 +62,10 @@ class RegularTransformer(Transformer):
         """One segment: attention over the whole sequence cannot be cut."""
         return [(0, length)]
 
-    def initial_state(self, batch_size: int = 1) -> CacheState:
-        """State of ``batch_size`` streams before their first token."""
+    def initial_state(self, batch_size: int = 1, room: int = 0) -> CacheState:
+        """State of ``batch_size`` streams before their first token, with room for so many."""
         H = self.config.heads
-        empty = mx.zeros((2, batch_size, H, 0, self.config.dim // H))
+        empty = mx.zeros((2, batch_size, H, _rows(room), self.config.dim // H))
         return CacheState(0, (empty,) * len(self.layers))
 
     def step(
@@ -75,11 +75,16 @@ class RegularTransformer(Transformer):
         position, caches = state
         end = position + resolve_last(tokens.shape[1], None)
         self.embedding.check(end)
-        if grown := -(-end // CACHE_ROWS) * CACHE_ROWS - caches[0].shape[3]:  # padding by nothing would copy it all
+        if grown := _rows(end) - caches[0].shape[3]:  # padding by nothing would copy it all
             caches = tuple(mx.pad(cache, [(0, 0)] * 3 + [(0, grown), (0, 0)]) for cache in caches)
         parameters = self.parameters() if parameters is None else parameters
         logits, caches = compiled(self, _step)(parameters, tokens, mx.array(position), caches)
         return logits, CacheState(end, caches)
+
+
+def _rows(tokens: int) -> int:
+    """Rows N of a cache for so many tokens."""
+    return -(-tokens // CACHE_ROWS) * CACHE_ROWS
 
 
 def _step(

@@ -1,28 +1,116 @@
-"""Files that are whole or not there, and hashes of what they hold."""
+"""Files that are whole or not there, files of others that are only data, and hashes of what they hold."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from mlx_rtx.support.errors import UserError
+from mlx_rtx.support.errors import UserError, require
+
+LARGEST = 2**26  # bytes of a file that is read in one piece
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file, then put it in the place of ``path``.
+    """Let ``write`` fill a temporary file, then put it in the place of ``path``, on the disk before anything later is.
 
     Raises:
         UserError: it could not be written; what stood at ``path`` still does.
     """
-    temporary = path.with_name("." + path.stem + ".tmp" + path.suffix)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
+        temporary.unlink(missing_ok=True)  # a link that lies there would lead to another file
         write(temporary)
+        _sync(temporary)
         os.replace(temporary, path)
+        with contextlib.suppress(OSError):  # some file systems cannot do it to a folder
+            _sync(path.parent)
     except (OSError, RuntimeError) as error:  # MLX raises the latter
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error}); free some space or choose another place") from None
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error}); {remedy(error)}") from None
+
+
+def remove_left_over(folder: Path) -> None:
+    """Remove what `write_whole` left of files of ``folder`` when it was killed; nothing may be writing there."""
+    for temporary in folder.glob(".*.[0-9]*.tmp.*"):
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def remedy(error: Exception) -> str:
+    """What to do about a file that cannot be written."""
+    if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return "make this place writable or choose another"
+    return "free some space or choose another place"
+
+
+def append_line(path: Path, text: str) -> None:
+    """Add a line to a file; nothing that stands there is changed, a last line that was cut off is ended first.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW  # a link would lead to another file
+    try:
+        with os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                text = text if file.read(1) == b"\n" else "\n" + text
+            left = memoryview(f"{text}\n".encode())
+            while left:
+                left = left[file.write(left) :]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); {remedy(error)}") from None
+
+
+def open_data(path: Path) -> BinaryIO:
+    """Open a file that may be anybody's: a regular one, in its own folder.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        UserError: it is no such file, or cannot be read.
+    """
+    try:
+        kind = os.stat(path).st_mode
+        require(stat.S_ISREG(kind), f"{path}: is no file; name a file, or restore it")
+        inside = os.path.dirname(os.path.realpath(path)) == os.path.realpath(path.parent)
+        require(inside, f"{path}: is a link that leads out of its folder; put the file itself there")
+        return path.open("rb")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable, or restore it") from None
+
+
+def read_data(path: Path, instead: str) -> bytes:
+    """All of a small file; see `read_json`."""
+    with open_data(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        require(size <= LARGEST, f"{path}: is larger than {LARGEST:,} bytes; {instead}")
+        return file.read(size)
+
+
+def read_json(path: Path, instead: str) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: the file.
+        instead: what to do where it cannot be read, for the message.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        UserError: it is no JSON in UTF-8, or larger or deeper than any of ours.
+    """
+    content = read_data(path, instead)
+    try:
+        return json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {instead}") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,3 +130,12 @@ def sha256(*parts: Any) -> str:
     for part in parts:
         whole.update(part)
     return whole.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -109,7 +109,7 @@ def read_config_file(path: Path) -> list[str]:
             values = tomllib.load(file)
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read ({error.strerror}); name a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8 among them, and integers of thousands of digits
         raise UserError(f"--config {path}: no TOML ({error})") from None
     flags = []
     for name, value in values.items():

@@ -1,10 +1,9 @@
 """Characters as tokens, kept as a standard JSON file of the ``tokenizers`` library."""
 
-import json
 from pathlib import Path
 
 from mlx_rtx.support.errors import UserError
-from mlx_rtx.support.files import write_json
+from mlx_rtx.support.files import read_json, write_json
 
 import numpy as np
 
@@ -68,11 +67,17 @@ class Characters:
         Raises:
             UserError: the file is missing or no such vocabulary.
         """
+        again = "restore it, or train again"
         try:
-            vocabulary = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
+            found = read_json(path, again)
+        except FileNotFoundError:
+            raise UserError(f"{path}: not found; {again}") from None
+        try:
+            vocabulary = found["model"]["vocab"]
             loaded = cls("".join(vocabulary))
-            if dict(zip(loaded.characters, range(len(loaded)), strict=True)) != vocabulary:
+            loaded.characters.encode()  # half a character is none
+            if not vocabulary or dict(zip(loaded.characters, range(len(loaded)), strict=True)) != vocabulary:
                 raise ValueError("its tokens are not characters in order")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: no vocabulary of this project ({error}); restore it, or train again") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: no vocabulary of this project ({error}); {again}") from None
         return loaded

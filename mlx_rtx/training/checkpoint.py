@@ -1,16 +1,20 @@
 """Run folders: configuration, best weights, and all that a run needs to go on bit-exactly.
 
-    config.json            the run's settings, and where and with what it was made
+    config.json            the run's settings, and where and with what it was begun
     tokenizer.json         the characters that a text model knows
-    metrics.jsonl          one JSON object a report, validation or event
+    metrics.jsonl          one JSON object a report, validation or event; it only grows
     model.safetensors      the best weights so far
     training.safetensors   the latest weights, the optimizer, and the loop's counters as metadata
 
-Each file is written under another name first and then renamed: it is whole or it is not there.
+Each file but the log is written under another name first and then renamed: it is whole or it is not there. Each has its
+sha256, in it or in config.json, and names its run: what was changed, or belongs to another run, is refused.
 """
 
+import contextlib
 import json
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +23,20 @@ from mlx_rtx.model.config import ModelConfig
 from mlx_rtx.model.registry import MODELS
 from mlx_rtx.model.segment import Carries, Carry
 from mlx_rtx.support.errors import UserError, require
-from mlx_rtx.support.files import write_whole
-from mlx_rtx.support.safetensors import FORMAT, read_arrays, write_arrays
+from mlx_rtx.support.files import read_data, read_json, remove_left_over, sha256, write_json
+from mlx_rtx.support.locks import alone
+from mlx_rtx.support.reports import make_folder
+from mlx_rtx.support.safetensors import FORMAT, FORMATS, ArrayFile, open_arrays, write_arrays
 from mlx_rtx.support.trees import flat
+from mlx_rtx.support.typed import make, shown
 from mlx_rtx.tasks.vocabulary import Characters
+from mlx_rtx.training.counters import Counters
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
+
+AGAIN = "restore it or train again"
 
 
 class RunFolder:
@@ -40,49 +50,117 @@ class RunFolder:
         self.model = self.path / "model.safetensors"
         self.training = self.path / "training.safetensors"
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from the folder, which is made where it is missing.
+
+        Raises:
+            UserError: another process is at work in it, or it cannot be made.
+        """
+        with alone(make_folder(self.path) / ".lock", f"--out {self.path}"):
+            remove_left_over(self.path)
+            yield
+
+    def require_new(self) -> None:
+        """Refuse a folder in which a run would write over another's files."""
+        require(
+            not os.path.lexists(self.config),
+            f"--out {self.path}: already holds a run; add --resume to go on with it, or choose another --out",
+        )
+        left = self._left()
+        require(not left, f"--out {self.path}: holds {left} of a run without config.json; choose another --out")
+
+    def has_begun(self) -> bool:
+        """Whether there is a state to go on from; none of a run that was stopped before anything came of it.
+
+        Raises:
+            UserError: there is none, though something came of the run.
+        """
+        if os.path.lexists(self.training):
+            return True
+        left = self._left()
+        require(
+            not left,
+            f"{self.training}: not found, so the run of {left} cannot go on; restore it, or choose another --out",
+        )
+        return False
+
+    def _left(self) -> str:
+        """What a run has left besides its settings, in words."""
+        files = (self.metrics, self.model, self.training)
+        return " and ".join(file.name for file in files if os.path.lexists(file) and file.lstat().st_size)
+
+    def begin(self, config: dict, vocabulary: Characters | None = None) -> None:
+        """Write what a new run is: the characters that a text model knows, and its configuration, which comes last."""
+        make_folder(self.path)
+        files = {}
+        if vocabulary:
+            vocabulary.save(self.tokenizer)
+            files[self.tokenizer.name] = sha256(self.tokenizer.read_bytes())
+        self.write_config({"format": FORMAT, "run": secrets.token_hex(8), **config, "files": files})
+
     def write_config(self, config: dict) -> None:
-        """Create the folder with its configuration."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {self.path}: cannot make this folder ({error.strerror}); choose another") from None
-        text = json.dumps({"format": FORMAT, **config}, indent=2) + "\n"
-        write_whole(self.config, lambda path: path.write_text(text))
+        """Write the configuration with its sha256."""
+        make_folder(self.path)
+        config = {**config, "format": FORMAT}
+        write_json(self.config, {**config, "sha256": _digest(config)})
 
     def read_config(self) -> dict:
-        """The configuration, checked to be one of ours."""
+        """The configuration, checked to be one of ours and as it was written."""
         require(self.path.is_dir(), f"{self.path}: no such run folder; name one that a training run wrote")
         try:
-            config = json.loads(self.config.read_text())
+            config = read_json(self.config, AGAIN)
         except FileNotFoundError:
             raise UserError(f"{self.path}: has no config.json, so it is no run folder of mlx_rtx") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.config}: cannot be read ({error}); restore it or train again") from None
         found = config.get("format") if isinstance(config, dict) else None
-        require(found == FORMAT, f"{self.config}: format={found!r}, not {FORMAT!r}: not written by this mlx_rtx")
+        require(
+            isinstance(found, str) and found in FORMATS,
+            f"{self.config}: format={shown(found)}, not {FORMAT!r}: not written by this mlx_rtx",
+        )
+        whole = config["sha256"] == _digest(config) if "sha256" in config else found != FORMAT
+        require(whole, f"{self.config}: is not what was written (its sha256 differs); {AGAIN}")
         return config
+
+    @property
+    def _run(self) -> str:
+        """What the run is called in its own files; nothing in those of older ones."""
+        return str(self.read_config().get("run", ""))
 
     def make_model(self) -> Transformer:
         """A new model of the configured kind and sizes."""
+        config = self.read_config()
         try:
-            described = dict(self.read_config()["model"])
+            described = dict(config["model"])
             kind = MODELS[described.pop("kind")]
-            return kind(ModelConfig(**described))
-        except (KeyError, TypeError) as error:
+            return kind(make(ModelConfig, described))
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.config}: its model does not fit this mlx_rtx ({error})") from None
 
     def vocabulary(self) -> Characters | None:
         """The characters that a text model knows; None of any other model."""
-        return Characters.load(self.tokenizer) if self.tokenizer.exists() else None
+        config, file = self.read_config(), self.tokenizer
+        files, model = config.get("files", {}), config.get("model", {})
+        said = files.get(file.name) if isinstance(files, dict) else None
+        try:
+            found = sha256(read_data(file, AGAIN))
+        except FileNotFoundError:
+            require(said is None, f"{file}: not found; {AGAIN}")
+            return None
+        require(said in (None, found), f"{file}: is not what was written (its sha256 differs); {AGAIN}")
+        vocabulary = Characters.load(file)
+        size = model.get("vocab_size") if isinstance(model, dict) else None
+        require(len(vocabulary) == size, f"{file}: has {len(vocabulary)} characters, its model {shown(size)}; {AGAIN}")
+        return vocabulary
 
     def write_model(self, model: nn.Module) -> None:
         """Save the best weights."""
-        write_arrays(self.model, flat(model.parameters()), {})
+        write_arrays(self.model, flat(model.parameters()), {"run": self._run})
 
     def read_model(self, model: nn.Module) -> None:
         """Put the best weights into ``model``."""
-        arrays, _ = read_arrays(self.model)
-        _update(model, arrays, self.model)
+        with self._open(self.model) as file:
+            arrays = file.read(flat(model.parameters()))
+        model.load_weights(list(arrays.items()))
 
     @property
     def unjudged(self) -> str | None:
@@ -92,26 +170,72 @@ class RunFolder:
         return "this run has come to no validation: its weights are those that it was stopped with"
 
     def write_training(
-        self, model: nn.Module, optimizer_state: dict[str, Any], counters: dict, carry: Carries | None
+        self, model: nn.Module, optimizer_state: dict[str, Any], counters: Counters, carry: Carries | None
     ) -> None:
         """Save all that going on needs: ``carry`` is what a stateful run goes on from."""
-        arrays = {"model." + name: array for name, array in flat(model.parameters()).items()}
-        arrays |= {"optimizer." + name: array for name, array in flat(optimizer_state).items()}
-        if carry is not None:
-            arrays |= {"carry." + name: array for name, array in flat(carry).items()}
-        write_arrays(self.training, arrays, {"counters": json.dumps(counters)})
+        arrays = _training_arrays(model, optimizer_state, carry)
+        write_arrays(self.training, arrays, {"run": self._run, "counters": counters.dump()})
 
-    def read_training(self, model: nn.Module) -> tuple[dict[str, Any], Carries | None, dict]:
-        """Put the latest weights into ``model``; return (optimizer state, carry, counters)."""
-        arrays, metadata = read_arrays(self.training)
+    def read_training(
+        self, model: Transformer, optimizer_state: dict[str, Any], rows: int | None = None
+    ) -> tuple[dict[str, Any], Carries | None, Counters]:
+        """Put the latest weights into ``model``; return (optimizer state, carry, counters).
+
+        Args:
+            model: of the run's configuration.
+            optimizer_state: that of the model before its first step, like which the one to read must be.
+            rows: sequences that a stateful run carries; None of any other.
+        """
+        shape = model.config
+        blank = (Carry(*[mx.zeros((rows or 0, shape.block, shape.dim))] * 2),) * shape.layers
+        with self._open(self.training) as file:
+            carries = rows is not None and any(name.startswith("carry.") for name in file.arrays)
+            # numbers that are not finite may have been saved: the next validation deals with them
+            arrays = file.read(_training_arrays(model, optimizer_state, blank if carries else None), finite=False)
+            counters = _read_counters(file)
         parts: dict[str, dict[str, mx.array]] = {"model": {}, "optimizer": {}, "carry": {}}
         for name, array in arrays.items():
             part, rest = name.split(".", 1)
             parts[part][rest] = array
-        _update(model, parts["model"], self.training)
+        model.load_weights(list(parts["model"].items()))
         optimizer, layers = (tree_unflatten(list(parts[name].items())) for name in ("optimizer", "carry"))
-        carry = tuple(Carry(*layer) for layer in layers) or None
-        return optimizer, carry, json.loads(metadata["counters"])
+        return optimizer, tuple(Carry(*layer) for layer in layers) or None, counters
+
+    def read_latest(self, model: nn.Module) -> None:
+        """Put the latest weights into ``model``, where none were chosen yet."""
+        with self._open(self.training) as file:
+            chosen = _read_counters(file).chosen
+            require(not chosen, f"{self.model}: not found, though this run chose weights; {AGAIN}")
+            arrays = file.read(flat(model.parameters()), part="model.")
+        model.load_weights(list(arrays.items()))
+
+    @contextlib.contextmanager
+    def _open(self, path: Path) -> Iterator[ArrayFile]:
+        """Open a file of arrays of this run."""
+        with open_arrays(path) as file:
+            require(
+                file.metadata.get("run", "") == self._run,
+                f"{path}: belongs to another run than config.json; put back the run's own",
+            )
+            yield file
+
+
+def _read_counters(file: ArrayFile) -> Counters:
+    try:
+        return Counters.parse(file.metadata["counters"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise UserError(f"{file.path}: its counters cannot be read ({error}); {AGAIN}") from None
+
+
+def _training_arrays(model: nn.Module, optimizer_state: dict[str, Any], carry: Carries | None) -> dict[str, mx.array]:
+    """The arrays of ``training.safetensors``, which need not be computed."""
+    parts = {"model": model.parameters(), "optimizer": optimizer_state, "carry": carry or ()}
+    return {f"{part}.{name}": array for part, tree in parts.items() for name, array in flat(tree).items()}
+
+
+def _digest(config: dict) -> str:
+    """sha256 of a configuration but for its own."""
+    return sha256(json.dumps({**config, "sha256": None}, sort_keys=True).encode())
 
 
 def load(path: str | os.PathLike) -> tuple[Transformer, ModelConfig]:
@@ -124,14 +248,15 @@ def load(path: str | os.PathLike) -> tuple[Transformer, ModelConfig]:
         (`RecurrentTransformer` or `RegularTransformer` in evaluation mode, its configuration).
 
     Raises:
-        UserError: the folder or a file of it is missing, cut off, or not ours.
+        UserError: the folder or a file of it is missing, cut off, changed, or not ours.
     """
     folder = RunFolder(path)
     model = folder.make_model()
     if folder.unjudged:
-        folder.read_training(model)
+        folder.read_latest(model)
     else:
-        require(folder.model.exists(), f"{folder.model}: not found, so the run has no weights yet; go on with --resume")
+        found = os.path.lexists(folder.model)
+        require(found, f"{folder.model}: not found, so the run has no weights yet; go on with --resume")
         folder.read_model(model)
     model.eval()
     return model, model.config
@@ -143,21 +268,7 @@ def load_vocabulary(path: str | os.PathLike) -> Characters:
     Raises:
         UserError: the folder holds no text model.
     """
-    folder = RunFolder(path)
-    folder.read_config()
-    vocabulary = folder.vocabulary()
+    vocabulary = RunFolder(path).vocabulary()
     if vocabulary is None:
         raise UserError(f"{path}: has no tokenizer.json, so it is no text model; train one: mlx_rtx.train text")
     return vocabulary
-
-
-def _update(model: nn.Module, arrays: dict[str, mx.array], path: Path) -> None:
-    expected = {name: array.shape for name, array in flat(model.parameters()).items()}
-    found = {name: array.shape for name, array in arrays.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        require(
-            expected.get(name) == found.get(name),
-            f"{path}: {name} has shape {found.get(name)}, the configuration says {expected.get(name)}; "
-            "the file belongs to another run",
-        )
-    model.load_weights(list(arrays.items()))

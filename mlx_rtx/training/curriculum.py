@@ -10,6 +10,7 @@ from typing import Literal
 
 from mlx_rtx.support.errors import require, require_choices, require_positive
 from mlx_rtx.support.randomness import step_generator
+from mlx_rtx.support.typed import fits, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +130,16 @@ class Progress:
         return {STORED.get(name, name): getattr(self, name) for name in self.STATE}
 
     def restore(self, state: dict) -> None:
-        """Continue from a `state`."""
+        """Continue from a `state`.
+
+        Raises:
+            UserError: it is none.
+        """
         for name in self.STATE:
-            setattr(self, name, state.get(STORED.get(name, name), getattr(self, name)))  # older runs lack some
+            before, key = getattr(self, name), STORED.get(name, name)
+            value = state.get(key, before)  # older runs lack some
+            require(fits(value, type(before)), f"{key}={shown(value)}: is no {type(before).__name__}")
+            setattr(self, name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +199,11 @@ class Curriculum(Progress):
         self._begin_stage()
         self.noise = min(config.start_noise, noise)
 
+    def restore(self, state: dict) -> None:
+        """Continue from a `state`; see `Progress.restore`."""
+        super().restore(state)
+        require(self.noise in self._stages(self.last_noise), f"noise={self.noise}: is no stage of this run")
+
     def _begin_stage(self) -> None:
         """What the plateau rule knows of a stage."""
         self.cut = 1.0  # of the stage's learning rate
@@ -235,15 +248,15 @@ class Curriculum(Progress):
 
     def drawn_stage(self, seed: int, step: int) -> dict[str, int]:
         """This stage, or with probability ``mix`` one of those before it."""
-        if not self.config.mix or not (earlier := self._stages()[:-1]):
+        if not self.config.mix or not (earlier := self._stages(self.noise)[:-1]):
             return self.stage
         generator = step_generator(seed, step)
         return {"noise": int(generator.choice(earlier))} if generator.random() < self.config.mix else self.stage
 
-    def _stages(self) -> list[int]:
-        """The noise of each stage up to this one."""
+    def _stages(self, noise: int) -> list[int]:
+        """The noise of each stage up to that of so much."""
         stages = [min(self.config.start_noise, self.last_noise)]
-        while stages[-1] < self.noise:
+        while stages[-1] < noise:
             stages.append(self._following(stages[-1]))
         return stages
 

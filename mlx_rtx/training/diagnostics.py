@@ -16,7 +16,8 @@ class FailureSigns:
     chance: float
     long_range: bool = True
     patience: int = 10
-    _lasted: dict[str, int] = field(default_factory=dict)
+    lasted: dict[str, int] = field(default_factory=dict)
+    """Validations in a row that each sign was seen at."""
 
     def observe(self, train_loss: float, loss: float, alphas: list[float]) -> list[str]:
         """The warnings that this validation makes due.
@@ -41,7 +42,7 @@ class FailureSigns:
         }
         due = []
         for text, shown in signs.items():
-            self._lasted[text] = self._lasted.get(text, 0) + 1 if shown else 0
-            if self._lasted[text] == self.patience:
+            self.lasted[text] = self.lasted.get(text, 0) + 1 if shown else 0
+            if self.lasted[text] == self.patience:
                 due.append(text)
         return due

@@ -1,44 +1,54 @@
-"""What a run says: a bar on a terminal, plain lines elsewhere, and always ``metrics.jsonl``."""
+"""What a run says: a bar on a terminal, plain lines elsewhere, and ``metrics.jsonl``, to which lines are only added.
+
+A run that resumes repeats what it had not saved. So a line tells of what came of the run only while no later line is of
+an earlier step, nor is one of its own step that says that the validation there is repeated; `read_lines` leaves out the
+others. Each line ends with a checksum of what stands before.
+"""
 
 import json
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlx_rtx.support.errors import UserError
-from mlx_rtx.support.files import write_whole
+from mlx_rtx.support.files import append_line, open_data
+from mlx_rtx.support.typed import fits
 
 from tqdm import tqdm
+
+NEEDED: dict[str, dict[str, Any]] = {  # what readers need of lines, of all and by kind
+    "": {"kind": str, "step": int},
+    "train": {"samples": int, "loss": float, "length": int, "alpha": list[float]},
+    "validation": {"samples": int, "loss": float, "accuracy": float},
+    "stage": {"samples": int, "next_noise": int},
+    "final": {"samples": int},
+    "resume": {"validated": bool, "environment": dict},
+}
+CHECKSUM = ', "crc32": "'  # what begins a line's last field; older lines have none
 
 
 class RunLog:
     """Writes events to a file and to a person.
 
     Args:
-        path: ``metrics.jsonl``; lines of steps after ``step`` are dropped (a resumed run repeats them).
+        path: ``metrics.jsonl``.
         samples: samples of the whole run, for the bar.
-        step, seen: steps and samples done before.
-        validated: whether a validation after ``step`` is done; else what it said is dropped as well.
+        seen: samples done before.
     """
 
-    def __init__(self, path: Path, samples: int, step: int = 0, seen: int = 0, validated: bool = True):
+    def __init__(self, path: Path, samples: int, seen: int = 0):
         self.path = path
         self.lost = False  # whether nobody can read what is said any more
         self._held: list[tuple[str, str, dict[str, Any]]] | None = None  # events that wait for others
-        done = (line for line in read_lines(path) if line["step"] <= step)
-        kept = "".join(
-            json.dumps(line) + "\n" for line in done if validated or line["step"] < step or line["kind"] == "train"
-        )
-        write_whole(path, lambda temporary: temporary.write_text(kept))
         self._bar = None
         if sys.stdout.isatty():
             self._bar = tqdm(total=samples, initial=seen, unit="sample", file=sys.stdout, dynamic_ncols=True)
 
     def report(self, **fields: Any) -> None:
         """A progress report: the bar moves, or a line is printed."""
-        self._record("train", fields)
+        self.note("train", **fields)
         if self._bar is None:
             self.say(line(fields))
         else:
@@ -51,7 +61,7 @@ class RunLog:
         if self._held is not None:
             self._held.append((kind, text, fields))
             return
-        self._record(kind, fields)
+        self.note(kind, **fields)
         self.say(text)
 
     @contextmanager
@@ -65,6 +75,11 @@ class RunLog:
             self._held = None
         for kind, text, fields in held:
             self.event(kind, text, **fields)
+
+    def note(self, kind: str, **fields: Any) -> None:
+        """Something for the file alone."""
+        text = json.dumps({"kind": kind, **fields})[:-1]
+        append_line(self.path, f'{text}{CHECKSUM}{_checksum(text.encode())}"}}')
 
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
@@ -82,13 +97,6 @@ class RunLog:
         """End the bar."""
         if self._bar is not None:
             self._bar.close()
-
-    def _record(self, kind: str, fields: dict[str, Any]) -> None:
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"kind": kind, **fields}) + "\n")
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror}); free some space") from None
 
 
 def line(fields: dict[str, Any]) -> str:
@@ -108,11 +116,50 @@ def _short(value: Any) -> str:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The whole lines of a ``metrics.jsonl``; a last one cut off by a crash is left out."""
-    found = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(text))
-        except ValueError:
-            break
+    """The lines of a ``metrics.jsonl`` that tell of the run as it went on in the end.
+
+    Lines that are damaged, such as a last one cut off by a crash, are left out, which is said on standard error.
+    """
+    found: list[dict] = []
+    damaged = []
+    try:
+        with open_data(path) as file:
+            for number, text in enumerate(file, 1):
+                if (said := _parse(text)) is None:
+                    damaged.append(number)
+                    continue
+                while found and _supersedes(said, found[-1]):
+                    found.pop()
+                found.append(said)
+    except FileNotFoundError:
+        return []
+    if damaged:
+        which = f"line {damaged[0]} is" if len(damaged) == 1 else f"{len(damaged)} lines from {damaged[0]} on are"
+        print(f"note: {path}: {which} damaged and left out", file=sys.stderr)
     return found
+
+
+def _supersedes(said: dict, before: dict) -> bool:
+    """Whether a line tells that what one before it told was done anew."""
+    if said["step"] != before["step"]:
+        return said["step"] < before["step"]
+    return said["kind"] == "resume" and not said["validated"] and before["kind"] not in ("train", "resume")
+
+
+def _parse(text: bytes) -> dict | None:
+    """A line, if it is one, without its checksum."""
+    before, _, after = text.rstrip(b"\n").rpartition(CHECKSUM.encode())
+    if before and after != _checksum(before).encode() + b'"}':
+        return None
+    try:
+        said = json.loads((before + b"}" if before else text).decode())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict):
+        return None
+    needed = NEEDED[""] | NEEDED.get(str(said.get("kind")), {})
+    return said if all(fits(said.get(name), kind) for name, kind in needed.items()) else None
+
+
+def _checksum(text: bytes) -> str:
+    return f"{zlib.crc32(text):08x}"

@@ -1,9 +1,11 @@
 """Settings as a run folder's ``config.json`` keeps them."""
 
+import os
 from dataclasses import asdict, fields
 
 from mlx_rtx.model.config import Architecture
-from mlx_rtx.support.errors import UserError
+from mlx_rtx.support.errors import UserError, require
+from mlx_rtx.support.typed import make
 from mlx_rtx.tasks import Data
 from mlx_rtx.training.recipes import RECIPES
 from mlx_rtx.training.settings import RunConfig
@@ -12,10 +14,12 @@ RENAMED = {"once": "without_replacement"}  # settings of tasks, as earlier revis
 
 
 def to_stored(task: str, config: RunConfig, data: Data) -> dict:
-    """The settings as a run folder's ``config.json`` keeps them."""
+    """The settings as a run folder's ``config.json`` keeps them; where data lies is kept as an absolute path."""
     parts = asdict(config)
     model = {"kind": parts.pop("model"), **asdict(config.model_config(data))}
     del parts["architecture"]
+    if parts["task"].get("data"):
+        parts["task"]["data"] = os.path.abspath(parts["task"]["data"])
     described = {**data.describe(), "sha256": data.fingerprint}
     return {"task": task, "model": model, "settings": parts, "data": described}
 
@@ -32,7 +36,8 @@ def from_stored(stored: dict) -> tuple[str, RunConfig]:
             "architecture": {f.name: model[f.name] for f in fields(Architecture) if f.name in model}
         }
         parts["task"] = {RENAMED.get(name, name): value for name, value in parts["task"].items()}
-        made = {name: type(getattr(recipe, name))(**part) for name, part in parts.items()}
+        made = {name: make(type(getattr(recipe, name)), part) for name, part in parts.items()}
+        require(isinstance(stored["data"]["sha256"], str | None), "data: has no sha256")
         return stored["task"], RunConfig(model=model["kind"], **made)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"config.json: its settings do not fit this mlx_rtx ({error})") from None

@@ -4,22 +4,28 @@ All randomness is a function of (seed, purpose, step), so the step number is the
 """
 
 import math
+import os
 import time
 from dataclasses import asdict
 
 from mlx_rtx.model.registry import MODELS
 from mlx_rtx.model.segment import Carries
+from mlx_rtx.support import backend
 from mlx_rtx.support.compiled import BreakableExecution
+from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.randomness import Purpose, step_key
 from mlx_rtx.support.stopping import Stopped, stop_requests
+from mlx_rtx.support.typed import make
 from mlx_rtx.tasks import Data
-from mlx_rtx.training.checkpoint import RunFolder
+from mlx_rtx.training.checkpoint import AGAIN, RunFolder
+from mlx_rtx.training.counters import Counters
 from mlx_rtx.training.curriculum import Verdict, make_progress
 from mlx_rtx.training.diagnostics import FailureSigns
 from mlx_rtx.training.evaluation import Scores, evaluate
-from mlx_rtx.training.log import RunLog, line
+from mlx_rtx.training.log import RunLog, line, read_lines
 from mlx_rtx.training.settings import RunConfig
 from mlx_rtx.training.step import TrainingStep
+from mlx_rtx.training.tally import Tally
 from mlx_rtx.training.validation import Candidate, put_in, write_sample
 
 import mlx.core as mx
@@ -52,18 +58,13 @@ class Trainer:
         self._carry: Carries | None = None  # what a stateful run goes on from
         self._best = self.model.trainable_parameters()
         self._due = False  # a validation, before the next step
-        self._skipped = self._spikes = 0  # steps not taken since the last validation: not finite, or too large
+        self._tally = Tally()
+        self._signs = FailureSigns(data.chance, data.long_range)
+        self._resumed, self._scored = resume, False
         if resume:
             self._restore()
-        self.log = RunLog(folder.metrics, config.training.samples, self.step, self.samples, not self._due)
-        self._signs = FailureSigns(data.chance, data.long_range)
-        self._losses: list[mx.array] = []  # since the last report, of steps on the present stage
-        self._lengths: list[int] = []
-        self._taken: list[mx.array] = []
-        self._norms: list[mx.array] = []
-        self._recent: list[float] = []  # reported losses since the last validation
-        self._accuracy: float | None = None
-        self._clock = self._saved = time.perf_counter()
+        self.log = RunLog(folder.metrics, config.training.samples, self.samples)
+        self._saved = time.perf_counter()
 
     @property
     def samples(self) -> int:
@@ -75,6 +76,11 @@ class Trainer:
         """Whether another batch would be more than the samples allowed."""
         return self.samples + self.config.training.batch > self.config.training.samples
 
+    @property
+    def done(self) -> bool:
+        """Whether an earlier call came to the end, and to the final scores."""
+        return self._scored and not self._due and (self.finished or self._used_up)
+
     def fit(self) -> Scores | None:
         """Train to the end; return the scores of the best weights on held-out samples, None if stopped before.
 
@@ -82,6 +88,7 @@ class Trainer:
         """
         with stop_requests() as self._requests:
             try:
+                self._start()
                 self._train()
                 kept = self._best if self.folder.model.exists() else self.model.trainable_parameters()
                 with put_in(self.model, kept):
@@ -89,6 +96,13 @@ class Trainer:
             except Stopped:
                 self.save()
                 return None
+
+    def _start(self) -> None:
+        if self._resumed:
+            marks = {"step": self.step, "samples": self.samples, "validated": not self._due}
+            self.log.note("resume", **marks, environment=backend.environment())
+        if self.step == 0:
+            self.save()  # so that what has begun can go on
 
     def _train(self) -> None:
         training = self.config.training
@@ -108,21 +122,34 @@ class Trainer:
 
     def save(self) -> None:
         """Save all that `resume` needs."""
-        self._count_skipped()
-        counters = {"step": self.step, "finished": self.finished, "progress": self.progress.state()}
-        counters |= {"due": self._due, "skipped": self._skipped, "spikes": self._spikes}
+        counters = Counters(
+            step=self.step,
+            finished=self.finished,
+            due=self._due,
+            progress=self.progress.state(),
+            tally=self._tally.state(),
+            signs=self._signs.lasted,
+        )
         self.folder.write_training(self.model, self.train_step.state, counters, self._carry)
         self._saved = time.perf_counter()
 
     def _restore(self) -> None:
-        if self.folder.model.exists():
-            self.folder.read_model(self.model)
+        """Go on from what the folder holds."""
+        folder, rows = self.folder, self.config.training.batch if self.data.stateful else None
+        if best := os.path.lexists(folder.model):
+            folder.read_model(self.model)
             self._best = self.model.trainable_parameters()
-        self.train_step.state, self._carry, counters = self.folder.read_training(self.model)
-        self.step, self.finished = counters["step"], counters["finished"]
-        self._due = counters.get("due", False)  # older runs lack the last three
-        self._skipped, self._spikes = counters.get("skipped", 0), counters.get("spikes", 0)
-        self.progress.restore(counters["progress"])
+        self.train_step.state, self._carry, counters = folder.read_training(self.model, self.train_step.state, rows)
+        require(best or not counters.chosen, f"{folder.model}: not found, though this run chose weights; {AGAIN}")
+        self.step, self.finished, self._due = counters.step, counters.finished, counters.due
+        self._signs.lasted = counters.signs
+        try:
+            self.progress.restore(counters.progress)
+            self._tally = make(Tally, counters.tally)
+        except UserError as error:
+            raise UserError(f"{folder.training}: does not fit this run ({error}); {AGAIN}") from None
+        finals = [event["step"] for event in read_lines(folder.metrics) if event["kind"] == "final"]
+        self._scored = self.step in finals
 
     def _key(self, purpose: Purpose) -> mx.array:
         """The random key of one purpose at this step."""
@@ -142,11 +169,7 @@ class Trainer:
             close=not self.data.stateful,
         )
         self._carry = result.carry
-        if stage == self.progress.stage:
-            self._losses.append(result.loss)
-        self._lengths.append(data.length)
-        self._taken.append(result.taken)
-        self._norms.append(result.norm)
+        self._tally.add(result, data.length, counts=stage == self.progress.stage)
         self.step += 1
 
     def _report(self) -> None:
@@ -154,41 +177,23 @@ class Trainer:
 
         The loss is that of the present stage; where other stages are mixed in, the length is a mean.
         """
-        self._count_skipped()
-        if not self._losses:
+        if (came := self._tally.report()) is None:
             return
-        loss = float(mx.stack(self._losses).mean())
-        steps = len(self._lengths)
-        seconds = time.perf_counter() - self._clock
-        length = round(sum(self._lengths) / steps)
-        samples_per_s = steps * self.config.training.batch / seconds
-        self._recent.append(loss)
-        fields = {"step": self.step, "samples": self.samples, "loss": loss}
-        if self._accuracy is not None:
-            fields["accuracy"] = self._accuracy
+        samples_per_s = came["steps"] * self.config.training.batch / came["seconds"]
+        fields = {"step": self.step, "samples": self.samples, "loss": came["loss"]}
+        if self._tally.accuracy is not None:
+            fields["accuracy"] = self._tally.accuracy
         self.log.report(
             **fields,
             alpha=self._alphas(),
             **self.progress.stage,
-            length=length,
+            length=came["length"],
             lr=self._rate(),
             samples_per_s=samples_per_s,
-            tokens_per_s=samples_per_s * length,
+            tokens_per_s=samples_per_s * came["length"],
             peak_gb=mx.get_peak_memory() / 1e9,
         )
-        self._restart_window()
-
-    def _count_skipped(self) -> None:
-        if self._norms:
-            finite = int(float(mx.isfinite(mx.stack(self._norms)).sum()))
-            self._skipped += len(self._norms) - finite
-            self._spikes += finite - int(float(mx.stack(self._taken).sum()))
-            self._taken, self._norms = [], []
-
-    def _restart_window(self) -> None:
-        self._losses, self._lengths = [], []
         mx.reset_peak_memory()
-        self._clock = time.perf_counter()
 
     def _alphas(self) -> list[float]:
         return [float(alpha) for alpha in self.model.alphas]
@@ -196,7 +201,7 @@ class Trainer:
     def _validate(self) -> None:
         """Score the weights and act on it: keep them, move on, go back, or end."""
         self._report()
-        training = self.config.training
+        training, tally = self.config.training, self._tally
         where = {"step": self.step, "samples": self.samples, **self.progress.stage}
         with self.log.all_or_none():  # what takes long comes first: until it is done nothing has changed
             candidates = self._score_candidates()
@@ -205,16 +210,15 @@ class Trainer:
             confirmed = solved and self._confirm(steadiest)
             sample = self.data.illustrate(self._write)
         scores = candidates[0].scores
-        self._accuracy = scores.accuracy
         limit = self.config.optimizer.skip_above
         for skipped, reason, mark in (
-            (self._skipped, "that is not finite", {}),
-            (self._spikes, f"more than {limit:g} times as large as usual", {"above": limit}),
+            (tally.skipped, "that is not finite", {}),
+            (tally.spikes, f"more than {limit:g} times as large as usual", {"above": limit}),
         ):
             if skipped:
                 text = f"warning: {skipped} steps with a gradient {reason} were not taken"
                 self.log.event("skipped", text, step=self.step, skipped=skipped, **mark)
-        stuck = self._skipped >= training.validate_every
+        stuck = tally.skipped >= training.validate_every
         ranked = sorted(candidates, key=lambda one: one.scores.loss if math.isfinite(one.scores.loss) else math.inf)
         self.finished = confirmed
         losses = [math.nan] if stuck else [one.scores.loss for one in candidates]
@@ -233,11 +237,11 @@ class Trainer:
             self.log.event("collapse", text, **where, lr=self._rate())
         if sample is not None:
             self.log.event("sample", "\n".join("  | " + row for row in sample.splitlines()), **where, sample=sample)
-        recent = sum(self._recent) / len(self._recent) if self._recent else scores.loss
+        recent = sum(tally.reported) / len(tally.reported) if tally.reported else scores.loss
         for text in self._signs.observe(recent, scores.loss, self._alphas()):
             self.log.event("sign", f"warning: {text}", **where, sign=text)
-        self._recent, self._skipped, self._spikes = [], 0, 0
-        self._restart_window()
+        tally.begin_validation(scores.accuracy)
+        mx.reset_peak_memory()
 
     def _write(self, prompt: str, count: int) -> str:
         """What the model writes after a prompt, at temperature 0.8."""

@@ -4,19 +4,18 @@ Work lies in a run folder of its own, with all that going on needs. What is kept
 ``metrics.jsonl``, a small checkpoint, and ``final.json`` with its scores, which is written last.
 """
 
-import fcntl
 import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlx_rtx.plan import duration
 from mlx_rtx.support.files import write_json
+from mlx_rtx.support.locks import alone
 from mlx_rtx.support.reports import make_folder
 from mlx_rtx.support.stopping import SIGNALS
 from mlx_rtx.training.checkpoint import RunFolder
@@ -110,7 +109,7 @@ def carry_out(run: Run, call: Call, say: Say) -> None:
         RunFailed: a command failed.
     """
     log = make_folder(run.work.path) / "output.log"
-    with _alone(run):
+    with alone(run.work.path / "lock", str(run.work.path)):  # training has a lock of its own in the same folder
         _require_same_flags(run)
         started = time.perf_counter()
         if not run.trained:
@@ -167,7 +166,9 @@ def keep(run: Run, reports: list[dict[str, Any]]) -> dict[str, Any]:
             shutil.copy2(file, kept / file.name)
     config, task = work.read_config(), run.row.task
     on_test = config["settings"]["task"].get("validate_on") == "test"
-    alphas = [event["alpha"] for event in read_lines(work.metrics) if event["kind"] == "train"]
+    events = read_lines(work.metrics)
+    alphas = [event["alpha"] for event in events if event["kind"] == "train"]
+    machines = [config["environment"], *(event["environment"] for event in events if event["kind"] == "resume")]
     metrics = {
         name: _metric(field, report["scores"])
         for scoring, report in zip(scorings(run.row), reports, strict=True)
@@ -183,8 +184,9 @@ def keep(run: Run, reports: list[dict[str, Any]]) -> dict[str, Any]:
         "parameters": reports[0]["parameters"],
         "samples": _last(run)["samples"],
         "chosen_on": "test set" if on_test else "validation split" if task == "text" else None,
-        "revision": short(run.setting.revision or config["environment"]["git_revision"]),
-        "device": config["environment"]["device_name"],
+        "revision": (run.setting.revision and short(run.setting.revision))
+        or together(short(machine.get("git_revision")) for machine in machines),
+        "device": together(machine.get("device_name") for machine in machines),
     }
     write_json(kept / FINAL, final)
     work.training.unlink(missing_ok=True)
@@ -198,6 +200,11 @@ def _metric(field: str, scores: dict[str, Any]) -> dict[str, Any]:
     return {"value": scores[field], "se": scores[f"{field}_se"], **about}
 
 
+def together(values: Iterable[str | None]) -> str | None:
+    """What several have in common, or all that there is among them; each may be such a list."""
+    return ", ".join(sorted({one for value in values if value for one in value.split(", ")})) or None
+
+
 def short(revision: str | None) -> str | None:
     """The first seven digits of a revision, and its ``+`` if it has one."""
     return revision and revision[:7] + ("+" if revision.endswith("+") else "")
@@ -206,14 +213,3 @@ def short(revision: str | None) -> str | None:
 def _last(run: Run) -> dict[str, Any]:
     """The last thing that a run's training reported."""
     return read_lines(run.work.metrics)[-1]
-
-
-@contextmanager
-def _alone(run: Run) -> Iterator[None]:
-    """Keep others from the work on a run while it is under way."""
-    with (run.work.path / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunFailed("another process is at work on it; call again when that has ended") from None
-        yield

@@ -7,7 +7,6 @@ alone, not about training: Wilson's interval of a share, 1.96 standard errors of
 import json
 import math
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from mlx_rtx.support.files import write_json
 from mlx_rtx.training.evaluation import interval
 
 from reproduction.rows import ROWS, Row, is_share, scorings
-from reproduction.runs import FINAL
+from reproduction.runs import FINAL, together
 
 SUMMARY = "summary.json"
 
@@ -80,15 +79,10 @@ def _entry(row: Row, metric: str, finals: list[dict[str, Any]], first: str) -> d
         "paper": row.paper if metric == first else None,
         "parameters": finals[0]["parameters"],
         "samples": round(statistics.mean(final["samples"] for final in finals)),
-        "revision": _together(final["revision"] for final in finals),
-        "device": _together(final["device"] for final in finals),
+        "revision": together(final["revision"] for final in finals),
+        "device": together(final["device"] for final in finals),
         "chosen_on": finals[0]["chosen_on"],
     }
-
-
-def _together(values: Iterable[str | None]) -> str | None:
-    """What the runs have in common, or all that there is among them."""
-    return ", ".join(sorted({value for value in values if value})) or None
 
 
 def interval_of(scores: list[dict[str, Any]], share: bool) -> tuple[float | None, float | None, float | None]:

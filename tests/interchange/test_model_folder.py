@@ -144,7 +144,8 @@ def test_what_cannot_be_exported(tmp_path, capsys, monkeypatch):
     ):
         assert words in complaint(list(map(str, arguments)), capsys, monkeypatch, export.main)
     (run / "tokenizer.json").unlink()
-    assert "so it is no text model" in complaint([str(run), str(tmp_path / "a")], capsys, monkeypatch, export.main)
+    said = complaint([str(run), str(tmp_path / "a")], capsys, monkeypatch, export.main)
+    assert "tokenizer.json: not found; restore it" in said
 
 
 @pytest.mark.parametrize("variant", ["channel", "absolute"])

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 
-from mlx_rtx import evaluate, train
+from mlx_rtx import UserError, evaluate, train
 from mlx_rtx.support.stopping import stop_requests
 from mlx_rtx.tasks.sources import VARIABLE
 from mlx_rtx.training.log import read_lines
@@ -145,7 +145,7 @@ def test_a_command_that_fails_is_said_with_its_last_words(run):
 
 def test_two_do_not_work_on_one_run(run):
     def call(command, log):
-        with pytest.raises(RunFailed, match="another process is at work"):
+        with pytest.raises(UserError, match="another process is at work"):
             carry_out(run, InProcess(), str)
         raise Stopped
 

@@ -1,6 +1,6 @@
 """What is written is what is read, whatever the arrays are views of."""
 
-from mlx_rtx.support.safetensors import read_arrays, write_arrays
+from mlx_rtx.support.safetensors import open_arrays, write_arrays
 
 import mlx.core as mx
 import numpy as np
@@ -12,7 +12,8 @@ def test_views_of_a_larger_array_are_written_as_they_are(tmp_path):
     expected = np.array(vector)
     views = {"matrix": vector[:600].reshape(20, 30), "vector": vector[600:1000], "scalar": vector[1000:].reshape(())}
     write_arrays(tmp_path / "views.safetensors", views, {"note": "kept"})
-    found, metadata = read_arrays(tmp_path / "views.safetensors")
-    assert metadata["note"] == "kept"
+    with open_arrays(tmp_path / "views.safetensors") as file:
+        found = file.read(views)
+        assert file.metadata["note"] == "kept"
     assert found["scalar"].shape == ()
     assert np.array_equal(np.concatenate([np.array(found[name]).reshape(-1) for name in views]), expected)

@@ -83,13 +83,14 @@ def test_a_run_broken_off_anywhere_goes_on_bit_exactly(kind, tmp_path, monkeypat
 def test_what_a_validation_that_was_broken_off_said_is_not_said_twice(tmp_path):
     """Nor where the process died before it could save what the validation led to."""
     log = RunLog(tmp_path / "metrics.jsonl", 10)
+    scores = {"samples": 9, "loss": 1.0, "accuracy": 0.5, "length": 4, "alpha": [], "next_noise": 6}
     for step, kind in ((7, "train"), (7, "validation"), (14, "train"), (14, "validation"), (14, "stage")):
-        log.event(kind, kind, step=step)
+        log.event(kind, kind, step=step, **scores)
     with contextlib.suppress(ZeroDivisionError), log.all_or_none():
         log.event("validation", "not done", step=14)
         1 / 0  # noqa: B018
     assert len(events(tmp_path, "validation")) == 2
-    RunLog(tmp_path / "metrics.jsonl", 10, step=14, validated=False)
+    log.note("resume", step=14, validated=False, environment={})
     assert [(event["step"]) for event in events(tmp_path, "train")] == [7, 14]
     assert [(event["step"]) for event in events(tmp_path, "validation")] == [7]
     assert not events(tmp_path, "stage")
@@ -101,7 +102,7 @@ def test_steps_that_were_not_taken_are_remembered_when_a_run_goes_on(tmp_path):
     for _ in range(6):
         trainer._take_step()
     trainer.save()
-    assert make_trainer(tmp_path, TINY, resume=True)._skipped == 6
+    assert make_trainer(tmp_path, TINY, resume=True)._tally.skipped == 6
 
 
 @pytest.mark.parametrize("kind", ["copy", "text"])

@@ -1,0 +1,71 @@
+"""Ways in which a file comes to harm, for tests that what is read is what was written, or is refused in one line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlx_rtx import UserError
+
+import numpy as np
+from hypothesis import strategies as st
+
+
+def harms(size: int) -> st.SearchStrategy:
+    """A byte of a file of that size changed, or the file cut off or gone on with: functions of its content."""
+
+    def flip(at, mask):
+        return lambda content: content[:at] + bytes([content[at] ^ mask]) + content[at + 1 :]
+
+    flips = st.builds(flip, st.integers(0, size - 1), st.integers(1, 255))
+    heads = st.builds(flip, st.integers(0, min(size, 600) - 1), st.integers(1, 255))  # where headers lie
+    cuts = st.builds(lambda end: lambda content: content[:end], st.integers(0, size - 1))
+    more = st.builds(lambda extra: lambda content: content + extra, st.binary(min_size=1, max_size=20))
+    return st.one_of(flips, heads, cuts, more)
+
+
+def refused_or_same(path: Path, read, expected) -> bool:
+    """Whether ``read`` refuses a file in one line that names it; else it must give what is expected."""
+    refusal = None
+    try:
+        found = read()
+    except UserError as error:
+        refusal = str(error)
+    if refusal is None:
+        assert found == expected
+    else:
+        assert "\n" not in refusal
+        assert path.name in refusal
+    return refusal is not None
+
+
+def numbers(arrays) -> dict:
+    """Arrays as plain values that can be compared."""
+    return {name: (str(array.dtype), array.shape, np.array(array).tobytes()) for name, array in arrays.items()}
+
+
+def rewrite(path: Path, change) -> None:
+    """Change a safetensors file's header, as JSON, and numbers, without a word to its sha256."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, data = change(json.loads(content[8 : 8 + length]), content[8 + length :])
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+ODD = [..., None, True, -1, 2**70, 1.5, float("nan"), 10**400, "x", "\ud800", [], {}, [[]], {"a": 1}]  # ... is missing
+
+
+def places(tree: dict, before: tuple = ()) -> Iterator[tuple]:
+    """Where the values of a table are, and those of tables in it."""
+    for name, value in tree.items():
+        yield (*before, name)
+        if isinstance(value, dict):
+            yield from places(value, (*before, name))
+
+
+def change_at(tree: dict, place: tuple, value) -> dict:
+    """A table with another value at a place, or none."""
+    name, *rest = place
+    if rest:
+        return {**tree, name: change_at(tree[name], tuple(rest), value)}
+    return {key: old for key, old in tree.items() if key != name} | ({} if value is ... else {name: value})

@@ -1,0 +1,128 @@
+"""Streams on disk: what goes on is what was left, and nothing else."""
+
+import os
+import subprocess
+import sys
+
+from mlx_rtx import UserError, generate
+from mlx_rtx.generation.decoding import Stream, start
+from mlx_rtx.generation.saved_state import load_stream, save_stream
+from mlx_rtx.support.safetensors import write_arrays
+from mlx_rtx.support.trees import flat
+
+import mlx.core as mx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from damage import harms, numbers, refused_or_same, rewrite
+from interchange_runs import make_run
+from tiny import complaint, make_model, make_tokens
+
+
+def stream_of(model, length=9, batch=1):
+    """A stream after some tokens, with one more to be fed."""
+    _, state = model.step(make_tokens(length, batch), start(model, batch).state)
+    return Stream(state, make_tokens(1, batch))
+
+
+def contents(stream):
+    return stream.state.position, numbers(flat([stream.state.layers, stream.pending]))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("length", [1, 9, 300])
+def test_a_stream_comes_back_to_the_bit(kind, length, batch, tmp_path):
+    model = make_model(kind, positions="block")
+    stream = stream_of(model, length, batch)
+    save_stream(tmp_path / "s", model, stream)
+    assert contents(load_stream(tmp_path / "s", model)) == contents(stream)
+
+
+def test_a_stream_before_its_first_token_comes_back(kind, tmp_path):
+    model = make_model(kind)
+    save_stream(tmp_path / "s", model, start(model))
+    assert contents(load_stream(tmp_path / "s", model)) == contents(start(model))
+
+
+@pytest.fixture(scope="module", params=["recurrent", "regular"])
+def written(request, tmp_path_factory):
+    """A model, the file of a stream, and what is in it."""
+    from mlx_rtx import RecurrentTransformer, RegularTransformer
+
+    model = make_model({"recurrent": RecurrentTransformer, "regular": RegularTransformer}[request.param])
+    path = tmp_path_factory.mktemp("stream") / "s.state"
+    save_stream(path, model, stream_of(model))
+    return model, path, path.read_bytes()
+
+
+@given(data=st.data())
+def test_a_state_that_came_to_harm_is_refused_or_the_same(data, written):
+    model, path, content = written
+    path.write_bytes(content)
+    expected = contents(load_stream(path, model))
+    path.write_bytes(data.draw(harms(len(content)))(content))
+    refused_or_same(path, lambda: contents(load_stream(path, model)), expected)
+
+
+@pytest.mark.parametrize(
+    "said", ["", "-1", "x", "٣", "1_0", " 9", "9.0", "41", str(2**70), "9" * 5000, str(2 * 10**9)], ids=lambda s: s[:20]
+)
+def test_positions_that_make_no_sense_are_refused(said, written):
+    """Of the right sha256: the model has 40 positions."""
+    model, path, content = written
+    path.write_bytes(content)
+    stream = load_stream(path, model)
+    arrays = {"layers." + name: array for name, array in flat(stream.state.layers).items()}
+    from mlx_rtx.generation.saved_state import fingerprint
+
+    write_arrays(path, arrays | {"pending": stream.pending}, {"model": fingerprint(model), "position": said})
+    with pytest.raises(UserError, match=r"s\.state: position=.* must lie in 0 … 40; begin anew"):
+        load_stream(path, model)
+
+
+@pytest.mark.parametrize("tokens", [[[7]], [[-1]], [[2**31 - 1]]])
+def test_tokens_that_the_model_does_not_know_are_refused(tokens, tmp_path):
+    model = make_model()
+    save_stream(tmp_path / "s", model, stream_of(model)._replace(pending=mx.array(tokens)))
+    with pytest.raises(UserError, match="holds tokens that its model does not know"):
+        load_stream(tmp_path / "s", model)
+
+
+def test_a_state_of_no_stream_is_refused(tmp_path):
+    model = make_model()
+    save_stream(tmp_path / "s", model, stream_of(model)._replace(pending=mx.zeros((0, 1), mx.int32)))
+    with pytest.raises(UserError, match="pending"):
+        load_stream(tmp_path / "s", model)
+
+
+def test_a_state_that_overflowed_is_refused(tmp_path):
+    model = make_model()
+    stream = stream_of(model)
+    first = stream.state.layers[0]._replace(m_prev=stream.state.layers[0].m_prev * mx.inf)
+    save_stream(tmp_path / "s", model, stream._replace(state=stream.state._replace(layers=(first,))))
+    with pytest.raises(UserError, match="holds numbers that are not finite"):
+        load_stream(tmp_path / "s", model)
+
+
+def test_a_file_without_its_sha256_is_refused(written):
+    model, path, content = written
+    path.write_bytes(content)
+    rewrite(path, lambda header, data: (header["__metadata__"].pop("sha256") and header, data))
+    with pytest.raises(UserError, match="is not what was written"):
+        load_stream(path, model)
+
+
+def test_two_processes_do_not_write_one_state(kind, tmp_path, capsys, monkeypatch):
+    run, state = make_run(tmp_path / "run", kind, positions="block"), tmp_path / "s.state"
+    arguments = ["--model", str(run), "--prompt", "a", "--state-file", str(state), "--max-tokens"]
+    command = [sys.executable, "-m", "mlx_rtx.generate", *arguments, "1000000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
+        assert first.stdout.read(1)
+        said = complaint([*arguments, "5"], capsys, monkeypatch, generate.main)
+        assert f"--state-file {state}: another process is at work on it" in said
+        first.kill()
+        first.stdout.close()
+    assert (tmp_path / ".s.state.lock").exists()
+    generate.main([*arguments, "5"])
+    assert sorted(os.listdir(tmp_path)) == ["run", "s.state"]

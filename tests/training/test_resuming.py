@@ -1,0 +1,272 @@
+"""Run folders that go on: exactly as if they had never stopped, and never at the cost of what they hold."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+from mlx_rtx import UserError, evaluate, plot, train
+from mlx_rtx.plots.run_history import read_history
+from mlx_rtx.support import backend
+from mlx_rtx.training.checkpoint import RunFolder
+from mlx_rtx.training.log import RunLog, read_lines
+from mlx_rtx.training.optimizer import OptimizerConfig
+
+import mlx.core as mx
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tiny import FLAGS, TINY, complaint, events, fit_until, make_model, make_trainer, same, saved, text_run
+
+TIMES = ("samples_per_s", "tokens_per_s", "peak_gb")  # what a report says of the machine
+SHORT = [*FLAGS, "--samples=160"]
+
+
+def contents(path):
+    return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+
+
+def told(path):
+    """All that a log tells of the run and not of the machine, nor of stops."""
+    lines = [line for line in read_lines(path / "metrics.jsonl") if line["kind"] != "resume"]
+    return [json.dumps({name: value for name, value in line.items() if name not in TIMES}) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A short finished run."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    train.main([*SHORT, "--out", str(path)])
+    return path
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of it, to be damaged."""
+    path = tmp_path / "run"
+    path.mkdir()
+    for name, content in contents(finished).items():
+        (path / name).write_bytes(content)
+    return path
+
+
+class Unlucky:
+    """Gradients that are not finite, or far too large, at certain steps, whichever trainer takes them."""
+
+    def __init__(self, monkeypatch, bad, factor):
+        self.bad, self.factor, self.trainer = bad, factor, None
+        embedding = type(make_model().embedding)
+        real = embedding.readout
+
+        def readout(this, *rest):
+            trouble = this is self.trainer.model.embedding and this.training and self.trainer.step in self.bad
+            return real(this, *rest) * (self.factor if trouble else 1)
+
+        monkeypatch.setattr(embedding, "readout", readout)
+
+    def make(self, *arguments, **settings):
+        self.trainer = make_trainer(*arguments, **settings)
+        return self.trainer
+
+
+@pytest.fixture(scope="module")
+def unlucky_runs(tmp_path_factory):
+    """Undisturbed runs in which steps are skipped: by kind the trouble, the settings and the folder."""
+    found = {}
+    for name, factor, optimizer in (
+        ("not finite", mx.nan, OptimizerConfig(lr=1e-2, average=0.9)),
+        ("too large", 1e3, OptimizerConfig(lr=1e-2, skip_above=2.0)),
+    ):
+        config = replace(TINY, optimizer=optimizer, training=replace(TINY.training, report_every=3))
+        path = tmp_path_factory.mktemp("unlucky") / "whole"
+        with pytest.MonkeyPatch.context() as patch:
+            Unlucky(patch, range(11, 26), factor).make(path, config).fit()
+        found[name] = (factor, config, path)
+    return found
+
+
+@pytest.mark.parametrize("trouble", ["not finite", "too large"])
+@settings(max_examples=5)
+@example(stop=17)
+@given(stop=st.integers(1, 39))
+def test_a_run_stopped_amid_skipped_steps_is_the_undisturbed_one(trouble, stop, unlucky_runs, tmp_path_factory):
+    """A stop once forgot the steps that were skipped, the losses and the signs: such a run missed its collapse."""
+    factor, config, whole = unlucky_runs[trouble]
+    path = tmp_path_factory.mktemp("parts") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        unlucky = Unlucky(patch, range(11, 26), factor)
+        fit_until(unlucky.make(path, config), stop)
+        unlucky.make(path, config, resume=True).fit()
+    same(saved(path), saved(whole))
+    assert told(path) == told(whole)
+    assert events(whole, "skipped")
+    assert trouble == "too large" or events(whole, "collapse")
+
+
+def test_a_sign_of_failure_outlasts_a_stop(tmp_path):
+    """It is one where it lasts for some validations, those before a stop as well."""
+    config = replace(
+        TINY,
+        optimizer=OptimizerConfig(lr=1e-9),
+        training=replace(TINY.training, validate_every=1, samples=16 * 9),
+    )
+
+    def hopeless(path, **settings):
+        trainer = make_trainer(path, config, **settings)
+        trainer._signs.patience = 6
+        return trainer
+
+    hopeless(tmp_path / "whole").fit()
+    fit_until(hopeless(tmp_path / "parts"), 4)
+    hopeless(tmp_path / "parts", resume=True).fit()
+    assert [event["step"] for event in events(tmp_path / "parts", "sign")] == [6]
+    assert told(tmp_path / "parts") == told(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("missing", [["training.safetensors"], ["training.safetensors", "model.safetensors"]])
+def test_a_resume_without_its_checkpoint_changes_nothing(missing, run, capsys, monkeypatch):
+    """It once began the run anew, emptied its log and wrote over its best weights."""
+    for name in missing:
+        (run / name).unlink()
+    before = contents(run)
+    said = complaint(["copy", "--resume", "--out", str(run), "--samples=320"], capsys, monkeypatch)
+    assert "training.safetensors: not found" in said
+    assert contents(run) == before
+
+
+def test_a_resume_without_the_weights_that_were_chosen_changes_nothing(run, capsys, monkeypatch):
+    (run / "model.safetensors").unlink()
+    before = contents(run)
+    for main, arguments in ((train.main, ["copy", "--resume", "--out"]), (evaluate.main, [])):
+        said = complaint([*arguments, str(run)], capsys, monkeypatch, main)
+        assert "model.safetensors: not found, though this run chose weights" in said
+    assert contents(run) == before
+
+
+def test_a_run_of_which_nothing_came_begins(run):
+    for name in ("training.safetensors", "model.safetensors", "metrics.jsonl"):
+        (run / name).unlink()
+    train.main(["copy", "--resume", "--out", str(run)])
+    assert saved(run)[1]["step"] == 10
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "model.safetensors", "training.safetensors"])
+def test_a_new_run_writes_over_no_file_of_another(left, run, capsys, monkeypatch):
+    for name in contents(run).keys() - {left}:
+        (run / name).unlink()
+    before = contents(run)
+    assert f"holds {left} of a run without config.json" in complaint([*SHORT, "--out", str(run)], capsys, monkeypatch)
+    assert contents(run) == before
+
+
+def test_a_damaged_line_takes_no_other_with_it(run, capsys):
+    """A bad byte in a log once cost all lines after it: deleted by a resume, missing in pictures."""
+    log, (_, before) = run / "metrics.jsonl", (read_history(run), read_lines(run / "metrics.jsonl"))
+    lines = log.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"step"', b'"st\xffp"')
+    log.write_bytes(b"".join(lines))
+    capsys.readouterr()
+    assert read_lines(log) == [before[0], *before[2:]]
+    assert capsys.readouterr().err == f"note: {log}: line 2 is damaged and left out\n"
+    train.main(["copy", "--resume", "--out", str(run), "--samples=240"])
+    assert log.read_bytes().startswith(b"".join(lines))
+    assert "line 2 is damaged" in capsys.readouterr().err
+    plot.main([str(run)])
+    assert read_history(run).samples[-1] == 240
+
+
+def test_a_log_only_grows(tmp_path):
+    """A run that goes on from before the end of its log repeats steps; readers leave out what it did before."""
+    make_trainer(tmp_path / "whole").fit()
+    trainer, log = make_trainer(tmp_path / "parts"), tmp_path / "parts" / "metrics.jsonl"
+    fit_until(trainer, 16)
+    kept = contents(tmp_path / "parts")["training.safetensors"]
+    make_trainer(tmp_path / "parts", resume=True).fit()
+    before = log.read_bytes()
+    (tmp_path / "parts" / "training.safetensors").write_bytes(kept)
+    log.write_bytes(before[:-100])  # a crash in the middle of a line
+    make_trainer(tmp_path / "parts", resume=True).fit()
+    assert log.read_bytes().startswith(before[:-100] + b"\n")
+    assert told(tmp_path / "parts") == told(tmp_path / "whole")
+    same(saved(tmp_path / "parts"), saved(tmp_path / "whole"))
+
+
+def test_a_line_of_a_later_step_than_what_follows_is_superseded(tmp_path):
+    log = RunLog(tmp_path / "metrics.jsonl", 10)
+    for step in (1, 5, 9, 4, 6):
+        log.note("sign", step=step)
+    assert [line["step"] for line in read_lines(log.path)] == [1, 4, 6]
+
+
+def test_a_finished_run_is_not_scored_again(run, capsys, monkeypatch):
+    """Each resume once added a final score to the log."""
+    before = contents(run)
+    monkeypatch.setattr(train.Trainer, "fit", None)
+    train.main(["copy", "--resume", "--out", str(run)])
+    assert capsys.readouterr().out.startswith("samples used up; the best weights are in ")
+    assert contents(run) == before
+
+
+def test_a_run_that_ended_before_its_final_scores_gets_them(run):
+    log = run / "metrics.jsonl"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
+    assert not events(run, "final")
+    train.main(["copy", "--resume", "--out", str(run)])
+    assert [event["step"] for event in events(run, "final")] == [10]
+
+
+def test_where_a_run_began_is_kept_and_where_it_went_on_is_noted(run, monkeypatch):
+    """Going on elsewhere once wrote over the first machine."""
+    began = json.loads((run / "config.json").read_text())["environment"]
+    monkeypatch.setattr(backend, "environment", lambda: {"device_name": "another", "git_revision": None})
+    train.main(["copy", "--resume", "--out", str(run), "--samples=320"])
+    assert json.loads((run / "config.json").read_text())["environment"] == began
+    (resumed,) = events(run, "resume")
+    assert (resumed["step"], resumed["environment"]["device_name"]) == (10, "another")
+
+
+def test_a_relative_place_of_data_is_kept_as_an_absolute_one(tmp_path, monkeypatch):
+    """From another folder the run could once not go on."""
+    text_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    small = ["text", "--dim=16", "--heads=2", "--block=4", "--length=16", "--batch=16", "--sample=0"]
+    train.main([*small, "--data=text.txt", "--samples=32", "--out=run"])
+    monkeypatch.chdir(tmp_path.parent)
+    run = str(tmp_path / "run")
+    train.main(["text", "--resume", "--out", run, "--samples=48"])
+    evaluate.main([run, "--samples=2"])
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["task"]["data"].startswith("/")
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path, capsys, monkeypatch):
+    """They once mixed their lines; and a lock that a killed process leaves is none."""
+    command = [sys.executable, "-u", "-m", "mlx_rtx.train", *FLAGS, "--samples=1600000", "--report-every=1"]
+    with subprocess.Popen([*command, "--out", tmp_path / "run"], stdout=subprocess.PIPE, text=True) as first:
+        next(line for line in first.stdout if line.startswith("step=2 "))
+        for words in (["copy", "--resume"], FLAGS):
+            said = complaint([*words, "--out", str(tmp_path / "run")], capsys, monkeypatch)
+            assert f"--out {tmp_path / 'run'}: another process is at work on it; wait for its end" in said
+        first.kill()
+    assert first.returncode == -signal.SIGKILL
+    assert (tmp_path / "run" / ".lock").exists()
+    (tmp_path / "run" / ".model.123.tmp.safetensors").write_text("left over")
+    train.main(["copy", "--resume", "--out", str(tmp_path / "run"), "--samples=32"])
+    assert not [file for file in os.listdir(tmp_path / "run") if file.startswith(".")]
+
+
+def test_settings_that_do_not_change_leave_the_configuration_alone(run):
+    before = (run / "config.json").read_bytes()
+    fit_until(make_trainer(run, replace(TINY, training=replace(TINY.training, samples=16 * 20)), resume=True), 12)
+    train.main(["copy", "--resume", "--out", str(run)])
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_locked_is_said(tmp_path):
+    (tmp_path / "run").mkdir()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "run" / ".lock")
+    with pytest.raises(UserError, match=r"\.lock: cannot be written"), RunFolder(tmp_path / "run").alone():
+        pass
+    assert not (tmp_path / "elsewhere").exists()
