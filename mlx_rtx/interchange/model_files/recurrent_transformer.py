@@ -139,8 +139,7 @@ class RecurrentLayer(Layer):
     def whole(self, x):
         """All y of whole sequences x (B, L, D), as a stream has them."""
         L, K, hidden = x.shape[1], self.args.block, self.args.history == "hidden"
-        x = mx.pad(x, [(0, 0), (0, -L % K), (0, 0)])
-        first, *blocks = mx.split(x, x.shape[1] // K, axis=1)
+        first, *blocks = mx.split(mx.pad(x, [(0, 0), (0, -L % K), (0, 0)]), -(-L // K), axis=1)
         h, outputs = self._carried(super().whole(first)), []
         m = mx.zeros_like(h) if hidden else self._carried(first)  # y_0 = x_1
         for block in blocks:
@@ -245,7 +244,8 @@ class Body(nn.Module):
             tokens = mx.take_along_axis(inputs, mx.minimum(at[:, None] + mx.arange(W), L - 1), axis=1)
             y, states = self.feed(tokens, count, states)
             outputs, at = [*outputs, y], at + count
-        for c, c.cache in zip(cache, states, strict=True):
+        for c, state in zip(cache, states, strict=True):
+            c.cache = state
             c.advance(L)
         places = position[:, None] + mx.maximum(mx.arange(L) - begin[:, None], 0)
         piece, start = places // K - position[:, None] // K, position[:, None] % K
