@@ -1,5 +1,6 @@
 # make train   set up .venv for this machine and train copy at 4096 noise tokens
 # make test    the test suite; make soak what of it takes minutes
+# make report  ask this machine, in a quarter of an hour, all that a report of it takes; make report FLAGS=--quick
 # make lint    lint, format and types, mending what can be mended; make check changes no file
 # make docs    the API reference, in build/api
 # BACKEND=metal|cpu|cuda13 overrides the choice of MLX backend, PYTHON=... the interpreter (3.11 or newer)
@@ -32,6 +33,9 @@ train: setup
 	@echo "next, after source .venv/bin/activate:"
 	@echo "  python -m mlx_rtx.evaluate runs/copy --samples 1000"
 	@echo "  python -m mlx_rtx.train copy --help"
+
+report: setup
+	@$(RUN) benchmarks/report.py $(FLAGS)
 
 test: setup
 	@$(RUN) -m pytest

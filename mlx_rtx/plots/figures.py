@@ -92,7 +92,7 @@ def _look(i: int) -> dict[str, Any]:
 def doubling(axis: Any, values: Iterable[int]) -> None:
     """Give ``axis`` an abscissa on which each doubling is as long as the next, with ticks at ``values``."""
     ticks = sorted(set(values))
-    ticks = ticks[:: -(-len(ticks) // 6)]
+    ticks = ticks[:: max(1, -(-len(ticks) // 6))]
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [f"{tick // 1024}k" if tick % 1024 == 0 else str(tick) for tick in ticks])
     axis.minorticks_off()

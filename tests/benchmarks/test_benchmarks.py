@@ -230,6 +230,11 @@ def test_exponents_of_made_up_growth(tiny, monkeypatch):
     assert found == {"from": 1024, "to": 8192, "time": pytest.approx(2), "memory": pytest.approx(0.5)}
 
 
+def test_growth_is_drawn_where_no_width_was_measured(tiny, monkeypatch):
+    monkeypatch.setattr(growth, "SUBJECT", "copy")
+    assert growth.picture([point(replace(COPY, length=length), 1.0) for length in (8, 16)])
+
+
 @pytest.fixture
 def short(monkeypatch):
     """Writes little, with small models."""

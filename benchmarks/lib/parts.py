@@ -1,0 +1,120 @@
+"""Parts of a report: programs that share a time, each in processes of its own, so that one that fails costs itself."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+GRACE = 20.0  # seconds that a program has to stop when it is asked to, before it is made to
+LEAST = 5.0  # seconds below which a part is not begun
+KEPT, LATE = 0.8, 3.0  # of its share of the time: what a part that keeps time is told, and after which it is stopped
+STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # exit statuses of a program that was asked to stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A program, and how it shares the time."""
+
+    name: str
+    title: str
+    words: Callable[[float], list[str]]
+    """What Python is called with, given the seconds that it may take."""
+    share: float
+    """Of the time, in whatever unit the others have."""
+    endless: bool = False
+    """Runs until it is stopped, which is no failure; else it keeps the time itself."""
+    missing: str | None = None
+    """What it needs and does not find here, if anything."""
+    pictures: tuple[str, ...] = ()
+    """Files that it leaves in the report's folder."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a part."""
+
+    part: Part
+    said: str = ""
+    seconds: float = 0.0
+    failure: str | None = None
+    skipped: str | None = None
+    stopped: bool = False
+    """At the end of its time, as an endless part is."""
+
+    @property
+    def text(self) -> str:
+        """What became of it, in a line."""
+        if self.skipped:
+            return f"skipped: {self.skipped}"
+        if self.failure:
+            return f"**failed**: {self.failure}"
+        return "stopped at the end of its time" if self.stopped else "done"
+
+
+def carry_out(parts: Sequence[Part], seconds: float, say: Callable[[str], object]) -> Iterator[Outcome]:
+    """Run parts one after the other; what one leaves of its share, the others have.
+
+    Args:
+        parts: in the order in which they run.
+        seconds: time for all.
+        say: told what is about to run.
+    """
+    end = time.perf_counter() + seconds
+    for i, part in enumerate(parts):
+        shares = sum(other.share for other in parts[i:] if not other.missing)
+        share = (end - time.perf_counter()) * part.share / shares if shares else 0.0
+        if part.missing:
+            say(f"{part.name}:")
+            yield Outcome(part, skipped=part.missing)
+        elif share < LEAST:
+            say(f"{part.name}:")
+            yield Outcome(part, skipped="no time was left")
+        else:
+            say(f"{part.name}, up to {share:.0f} s:")
+            yield run(part, share)
+
+
+def run(part: Part, share: float) -> Outcome:
+    """Run a part for its share of seconds, in a session of its own, of which nothing outlives it."""
+    began = time.perf_counter()
+    command = [sys.executable, *part.words(share if part.endless else KEPT * share)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        start_new_session=True,
+    )  # fmt: skip
+    limit, late = share if part.endless else LATE * share, False
+    try:
+        said, late = _wait(process, limit)
+    finally:
+        _send(process, signal.SIGKILL)
+        process.wait()
+    lines = [line for line in said.splitlines() if line.strip()] or ["it said nothing"]
+    failure = None
+    if late and not part.endless:
+        failure = f"took longer than {limit:.0f} s"
+    elif process.returncode and not (late and process.returncode in STOPPED):
+        failure = f"status {process.returncode}: {lines[-1].removeprefix('error: ')}"
+    return Outcome(part, said, time.perf_counter() - began, failure, stopped=late and failure is None)
+
+
+def _wait(process: subprocess.Popen, limit: float) -> tuple[str, bool]:
+    """All that a process says, and whether it had to be stopped at the limit."""
+    for how, seconds in ((signal.SIGTERM, limit), (signal.SIGKILL, GRACE)):
+        try:
+            return process.communicate(timeout=seconds)[0], how == signal.SIGKILL
+        except subprocess.TimeoutExpired:
+            _send(process, how)
+    return process.communicate()[0], True
+
+
+def _send(process: subprocess.Popen, how: signal.Signals) -> None:
+    """Send a signal to a process and all that it began, if any of them still run."""
+    try:
+        os.killpg(process.pid, how)
+    except (ProcessLookupError, PermissionError):  # the latter on macOS, where they have ended and nobody has asked
+        return

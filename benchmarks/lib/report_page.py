@@ -1,0 +1,78 @@
+"""The page of a report, in Markdown: the machine, what became of each part, what each found."""
+
+import time
+from typing import Any
+
+from mlx_rtx.kernel_check.worker import saves_power
+from mlx_rtx.plan import duration
+
+from lib.parts import Outcome
+from lib.short_training import ShortTraining, table
+
+LAST = 20  # lines that are shown of a part that failed
+
+
+def page(
+    environment: dict[str, Any],
+    info: dict[str, str],
+    outcomes: list[Outcome],
+    trainings: list[ShortTraining],
+    whole: bool,
+    seconds: float,
+    picture: str | None,
+) -> str:
+    """The text of the page.
+
+    Args:
+        environment: what `mlx_rtx.support.backend` says.
+        info: what MLX says of the device.
+        outcomes: of the parts so far.
+        trainings: what they came to.
+        whole: whether trainings ran by the default recipes' own settings.
+        seconds: what all took.
+        picture: file name of that of the trainings, if there is one.
+    """
+    made = f"Made on {time.strftime('%Y-%m-%d %H:%M')} by `make report` in {duration(seconds)}"
+    lines = [f"# {environment['device_name'] or 'A machine'}: a report", ""]
+    lines += [f"{made}{'' if whole else ', in its quick form, which shows that all works, and no speeds'}.", ""]
+    lines += ["| machine | |", "|---|---|", *(f"| {name} | {value} |" for name, value in machine(environment, info))]
+    lines += ["", "| part | seconds | |", "|---|---|---|"]
+    lines += [f"| {outcome.part.title} | {outcome.seconds:.0f} | {outcome.text} |" for outcome in outcomes]
+    for outcome in outcomes:
+        if not outcome.skipped and (outcome.failure or not outcome.part.endless):
+            lines += ["", *section(outcome)]
+    if trainings:
+        note = "By the default recipes" if whole else "Tiny trainings"
+        lines += ["", "## Short trainings", "", f"{note}, each stopped at the end of its time.", ""]
+        lines += table(trainings, whole)
+        lines += [f"\n{said.strip()}" for outcome in outcomes for said in kernels(outcome)]
+        lines += ["", f"![Losses and accuracies]({picture})"] if picture else []
+    return "\n".join(lines) + "\n"
+
+
+def machine(environment: dict[str, Any], info: dict[str, str]) -> list[tuple[str, str]]:
+    """What the machine is, and what ran on it."""
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    names = ("platform", "device", "processor", "git_revision", "kernels", "tf32")
+    rows = [(name.replace("_", " "), str(environment[name])) for name in names]
+    rows += [(f"device: {name.replace('_', ' ')}", value) for name, value in info.items()]
+    return [*rows, ("versions", versions), ("low power mode", "on" if saves_power() else "off, or none")]
+
+
+def section(outcome: Outcome) -> list[str]:
+    """What a part found: what it says after its progress; of one that failed its last lines."""
+    said = "\n".join(line for line in outcome.said.splitlines() if not line.startswith(("{", "[{", "report")))
+    if outcome.failure:
+        said = "\n".join(said.strip().splitlines()[-LAST:])
+    else:
+        said = said.strip().partition("\n\n")[2] or said
+    lines = [f"## {outcome.part.title}", "", "```", said.strip("\n"), "```"]
+    if not outcome.failure:
+        for name in outcome.part.pictures:
+            lines += ["", f"![{outcome.part.title}]({name})"]
+    return lines
+
+
+def kernels(outcome: Outcome) -> list[str]:
+    """The line of a training on its kernels, if it has one."""
+    return [line for line in outcome.said.splitlines() if outcome.part.endless and line.startswith("kernels: ")]

@@ -1,0 +1,221 @@
+"""All that there is to ask of a machine in a quarter of an hour, on one page that can be sent.
+
+    make report
+    python benchmarks/report.py --quick              # two or three minutes, with tiny trainings
+
+Runs, one after the other and each in a process of its own: the benchmarks of time and memory, models whose scores are
+known, the trial of fused kernels, and a short training of each kind. They share the time; what fails costs itself,
+and the page says so. The page, README.md in benchmarks/results/<machine>, is whole after each part: if one takes the
+machine down, the others are there. Nothing is sent anywhere. Images and text are downloaded once, see docs/usage.md.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mlx_rtx.forecast.planner import Planner
+from mlx_rtx.plan import duration, gigabytes
+from mlx_rtx.plots import figures
+from mlx_rtx.plots.run_history import read_history
+from mlx_rtx.support import backend
+from mlx_rtx.support.command import run_command
+from mlx_rtx.support.errors import UserError
+from mlx_rtx.support.files import write_text
+from mlx_rtx.support.parsing import parse
+from mlx_rtx.support.reports import write_picture, write_report
+from mlx_rtx.train import read_command
+
+import mlx.core as mx
+
+from lib.budget import Budget
+from lib.machine_results import results_folder
+from lib.parts import ROOT, Outcome, Part, carry_out
+from lib.report_page import page
+from lib.short_training import ShortTraining, read
+
+SECONDS, QUICK_SECONDS = 840.0, 150.0
+# validated often enough for a slow machine to come to it, on few enough samples for a fast one to lose little
+OFTEN = ["--validate-every", "20", "--validate-samples", "256", "--report-every", "5"]
+TRAININGS = {"copy": ["--noise", "4096"], "text": OFTEN, "image": OFTEN}
+TINY = ["--dropout", "0", "--warm-up", "0", "--lr-decay", "none", *OFTEN]
+QUICK_TRAININGS = {
+    "copy": ["--noise", "64"],
+    "text": ["--dim", "64", "--heads", "4", "--batch", "16", "--lr", "4e-3", "--samples", "2400", *TINY],
+    "image": ["--block", "128", "--batch", "20", "--samples", "1200", *TINY],
+}
+KEPT = ROOT / "results" / "models" / "copy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Budget):
+    """Benchmarks, kernels and trainings of a machine, on one page."""
+
+    quick: bool = False
+    """Smaller and fewer sizes, one kind of kernels, and tiny trainings."""
+    seconds: float | None = None
+    """Time for all parts together, about; if not given 840, or 150 with --quick."""
+
+    @property
+    def time(self) -> float:
+        """Seconds for all parts."""
+        return self.seconds or (QUICK_SECONDS if self.quick else SECONDS)
+
+    @property
+    def trainings(self) -> dict[str, list[str]]:
+        """The flags of each training, by task."""
+        return QUICK_TRAININGS if self.quick else TRAININGS
+
+
+def main(arguments: list[str]) -> None:
+    """Say what it takes, run all parts, and leave the page; end with code 1 where a part failed."""
+    report = parse(Report, arguments, "python benchmarks/report.py")
+    folder, began = results_folder(report.out).absolute(), time.perf_counter()
+    with tempfile.TemporaryDirectory() as runs, awake():
+        parts = make_parts(report, folder, Path(runs))
+        needs = report.memory * 1e9 * backend.memory_gb()
+        print(f"device: {backend.device()}")
+        print(f"{len(parts)} parts take about {duration(report.time)}, and each at most {gigabytes(needs)} of memory")
+        print(
+            "close what else runs, and leave the machine alone meanwhile; Ctrl-C ends it, and the page keeps the rest"
+        )
+        print(f"page: {folder / 'README.md'}", flush=True)
+        outcomes: list[Outcome] = []
+        for outcome in carry_out(parts, report.time, lambda text: print(text, end=" ", flush=True)):
+            outcomes.append(outcome)
+            print(f"{outcome.text} ({outcome.seconds:.0f} s)", flush=True)
+            write(report, folder, Path(runs), outcomes, time.perf_counter() - began)
+    failed = [outcome.part.name for outcome in outcomes if outcome.failure]
+    print(f"took {duration(time.perf_counter() - began)}; {', '.join(failed) or 'no part'} failed")
+    print(f"to send: the folder {folder}")
+    if failed:
+        sys.exit(1)
+
+
+def make_parts(report: Report, folder: Path, runs: Path) -> list[Part]:
+    """What is run, in this order: what could take a machine down comes after what hardly can."""
+    no_gpu = None if mx.default_device() == mx.gpu else "there is no GPU here"
+    quick = report.quick
+
+    def benchmark(name: str, seconds: float, *flags: str) -> list[str]:
+        limits = ["--seconds", f"{seconds:.0f}", "--memory", str(report.memory), "--out", str(folder)]
+        return [f"benchmarks/{name}.py", *limits, *flags]
+
+    sweep = ["--shapes", "image", "copy", "--modes", "training", "--batches", "1", "4"] if quick else ["--quick"]
+    sizes = ["--lengths", "128", "512", "--widths", "48", "96"] if quick else []
+    contexts = (
+        ["--contexts", "256", "--batches", "1"] if quick else ["--contexts", "256", "4096", "--batches", "1", "8"]
+    )
+    noise = "256" if quick else "4096"
+    return [
+        Part(
+            name="ops_vs_wallclock",
+            title="Does counting operations predict time?",
+            words=lambda seconds: benchmark("ops_vs_wallclock", seconds, *sweep),
+            share=120,
+            pictures=("ops_vs_wallclock.png", "ops_vs_wallclock_axes.png"),
+        ),
+        Part(
+            name="growth",
+            title="How time and memory grow",
+            words=lambda seconds: benchmark("growth", seconds, *sizes),
+            share=75,
+            pictures=("growth.png",),
+        ),
+        Part(
+            name="generation",
+            title="What a token costs",
+            words=lambda seconds: benchmark("generation", seconds, *contexts),
+            share=60,
+            pictures=("generation.png",),
+        ),
+        Part(
+            name="kept model",
+            title="A kept model, which must be all right",
+            words=lambda _: ["-m", "mlx_rtx.evaluate", str(KEPT), "--noise", noise, "--samples", "8", "--batch", "8"],
+            share=30,
+        ),
+        *(
+            Part(
+                name=f"kernels {task}",
+                title=f"Fused kernels: {task}",
+                words=lambda seconds, task=task: [  # type: ignore[misc]
+                    *("-m", "mlx_rtx.kernel_check", task, "--limit", f"{seconds / 2:.0f}")
+                ],
+                share=60,
+                missing=no_gpu,
+            )
+            for task in (["copy"] if quick else report.trainings)
+        ),
+        *(
+            Part(
+                name=f"training {task}",
+                title=f"Training: {task}",
+                words=lambda _, task=task, flags=flags: [  # type: ignore[misc]
+                    *("-m", "mlx_rtx.train", task, "--out", str(runs / task), *flags)
+                ],
+                share=60 if quick else 240 if task == "copy" else 120,
+                endless=True,
+                missing=too_large(task, flags, report),
+            )
+            for task, flags in report.trainings.items()
+        ),
+    ]
+
+
+def too_large(task: str, flags: list[str], report: Report) -> str | None:
+    """Why a training does not fit into its share of memory, if it does not."""
+    settings = read_command([task, *flags])[0].settings
+    needed = Planner(settings).memory(settings.training.batch, settings.training.segment).peak
+    given = report.memory * 1e9 * backend.memory_gb()
+    return f"it would need about {gigabytes(needed)} of {gigabytes(given)}" if needed > given else None
+
+
+def write(report: Report, folder: Path, runs: Path, outcomes: list[Outcome], seconds: float) -> None:
+    """Leave page, report and picture as far as they go."""
+    trainings = [found for task in report.trainings if (found := read(runs / task, task))]
+    environment, info = backend.environment(), {name: str(value) for name, value in mx.device_info().items()}
+    parts = [
+        {"name": o.part.name, "seconds": o.seconds, "failure": o.failure, "skipped": o.skipped, "said": o.said}
+        for o in outcomes
+    ]
+    whole = {"quick": report.quick, "seconds": seconds, "device_info": info}
+    write_report(folder, "report", {**whole, "trainings": [asdict(one) for one in trainings], "parts": parts})
+    drawn = draw(folder, runs, trainings)
+    write_text(folder / "README.md", page(environment, info, outcomes, trainings, not report.quick, seconds, drawn))
+
+
+def draw(folder: Path, runs: Path, trainings: list[ShortTraining]) -> str | None:
+    """The picture of all trainings that came to a validation; its name, if there is one."""
+    histories = []
+    for one in trainings:
+        with contextlib.suppress(UserError):
+            histories.append(read_history(runs / one.task))
+    if not histories:
+        return None
+    with contextlib.suppress(UserError):  # where matplotlib is missing
+        return write_picture(folder, "training", figures.training(histories)).name
+    return None
+
+
+@contextlib.contextmanager
+def awake() -> Iterator[None]:
+    """Keep a Mac from sleeping meanwhile."""
+    if not (program := shutil.which("caffeinate")):
+        yield
+        return
+    with subprocess.Popen([program, "-i", "-w", str(os.getpid())]) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,171 @@
+"""The report: parts share the time and fail alone, and the page tells what became of each."""
+
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from mlx_rtx.kernel_check.__main__ import Arguments as KernelCheck
+from mlx_rtx.support.command import run_command
+from mlx_rtx.support.parsing import parse, parse_subcommand
+from mlx_rtx.train import read_command
+from mlx_rtx.training.recipes import recipes_by_task
+
+import pytest
+
+import generation
+import growth
+import ops_vs_wallclock
+import report
+from lib import parts, short_training
+from lib.parts import Part, carry_out, run
+from tiny import complaint
+
+SLEEP = "import time; print('there', flush=True); time.sleep(60)"
+
+
+def part(code: str, name: str = "some", **changes) -> Part:
+    return Part(
+        **{"name": name, "title": f"The {name} one", "words": lambda _: ["-S", "-c", code], "share": 1, **changes}
+    )
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr(parts, "LEAST", 0.0)
+
+
+def test_a_part_that_fails_costs_itself():
+    said: list[str] = []
+    failing, good = carry_out(
+        [part("print('x'); raise SystemExit('error: lost')"), part("print('fine')")], 60, said.append
+    )
+    assert (failing.failure, failing.said) == ("status 1: lost", "x\nerror: lost\n")
+    assert (good.text, good.said) == ("done", "fine\n")
+    assert [text.partition(",")[0] for text in said] == ["some", "some"]
+
+
+def test_what_a_part_leaves_the_others_have():
+    given: list[float] = []
+
+    def words(seconds: float) -> list[str]:
+        given.append(seconds)
+        return ["-c", ""]
+
+    some = part("", words=words, endless=True)
+    missing = replace(some, share=100, missing="nothing to do")
+    outcomes = list(carry_out([some, missing, replace(some, share=2)], 60, str))
+    assert outcomes[1].text == "skipped: nothing to do"
+    assert given[0] == pytest.approx(20, rel=0.01)
+    assert given[1] > 50
+
+
+def test_no_part_is_begun_without_time(monkeypatch):
+    monkeypatch.setattr(parts, "LEAST", 1e9)
+    (outcome,) = carry_out([part("")], 60, str)
+    assert outcome.text == "skipped: no time was left"
+
+
+def test_only_endless_parts_may_be_stopped():
+    stopped = run(part(SLEEP, endless=True), 1.0)
+    assert (stopped.text, stopped.said) == ("stopped at the end of its time", "there\n")
+    assert run(part(SLEEP), 1.0 / parts.LATE).failure == "took longer than 1 s"
+
+
+def test_nothing_outlives_a_part(monkeypatch):
+    """Neither a program that does not heed a request, nor what it began."""
+    monkeypatch.setattr(parts, "GRACE", 0.2)
+    code = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, os.getpid(), flush=True)
+time.sleep(60)
+"""
+    outcome = run(part(code, endless=True), 1.0)
+    assert outcome.seconds < 30
+    pids = [int(word) for word in outcome.said.split()]
+    assert len(pids) == 2
+    for pid in pids:
+        for _ in range(100):  # until whoever adopted it has seen to it
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                break
+            if "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2:3]:
+                break
+            time.sleep(0.05)
+        else:
+            os.kill(pid, signal.SIGKILL)
+            pytest.fail("a process was left")
+
+
+def test_a_page_is_whole_after_each_part(tmp_path, capsys, monkeypatch):
+    reading = part(f"print('so far', open({str(tmp_path / 'README.md')!r}).read().count('The some one'))", name="other")
+    made = [part("print('progress\\n\\nfound'); print('{}')", pictures=("a.png",)), reading]
+    monkeypatch.setattr(
+        report, "make_parts", lambda *_: [*made, part("", missing="no GPU"), part("raise OSError('gone')")]
+    )
+    monkeypatch.setattr("sys.argv", ["report", "--out", str(tmp_path), "--quick"])
+    with pytest.raises(SystemExit) as stop:
+        run_command(report.main)
+    assert stop.value.code == 1
+    said, page = capsys.readouterr().out, (tmp_path / "README.md").read_text()
+    assert "4 parts take about 2 min" in said
+    for words in ("| The other one | ", "so far 3", "```\nfound\n```", "![The some one](a.png)", "skipped: no GPU"):
+        assert words in page
+    assert "**failed**: status 1: OSError: gone" in page
+    assert "quick form" in page
+    assert "progress" not in page
+    stored = json.loads((tmp_path / "report.json").read_text())
+    assert {"versions", "git_revision"} <= stored["environment"].keys()
+    assert [part["failure"] for part in stored["parts"]] == [None, None, None, "status 1: OSError: gone"]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_parts_are_commands_that_there_are(quick, tmp_path):
+    made = {p.name: p.words(30.0) for p in report.make_parts(report.Report(quick=quick), tmp_path, tmp_path)}
+    for name, kind in (
+        ("ops_vs_wallclock", ops_vs_wallclock.Sweep),
+        ("growth", growth.GrowthCommand),
+        ("generation", generation.Generation),
+    ):
+        assert parse(kind, made[name][1:], "").seconds == 30
+    assert (report.ROOT / "results" / "models" / "copy").exists()
+    settings = recipes_by_task("default")
+    for task, flags in report.Report(quick=quick).trainings.items():
+        assert read_command(made[f"training {task}"][2:])[0].out == tmp_path / task
+        if not quick and task != "copy":
+            assert read_command([task, *flags])[0].settings.architecture == settings[task].architecture
+    choices = {"copy": ("", KernelCheck(settings=settings["copy"]))}
+    assert parse_subcommand(choices, made["kernels copy"][2:], "", "").limit == 15
+
+
+def test_what_does_not_fit_is_not_trained():
+    assert report.too_large("copy", [], report.Report()) is None
+    needs = report.too_large("text", ["--batch", "4096"], report.Report(memory=1e-3))
+    assert needs is not None
+    assert needs.startswith("it would need about")
+
+
+def test_what_a_short_training_tells(tmp_path):
+    reports = [
+        {"kind": "train", "step": i, "samples": 10 * i, "loss": 3.0 / i, "samples_per_s": rate, "peak_gb": 0.1 * i}
+        for i, rate in ((1, 1.0), (2, 100.0), (3, 120.0), (4, 80.0))
+    ]
+    check = {"kind": "validation", "step": 4, "samples": 40, "loss": 0.5, "accuracy": 0.25}
+    assert short_training.read(tmp_path, "text") is None
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*reports, check])) + "\n")
+    found = short_training.read(tmp_path, "text")
+    assert found is not None
+    *_, row = short_training.table([found], whole=True)
+    assert row == "| text | 40 | 100.0 | 0.400 | 3.000 | loss 0.500, accuracy 25.0% | 1 h 20 min for 480,000 samples |"
+    *_, row = short_training.table([replace(found, validation=None, task="copy")], whole=False)
+    assert row.endswith("| not reached | – |")
+
+
+@pytest.mark.parametrize("wrong", [["--seconds", "0"], ["--memory", "2"]])
+def test_wrong_flags(wrong, capsys, monkeypatch):
+    assert wrong[0].strip("-") in complaint(wrong, capsys, monkeypatch, report.main)
