@@ -11,6 +11,7 @@ from mlx_rtx.kernel_check.__main__ import Arguments as KernelCheck
 from mlx_rtx.support.command import run_command
 from mlx_rtx.support.parsing import parse, parse_subcommand
 from mlx_rtx.train import read_command
+from mlx_rtx.training.log import RunLog
 from mlx_rtx.training.recipes import recipes_by_task
 
 import pytest
@@ -151,13 +152,14 @@ def test_what_does_not_fit_is_not_trained():
 
 
 def test_what_a_short_training_tells(tmp_path):
-    reports = [
-        {"kind": "train", "step": i, "samples": 10 * i, "loss": 3.0 / i, "samples_per_s": rate, "peak_gb": 0.1 * i}
-        for i, rate in ((1, 1.0), (2, 100.0), (3, 120.0), (4, 80.0))
-    ]
-    check = {"kind": "validation", "step": 4, "samples": 40, "loss": 0.5, "accuracy": 0.25}
     assert short_training.read(tmp_path, "text") is None
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*reports, check])) + "\n")
+    log = RunLog(tmp_path / "metrics.jsonl", samples=40)
+    for i, rate in ((1, 1.0), (2, 100.0), (3, 120.0), (4, 80.0)):
+        pace = {"samples_per_s": rate, "peak_gb": 0.1 * i}
+        log.report(step=i, samples=10 * i, loss=3.0 / i, alpha=[0.5], length=16, lr=0.1, tokens_per_s=1.0, **pace)
+    scores = {"loss": 0.5, "accuracy": 0.25, "sequence_accuracy": 0.0}
+    log.event("validation", "", step=4, samples=40, **scores)
+    log.close()
     found = short_training.read(tmp_path, "text")
     assert found is not None
     *_, row = short_training.table([found], whole=True)
