@@ -66,6 +66,7 @@ def main(arguments: list[str]) -> None:
 def read_run(command: ConvertCommand) -> Transformer:
     """Make a run folder of a checkpoint."""
     folder, source = RunFolder(command.target), command.source
+    require(not folder.config.exists(), f"{folder.path}: holds a run already; name another folder")
     require(
         command.heads is not None,
         "--heads: is missing, and the checkpoint does not say it; 6 in the paper's text models",

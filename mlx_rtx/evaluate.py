@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
     scores = evaluate(model, data.held_out(split, samples, command.batch, mx.random.key(command.seed)))
     seconds = time.perf_counter() - started
     print(f"task={name} split={split} {line(data.describe())}")
-    if data.fingerprint != stored["data"]["sha256"]:
+    if stored["data"]["sha256"] not in (None, data.fingerprint):  # None: of a model that was converted
         print("note: this is other data than the run was trained on")
     if folder.unjudged:
         print(f"note: {folder.unjudged}")

@@ -74,10 +74,14 @@ def test_text_is_scored_and_written_on(tmp_path, capsys):
     source = save(tmp_path / "gpt.safetensors", nanogpt.make_weights(8, 16, 8, 1, alpha=0.5))
     data = ["--task=text", f"--data={tmp_path / 'text.txt'}"]
     convert.main([source, str(tmp_path / "run"), "--heads=2", f"--block={K}", *data])
+    with pytest.raises(UserError, match="run: holds a run already; name another folder"):
+        convert.main([source, str(tmp_path / "run"), "--heads=2"])
     assert json.loads((tmp_path / "run" / "config.json").read_text())["origin"]["file"] == "gpt.safetensors"
     capsys.readouterr()
     evaluate.main([str(tmp_path / "run"), data[1]])
-    assert "bits_per_character=" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "bits_per_character=" in said
+    assert "note:" not in said
     generate.main(["--model", str(tmp_path / "run"), "--prompt=abc", "--max-tokens=5"])
     assert len(capsys.readouterr().out) == 6
 
