@@ -23,7 +23,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than Python 3.11; name a newer one with make PYTHON=..." >&2; exit 2; }
 	@$(PYTHON) -m venv --clear .venv
-	@$(RUN) -m pip install -q --disable-pip-version-check -e ".[$(BACKEND),data,plot,scaling,export,dev]"
+	@$(RUN) -m pip install -q --disable-pip-version-check -e ".[$(BACKEND),data,plot,scaling,export,tokenizers,dev]"
 	@touch $@
 
 # goes on where an earlier call was stopped

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_rtx.support import backend
@@ -11,7 +11,7 @@ from mlx_rtx.support.errors import UserError, require, require_positive
 from mlx_rtx.support.files import write_json
 from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.trees import count
-from mlx_rtx.tasks import Data, StoredTask
+from mlx_rtx.tasks import Data, StoredTask, TextTask
 from mlx_rtx.training.checkpoint import RunFolder, load
 from mlx_rtx.training.evaluation import Scores, evaluate, interval
 from mlx_rtx.training.log import line
@@ -39,7 +39,10 @@ class EvaluateCommand:
     seed: int = 1
     """Fixes fresh sequences."""
     data: str | None = None
-    """Where the data lies now, if not where training found it."""
+    """Where the data lies now, if not where training found it; or other text, of which what training would hold out
+    is scored."""
+    validation: float | str | None = None
+    """Text: what to score instead of what training held out, as of mlx_rtx.train: a file, a split, or a share."""
     json: Path | None = None
     """File to write the scores to, for programs: unrounded, null where one is no number."""
 
@@ -78,7 +81,7 @@ def main(arguments: list[str]) -> None:
     if scores.sequences > 1:
         print(f"95 % intervals: {intervals(scores, data)}")
     if command.json:
-        finite = {field: value if math.isfinite(value) else None for field, value in asdict(scores).items()}
+        finite = {field: value if math.isfinite(value) else None for field, value in scores.stored().items()}
         about = {"task": name, "split": split, **data.stage, "parameters": count(model.parameters())}
         write_json(command.json, {**about, "scores": finite, "environment": backend.environment()})
     rate = scores.sequences / seconds
@@ -92,6 +95,10 @@ def load_data(command: EvaluateCommand, settings: RunConfig) -> Data:
         if not isinstance(task, StoredTask):
             raise UserError(f"--data {command.data}: this task makes its own data; drop the flag")
         task = replace(task, data=command.data)
+    if command.validation is not None:
+        if not isinstance(task, TextTask):
+            raise UserError(f"--validation {command.validation}: only text has it; drop the flag")
+        task = replace(task, validation=command.validation)
     data = task.load(RunFolder(command.run).vocabulary())
     if command.noise is not None:
         require("noise" in data.stage, f"--noise {command.noise}: only the copy tasks have noise; drop the flag")

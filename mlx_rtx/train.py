@@ -20,7 +20,7 @@ from mlx_rtx.training.stored_settings import from_stored, to_stored
 from mlx_rtx.training.trainer import Trainer
 
 PROGRAM = "python -m mlx_rtx.train"
-CHANGEABLE = ("samples", "report_every", "test_samples", "data")  # when a run goes on
+CHANGEABLE = ("samples", "report_every", "test_samples", "data", "validation")  # when a run goes on
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from mlx_rtx.generation.sampling import Sampler, make_sampler
 from mlx_rtx.model.base import Transformer
 from mlx_rtx.support.errors import require
-from mlx_rtx.tasks.vocabulary import Characters
+from mlx_rtx.tasks.vocabulary import Vocabulary
 
 import mlx.core as mx
 import numpy as np
@@ -119,7 +119,8 @@ class Response:
     """What one step of `stream_generate` gives, and how it goes."""
 
     texts: list[str]
-    """What each prompt's text goes on by: a character, or nothing where the prompt lasts or the text is done."""
+    """What each prompt's text goes on by: nothing where the prompt lasts, the text is done, or a character is still
+    without its last bytes."""
     stream: Stream
     """Where generation stands; to go on from here, pass it on with the next prompt."""
     prompt_tokens: int
@@ -143,7 +144,7 @@ class Response:
 
 def stream_generate(
     model: Transformer,
-    vocabulary: Characters,
+    vocabulary: Vocabulary,
     prompts: str | Sequence[str],
     max_tokens: int = 256,
     sampler: Sampler | None = None,
@@ -154,7 +155,7 @@ def stream_generate(
 
     Args:
         model: in evaluation mode, as `mlx_rtx.load` gives it.
-        vocabulary: its characters, as `mlx_rtx.load_vocabulary` gives them.
+        vocabulary: its characters or subwords, as `mlx_rtx.load_vocabulary` gives them.
         prompts: one prompt or several; those need not have the same length.
         max_tokens: tokens to draw for each, at least 1.
         sampler: see `mlx_rtx.generation.sampling.make_sampler`; the likeliest token if not given.
@@ -163,7 +164,7 @@ def stream_generate(
             come after it.
 
     Raises:
-        UserError: characters that the model does not know, an empty prompt at the start, or one too long.
+        UserError: text that the vocabulary has no tokens for, an empty prompt at the start, or one too long.
 
     Example:
         >>> for response in stream_generate(model, vocabulary, "ROMEO:", sampler=make_sampler(temp=0.8)):
@@ -175,6 +176,8 @@ def stream_generate(
     require(0 <= seed <= 2**32 - len(prompts), f"seed={seed}: must lie in 0 … {2**32 - len(prompts)}")
     encoded = [vocabulary.encode(prompt, "prompt").tolist() for prompt in prompts]
     prompt_tokens, drawn = sum(map(len, encoded)), 0
+    before = np.array(stream.pending).tolist() if stream else [[]] * len(prompts)
+    decoders = [vocabulary.decoder([*pending, *prompt]) for pending, prompt in zip(before, encoded, strict=False)]
     started = time.perf_counter()
     first: float | None = None  # when the first tokens were there
     seeds = range(seed, seed + len(prompts))
@@ -186,7 +189,7 @@ def stream_generate(
         if model.limit is not None and stands.position > model.limit:
             reason = reason or "limit"
         yield Response(
-            texts=["" if token is None else vocabulary.characters[token] for token in tokens],
+            texts=["" if token is None else decode(token) for decode, token in zip(decoders, tokens, strict=True)],
             stream=stands,
             prompt_tokens=prompt_tokens,
             prompt_tps=prompt_tokens / (first - started),
@@ -197,7 +200,7 @@ def stream_generate(
         )
 
 
-def generate(model: Transformer, vocabulary: Characters, prompts: str | Sequence[str], **settings: Any) -> list[str]:
+def generate(model: Transformer, vocabulary: Vocabulary, prompts: str | Sequence[str], **settings: Any) -> list[str]:
     """The whole text after each prompt; arguments as for `stream_generate`."""
     responses = list(stream_generate(model, vocabulary, prompts, **settings))
     return ["".join(parts) for parts in zip(*(response.texts for response in responses), strict=True)]

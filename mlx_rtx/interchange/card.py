@@ -6,7 +6,7 @@ from typing import Any
 
 from mlx_rtx.interchange.quantization import Cost
 from mlx_rtx.model.config import ModelConfig
-from mlx_rtx.tasks.vocabulary import Characters
+from mlx_rtx.tasks.vocabulary import Characters, Vocabulary
 
 import mlx.core as mx
 
@@ -55,7 +55,7 @@ class Facts:
     model: ModelConfig
     alphas: list[mx.array]
     parameters: int
-    vocabulary: Characters
+    vocabulary: Vocabulary
     stored: dict[str, Any]
     """A run folder's ``config.json``."""
     scores: dict[str, Any] | None
@@ -72,7 +72,7 @@ def write_card(facts: Facts) -> str:
         "Use": USES[facts.format].format(prompt=_prompt(facts.vocabulary), outputs=len(facts.vocabulary) + 1),
         "How well it does": _figures(facts),
         "Training": _training(facts),
-        "Characters": _characters(facts.vocabulary),
+        "Vocabulary": _vocabulary(facts.vocabulary),
         "Limits": _limits(facts),
         "Source": "B. N. Kausik, *Scaling Efficient LLMs*, [arXiv 2402.14746](https://arxiv.org/abs/2402.14746). Made "
         "by mlx_rtx, which is independent of the paper's author.",
@@ -84,13 +84,16 @@ def write_card(facts: Facts) -> str:
     return header + f"\n# {facts.name}\n\n" + "\n\n".join(parts) + "\n"
 
 
-def _prompt(vocabulary: Characters) -> str:
+def _prompt(vocabulary: Vocabulary) -> str:
+    if not isinstance(vocabulary, Characters):
+        return "The"
     return "ROMEO:" if set("ROMEO:") <= set(vocabulary.characters) else vocabulary.characters[-1]
 
 
 def _opening(facts: Facts) -> str:
     model, what = facts.model, f"A {facts.kind} transformer of {facts.parameters:,} parameters"
-    text = f"{what} that writes text on, character by character."
+    unit = facts.vocabulary.unit
+    text = f"{what} that writes text on, {unit} by {unit}."
     if facts.bits:
         text += f" Its weights are kept in {facts.bits} bits."
     sizes = f"Width {model.dim}, {model.heads} heads, {model.layers} layer{'s' if model.layers > 1 else ''}"
@@ -98,21 +101,23 @@ def _opening(facts: Facts) -> str:
         return f"{text} {sizes}; {model.positions} positions."
     alphas = ", ".join(f"{alpha.item():.3g}" for alpha in facts.alphas)
     return (
-        f"{text} One causal layer slides over blocks of {model.block} characters and carries its state forward, so "
+        f"{text} One causal layer slides over blocks of {model.block} {unit}s and carries its state forward, so "
         f"time is linear in length and the state has a constant size. {sizes}; α {alphas} ({model.alpha_kind}), "
         f"history {model.history!r}, {model.positions} positions."
     )
 
 
 def _figures(facts: Facts) -> str:
-    scores, rows = facts.scores, []
+    scores, rows, unit = facts.scores, [], facts.vocabulary.unit
     if scores:
         loss, half = scores["loss"], 1.96 * scores["loss_se"]
         rows += [
-            ("loss, nats a character", f"{loss:.4f} ± {half:.4f}"),
-            ("bits a character", f"{loss / math.log(2):.4f} ± {half / math.log(2):.4f}"),
-            ("right next characters", f"{scores['accuracy']:.2%} ± {1.96 * scores['accuracy_se']:.2%}"),
+            (f"loss, nats a {unit}", f"{loss:.4f} ± {half:.4f}"),
+            (f"bits a {unit}", f"{loss / math.log(2):.4f} ± {half / math.log(2):.4f}"),
+            (f"right next {unit}s", f"{scores['accuracy']:.2%} ± {1.96 * scores['accuracy_se']:.2%}"),
         ]
+        if "bits_per_byte" in scores:
+            rows.insert(2, ("bits a byte of text", f"{scores['bits_per_byte']:.4f}"))
     if facts.cost:
         rows += [
             ("loss as a stream, 32 bits", str(facts.cost.before)),
@@ -125,7 +130,7 @@ def _figures(facts: Facts) -> str:
     if not scores:
         return table
     return (
-        f"{table}\n\nOver {scores['targets']:,} characters that were not trained on. The weights are those that did "
+        f"{table}\n\nOver {scores['targets']:,} {unit}s that were not trained on. The weights are those that did "
         f"best on them, which flatters a little. A uniform guess has {math.log(len(facts.vocabulary)):.3f} nats."
     )
 
@@ -134,13 +139,13 @@ def _training(facts: Facts) -> str:
     if origin := facts.stored.get("origin"):
         return f"Trained elsewhere; converted from `{origin['file']}` (sha256 `{origin['sha256']}`)."
     settings, data = facts.stored["settings"], facts.stored["data"]
-    loop, optimizer = settings["training"], settings["optimizer"]
+    loop, optimizer, unit = settings["training"], settings["optimizer"], facts.vocabulary.unit
     samples = facts.scores["samples"] if facts.scores else loop["samples"]
     environment = facts.stored.get("environment", {})
     versions = environment.get("versions", {})
     return (
-        f"On the first {data['train']:,} characters of `{data['source']}` (sha256 `{data['sha256']}`): {samples:,} "
-        f"samples of {settings['task']['length']} characters, {loop['batch']} to a step, {optimizer['optimizer']} at a "
+        f"On the first {data['train']:,} {unit}s of `{data['source']}` (sha256 `{data['sha256']}`): {samples:,} "
+        f"samples of {settings['task']['length']} {unit}s, {loop['batch']} to a step, {optimizer['optimizer']} at a "
         f"learning rate of {optimizer['lr']:g}, dropout {facts.model.dropout:g}, seed {loop['seed']}. On "
         f"{environment.get('device_name')}, MLX {versions.get('mlx')}, mlx_rtx {versions.get('mlx_rtx')} at revision "
         f"{environment.get('git_revision')}. All "
@@ -148,21 +153,26 @@ def _training(facts: Facts) -> str:
     )
 
 
-def _characters(vocabulary: Characters) -> str:
+def _vocabulary(vocabulary: Vocabulary) -> str:
+    end = (
+        "The end of text, one more token, was never trained: the model writes until it is stopped. The chat template "
+        "only joins messages: it is no chat model."
+    )
+    if not isinstance(vocabulary, Characters):
+        return f"It knows {len(vocabulary):,} subwords, which `tokenizer.json` has. {end}"
     shown = vocabulary.characters.replace("\n", "⏎").replace("`", "ˋ")
     return (
         f"It knows {len(vocabulary)} characters, ⏎ being the line break: `{shown}`\n\n**All others vanish** from a "
-        "prompt, without a word. The end of text, one more token, was never trained: the model writes until it is "
-        "stopped. The chat template only joins messages: it is no chat model."
+        f"prompt, without a word. {end}"
     )
 
 
 def _limits(facts: Facts) -> str:
-    model = facts.model
+    model, unit = facts.model, facts.vocabulary.unit
     if model.has_limit:
-        end = f"It has {model.positions} positions for {model.max_len} characters: there its text ends."
+        end = f"It has {model.positions} positions for {model.max_len} {unit}s: there its text ends."
     else:
-        end = f"It has no longest length; what it learned, it learned on {model.max_len} characters at a time."
+        end = f"It has no longest length; what it learned, it learned on {model.max_len} {unit}s at a time."
     closed = ""
     if facts.kind == "recurrent":
         closed = (

@@ -2,7 +2,7 @@
 
     config.json, recurrent_transformer.py   the model, and the file that makes it of its weights
     model.safetensors                       weights, with one more token than the run's: the end of text
-    tokenizer.json, tokenizer_config.json   its characters
+    tokenizer.json, tokenizer_config.json   its characters or subwords
     README.md                               the model card
 
 The end of text was never trained: its embedding is zero, and the model file all but rules it out. Only where positions
@@ -23,11 +23,11 @@ from mlx_rtx.model.registry import MODELS
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.files import write_json, write_whole
 from mlx_rtx.support.trees import flat
-from mlx_rtx.tasks.vocabulary import Characters
+from mlx_rtx.tasks.subwords import END
+from mlx_rtx.tasks.vocabulary import Vocabulary
 
 import mlx.core as mx
 
-END = "<|endoftext|>"
 CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # else a server invents roles and marks
 MODEL_FILE = Path(recurrent_transformer.__file__)
 AUTO_MAP = {  # where ``transformers`` finds its classes
@@ -90,7 +90,7 @@ def describe(kind: ModelKind, config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def write_folder(folder: Path, exported: Exported, vocabulary: Characters) -> None:
+def write_folder(folder: Path, exported: Exported, vocabulary: Vocabulary) -> None:
     """Write all but the model card.
 
     Raises:
@@ -99,12 +99,14 @@ def write_folder(folder: Path, exported: Exported, vocabulary: Characters) -> No
     weights = flat(exported.model.parameters())
     target = folder / "model.safetensors"
     write_whole(target, lambda path: mx.save_safetensors(str(path), weights, {"format": "mlx"}))
-    write_json(folder / "config.json", exported.config)
+    ends = exported.config["eos_token_id"]
+    ends = ends if vocabulary.end is None else [vocabulary.end, ends]
+    write_json(folder / "config.json", {**exported.config, "eos_token_id": ends})
     copy_file(MODEL_FILE, folder)
     write_tokenizer(folder, vocabulary, exported.config["max_position_embeddings"])
 
 
-def write_for_transformers(folder: Path, exported: Exported, vocabulary: Characters) -> None:
+def write_for_transformers(folder: Path, exported: Exported, vocabulary: Vocabulary) -> None:
     """Write the same, and what ``transformers`` needs beside it.
 
     Raises:
@@ -124,18 +126,20 @@ def copy_file(file: Path, folder: Path) -> None:
     write_whole(folder / file.name, lambda path: shutil.copyfile(file, path))
 
 
-def write_tokenizer(folder: Path, vocabulary: Characters, limit: int | None) -> None:
-    """The characters as tokens for ``transformers``, and the end of text."""
+def write_tokenizer(folder: Path, vocabulary: Vocabulary, limit: int | None) -> None:
+    """The characters or subwords as tokens for ``transformers``, and one more that ends a text."""
     vocabulary.save(folder / "tokenizer.json")
     described = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    described["added_tokens"] = [{"id": len(vocabulary), "content": END, **plain, "special": True}]
+    described["post_processor"] = None  # it may add tokens that the model has never seen
+    end = "<|end|>" if vocabulary.end_name == END else END
+    described["added_tokens"].append({"id": len(vocabulary), "content": end, **plain, "special": True})
     write_json(folder / "tokenizer.json", described)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": limit or 10**9,
-        "eos_token": END,
+        "eos_token": vocabulary.end_name or end,
         "chat_template": CHAT,
     }
     write_json(folder / "tokenizer_config.json", settings)

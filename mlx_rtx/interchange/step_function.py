@@ -1,7 +1,7 @@
 """One step of a model as a graph that C++ and Swift run without Python: ``mx.export_function``.
 
 ``step.mlxfn`` maps (token (1, 1) int32, state …) to (logits (1, 1, V), state …); weights are in it. All zeros are the
-state before the first token. ``step.json`` lists shapes, types and characters.
+state before the first token. ``step.json`` lists shapes, types and characters; subwords have a ``tokenizer.json``.
 """
 
 from pathlib import Path
@@ -9,12 +9,12 @@ from pathlib import Path
 from mlx_rtx.interchange.model_folder import Exported
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.files import write_json, write_whole
-from mlx_rtx.tasks.vocabulary import Characters
+from mlx_rtx.tasks.vocabulary import Characters, Vocabulary
 
 import mlx.core as mx
 
 
-def write_step(folder: Path, exported: Exported, vocabulary: Characters) -> None:
+def write_step(folder: Path, exported: Exported, vocabulary: Vocabulary) -> None:
     """Write ``step.mlxfn`` and ``step.json`` into ``folder``.
 
     Raises:
@@ -36,11 +36,13 @@ def write_step(folder: Path, exported: Exported, vocabulary: Characters) -> None
     described = {
         "inputs": _describe(arguments),
         "outputs": _describe(step(*arguments)),
-        "characters": vocabulary.characters,
+        **({"characters": vocabulary.characters} if isinstance(vocabulary, Characters) else {}),
         "end_of_text": len(vocabulary),
         "max_positions": exported.config["max_position_embeddings"],
     }
     write_json(folder / "step.json", described)
+    if not isinstance(vocabulary, Characters):
+        vocabulary.save(folder / "tokenizer.json")
 
 
 def _describe(arrays: list[mx.array]) -> list[dict]:

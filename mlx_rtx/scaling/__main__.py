@@ -27,7 +27,7 @@ from mlx_rtx.support.errors import require
 from mlx_rtx.support.parsing import parse_subcommand
 from mlx_rtx.support.reports import make_folder, write_picture, write_report
 from mlx_rtx.tasks import text_file
-from mlx_rtx.tasks.text import TRAIN
+from mlx_rtx.tasks.text import HELD_OUT
 
 import numpy as np
 import tyro
@@ -194,7 +194,7 @@ def counted(one: corpora.Corpus, command: Count, band: tuple[float, float]) -> G
 def train(command: Train) -> None:
     """Run what is missing of the grid."""
     text, path = text_file.load(str(command.text) if command.text else None)
-    most = int(TRAIN * len(text)) // grid.LENGTH * grid.LENGTH
+    most = int((1 - HELD_OUT) * len(text)) // grid.LENGTH * grid.LENGTH
     sizes = [most >> i for i in range(command.halvings + 1)]
     require(sizes[-1] >= 4 * grid.LENGTH, f"halvings={command.halvings}: leave {sizes[-1]:,} characters; use fewer")
     points = [

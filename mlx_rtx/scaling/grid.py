@@ -16,6 +16,7 @@ from mlx_rtx.model.config import ModelKind
 from mlx_rtx.model.registry import MODELS, parameter_count
 from mlx_rtx.support.errors import UserError
 from mlx_rtx.tasks import TextData, TextTask
+from mlx_rtx.tasks.text_file import Text
 from mlx_rtx.training.curriculum import Progress
 from mlx_rtx.training.evaluation import Scores, evaluate
 from mlx_rtx.training.recipes import TEXT
@@ -100,7 +101,7 @@ def train(point: GridPoint, text: str, source: str) -> Loss:
     """Train on the point's characters of ``text``, and score on all that is held out; nothing is saved meanwhile."""
     began, settings = time.perf_counter(), point.settings(source)
     assert isinstance(settings.task, TextTask)
-    data, training = TextData(settings.task, text, source, None), settings.training
+    data, training = TextData(settings.task, Text.of(text, source)), settings.training
     config = settings.model_config(data)
     mx.random.seed(point.seed)
     model = MODELS[point.model](config)

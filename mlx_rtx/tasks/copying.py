@@ -13,7 +13,7 @@ from typing import Self
 
 from mlx_rtx.support.errors import UserError, require, require_at_most
 from mlx_rtx.tasks.task import Data, Sequences, Shape, Task
-from mlx_rtx.tasks.vocabulary import Characters
+from mlx_rtx.tasks.vocabulary import Vocabulary
 
 import mlx.core as mx
 
@@ -76,7 +76,7 @@ class CopyTask(Task, Data):
         """The same task with another noise."""
         return replace(self, **stage)
 
-    def load(self, vocabulary: Characters | None = None) -> Self:
+    def load(self, vocabulary: Vocabulary | None = None) -> Self:
         """The task itself: its sequences are made, not read."""
         return self
 

@@ -15,7 +15,7 @@ from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks import cifar
 from mlx_rtx.tasks.cifar import Images
 from mlx_rtx.tasks.task import Data, Sequences, Shape, StoredTask, columns
-from mlx_rtx.tasks.vocabulary import Characters
+from mlx_rtx.tasks.vocabulary import Vocabulary
 
 import mlx.core as mx
 import numpy as np
@@ -44,7 +44,7 @@ class ImageTask(StoredTask):
         """One class is read, at the end."""
         return Shape(ImageData.vocab_size, ImageData.length, 1, ImageData.out_size)
 
-    def load(self, vocabulary: Characters | None = None) -> "ImageData":
+    def load(self, vocabulary: Vocabulary | None = None) -> "ImageData":
         """Read and check the images; see `mlx_rtx.tasks.cifar.load`."""
         splits, path = cifar.load(self.data)
         return ImageData(splits, path.name, self.validate_on == "test", self.mirror)

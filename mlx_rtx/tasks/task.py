@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 
 from mlx_rtx.model.config import Architecture, ModelKind
 from mlx_rtx.support.randomness import step_key
-from mlx_rtx.tasks.vocabulary import Characters
+from mlx_rtx.tasks.vocabulary import Vocabulary
 
 import mlx.core as mx
 import numpy as np
@@ -19,6 +19,7 @@ class Sequences(NamedTuple):
     length: int  # L
     read_tokens: Callable[[int, int], mx.array]  # tokens (B, end - start) of positions start … end
     targets: mx.array  # (B, n), classes of the last n positions
+    sizes: np.ndarray | None = None  # (B,), bytes of text in UTF-8 that a row's targets stand for, if they do
 
 
 def columns(rows: np.ndarray, start: int, end: int) -> mx.array:
@@ -46,7 +47,7 @@ class Batch(NamedTuple):
 class Data(ABC):
     """Sequences of a task, ready to be drawn."""
 
-    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    metrics: tuple[str, ...] = ("loss", "accuracy")
     """Scores that mean something here, for people; see `mlx_rtx.training.evaluation.Scores`."""
     splits: ClassVar[tuple[str, ...]] = ("validation",)
     """Held-out sequences there are; the last one is what a finished model is judged by."""
@@ -56,8 +57,8 @@ class Data(ABC):
     """Classes of the targets; the vocabulary if None."""
     fingerprint: str | None = None
     """sha256 of the data; None where it is made, not read."""
-    vocabulary: Characters | None = None
-    """Characters that the tokens stand for, if they do."""
+    vocabulary: Vocabulary | None = None
+    """Characters or subwords that the tokens stand for, if they do."""
     stateful: bool = False
     """Whether batches may continue: a sequence then has no end, and its last block keeps Eq. 6."""
 
@@ -130,11 +131,11 @@ class Task(ABC):
         """What its sequences look like."""
 
     @abstractmethod
-    def load(self, vocabulary: Characters | None = None) -> Data:
+    def load(self, vocabulary: Vocabulary | None = None) -> Data:
         """Get the data and check it.
 
         Args:
-            vocabulary: characters that a model knows; None for those of the data. Of text only.
+            vocabulary: what a model's tokens stand for; None for what the task says. Of text only.
 
         Raises:
             UserError: it is missing, or not what it should be.

@@ -1,37 +1,53 @@
-"""Text (paper §6.3): predict each next character of tiny Shakespeare, or of any text.
+"""Text (paper §6.3): predict each next token of tiny Shakespeare, or of any text.
 
-Tokens are characters. The first 90 % of the text train, the rest is held out; validation is over all of
-it, in windows of L characters side by side (every held-out character but the first is predicted once).
+Tokens are characters, or subwords of any tokenizer. The last tenth of the text is held out, if nothing else is said.
+Validation is over all of it, in windows of L tokens side by side (each held-out token but the first is predicted once).
 """
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 from mlx_rtx.model.config import Architecture, ModelKind
 from mlx_rtx.support.errors import require, require_positive
 from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks import text_file
+from mlx_rtx.tasks.encoding import encode_part
+from mlx_rtx.tasks.subwords import find_tokenizer, train_tokenizer
 from mlx_rtx.tasks.task import Batch, Data, Sequences, Shape, StoredTask, columns
-from mlx_rtx.tasks.vocabulary import Characters
+from mlx_rtx.tasks.text_file import HUB, Text
+from mlx_rtx.tasks.vocabulary import Characters, Vocabulary
+from mlx_rtx.tasks.windows import Reading, Windows
 
 import mlx.core as mx
 import numpy as np
 import tyro
 
-TRAIN = 0.9  # share of the text
+HELD_OUT = 0.1  # share of the text
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTask(StoredTask):
-    """Predict the next character."""
+    """Predict the next token."""
 
-    summary = "Predict the next character of tiny Shakespeare, or of any text (paper §6.3)."
+    summary = "Predict the next character of tiny Shakespeare, or the next token of any text (paper §6.3)."
 
+    column: str = "text"
+    """What has the text, in a data set of the hub (--data hf:NAME or hf:NAME:CONFIG) and in files of JSON lines."""
+    documents: int | None = None
+    """Read the first so many documents of the data only; all of them, if not given."""
+    validation: float | str = HELD_OUT
+    """What is held out: this share, from the end of the text; or other text, named as --data does; or a split of the
+    data set that --data names."""
+    tokenizer: str | None = None
+    """Subwords instead of characters: a tokenizer.json, or the name of a model on the Hugging Face hub."""
+    vocab_size: int | None = None
+    """Subwords instead of characters: so many, of bytes, by pairs that the text itself shows to be frequent (BPE)."""
     length: int = 256
-    """Characters L of a training sequence."""
+    """Tokens L of a training sequence: characters, or subwords."""
     stateful: bool = False
     """Read the text on: a sequence begins where the one before it in the same row ended, with its state.
     Best with --alpha 0."""
@@ -41,12 +57,21 @@ class TextTask(StoredTask):
     characters: int | None = None
     """Train on the first so many characters only; what is held out stays the same. All that train, if not given."""
     sample: int = 160
-    """Characters to write at each validation, to look at; 0 for none."""
+    """Tokens to write at each validation, to look at; 0 for none."""
 
     def __post_init__(self):
         require_positive(self, "length")
         require(self.sample >= 0, f"sample={self.sample}: must be 0 (off) or above")
-        require(self.characters is None or self.characters >= 1, f"characters={self.characters}: must be at least 1")
+        for name in ("characters", "documents"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name}={value}: must be at least 1")
+        share = self.validation
+        inside = isinstance(share, str) or 0 < share < 1
+        require(inside, f"validation={share}: must lie between 0 and 1, e.g. 0.1, or name a file")
+        require(
+            self.tokenizer is None or self.vocab_size is None,
+            f"vocab_size={self.vocab_size}: is of a tokenizer that is trained; drop it, or the --tokenizer",
+        )
         require(
             not (self.stateful and self.without_replacement),
             "without_replacement: a stateful run reads the text on; drop one of the two",
@@ -54,13 +79,19 @@ class TextTask(StoredTask):
 
     @property
     def shape(self) -> Shape:
-        """Every position is read; the vocabulary is tiny Shakespeare's."""
-        return Shape(text_file.CHARACTERS, self.length, self.length)
+        """Every position is read; the vocabulary is tiny Shakespeare's, if it is not said."""
+        V = self.vocab_size or (len(find_tokenizer(self.tokenizer)) if self.tokenizer else text_file.CHARACTERS)
+        return Shape(V, self.length, self.length)
 
-    def load(self, vocabulary: Characters | None = None) -> "TextData":
-        """Read and check the text; see `mlx_rtx.tasks.text_file.load`."""
-        text, path = text_file.load(self.data)
-        return TextData(self, text, path.name, vocabulary)
+    def load(self, vocabulary: Vocabulary | None = None) -> "TextData":
+        """Read and check the text; see `mlx_rtx.tasks.text_file.find`."""
+        text = text_file.find(self.data, self.column, documents=self.documents)
+        if not isinstance(self.validation, str):
+            return TextData(self, text, vocabulary=vocabulary)
+        named, data = self.validation, self.data
+        if data and data.startswith(HUB) and not named.startswith(HUB) and not Path(named).exists():
+            return TextData(self, text, text_file.find(data, self.column, named, self.documents), vocabulary)
+        return TextData(self, text, text_file.find(named, self.column), vocabulary)
 
     def check_model(self, kind: ModelKind, architecture: Architecture) -> None:
         """A stateful run needs a state, positions without an end, and whole blocks."""
@@ -80,57 +111,80 @@ class TextTask(StoredTask):
         if self.stateful and architecture.alpha > 0:
             yield f"with --stateful an alpha of {architecture.alpha} may run off to 1 and stay there; --alpha 0 trains"
 
+    @property
+    def reading(self) -> Reading:
+        """Which window comes when."""
+        return "contiguous" if self.stateful else "without_replacement" if self.without_replacement else "drawn"
+
 
 class TextData(Data):
-    """A text in memory, as tokens.
+    """A text as tokens.
 
     Args:
         task: settings.
-        text: the whole text.
-        source: name of what it came from.
+        text: what trains; and what is held out, where ``validation`` is a share.
+        held_out: what is held out, where it is not.
         vocabulary: see `Task.load`.
     """
 
-    metrics = ("loss", "bits_per_character", "accuracy")
     splits = ("stream", "validation")
     long_range = False
 
-    def __init__(self, task: TextTask, text: str, source: str, vocabulary: Characters | None):
+    def __init__(self, task: TextTask, text: Text, held_out: Text | None = None, vocabulary: Vocabulary | None = None):
         self.task, self.stateful = task, task.stateful
-        self.vocabulary: Characters = vocabulary or Characters(text)
-        tokens = self.vocabulary.encode(text, source) if text else np.zeros(0, np.int32)
-        cut = int(TRAIN * len(tokens))
+        whole, source = text.survey, text.name
+        share = task.validation if isinstance(task.validation, float) else 0.0
+        cut = whole.characters if held_out else int((1 - share) * whole.characters)
         read = cut if task.characters is None else task.characters
         require(read <= cut, f"characters={read}: only {cut:,} characters of {source} train")
-        self._train, self._held_out = mx.array(tokens[:read]), tokens[cut:]
+        self.vocabulary: Vocabulary = vocabulary or self._make_vocabulary(text, read, held_out)
+        unit, V = self.vocabulary.unit, self.vocabulary
+        train = encode_part(text, 0, read, V).tokens
+        other = held_out or text
+        self._tokens, self._sizes = encode_part(other, 0 if held_out else cut, other.survey.characters, V)
+        found = len(train) + (0 if held_out else len(self._tokens))
         require(
-            cut > task.length and len(self._held_out) > 1,
-            f"{source}: {len(tokens):,} characters are too few for sequences of {task.length}; "
+            read < cut or (len(train) > task.length and len(self._tokens) > 1),
+            f"{source}: {found:,} {unit}s are too few for sequences of {task.length}; "
             "give a longer text or a smaller --length",
         )
-        require(read > task.length, f"characters={read}: too few for sequences of {task.length}; use more")
-        self.fingerprint = sha256(text.encode("utf-8"))
+        require(len(train) > task.length, f"characters={read}: too few for sequences of {task.length}; use more")
+        require(len(self._tokens) > 1, f"{other.name}: there is nothing to score; give more than one {unit}")
+        self._windows = Windows(train, task.length, task.reading)
+        self.fingerprint = whole.sha256
+        if held_out:
+            self.fingerprint = sha256(f"{whole.sha256} {held_out.survey.sha256}".encode())
+        counted = ("bits_per_character",) if isinstance(V, Characters) else ()
+        self.metrics = ("loss", *counted, "bits_per_byte", "accuracy")
         self._described = {
             "length": task.length,
-            "characters": len(self.vocabulary),
-            "train": read,
-            "validation": len(self._held_out),
+            f"{unit}s": len(V),
+            "train": len(train),
+            "validation": len(self._tokens),
             "source": source,
         }
 
+    def _make_vocabulary(self, text: Text, read: int, held_out: Text | None) -> Vocabulary:
+        """The vocabulary that the task names: tokens are made of what trains alone, characters are known from all."""
+        if self.task.tokenizer:
+            return find_tokenizer(self.task.tokenizer)
+        if self.task.vocab_size:
+            return train_tokenizer(filter(None, text.part(0, read)), self.task.vocab_size)
+        return Characters(text.survey.known + (held_out.survey.known if held_out else ""))
+
     @property
     def vocab_size(self) -> int:
-        """Number of different characters V."""
+        """Number of different tokens V."""
         return len(self.vocabulary)
 
     @property
     def length(self) -> int:
-        """Characters L of a training sequence."""
+        """Tokens L of a training sequence."""
         return self.task.length
 
     @property
     def chance(self) -> float:
-        """Loss of a uniform guess among the characters, ln V nats."""
+        """Loss of a uniform guess among the tokens, ln V nats."""
         return math.log(self.vocab_size)
 
     def describe(self) -> dict:
@@ -138,48 +192,12 @@ class TextData(Data):
         return self._described
 
     def draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
-        """Characters (size, L) from places drawn with replacement, and those that follow them (size, L)."""
-        starts = mx.random.randint(0, len(self._train) - self.length, (size, 1), key=key)
-        return self._cut(starts)
+        """Tokens (size, L) from places drawn with replacement, and those that follow them (size, L)."""
+        return self._windows.draw(key, size)
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
         """Windows drawn with replacement, without, or contiguous ones, as the task says."""
-        if self.stateful:
-            return self._contiguous(mx.random.key(seed), step, size)
-        if self.task.without_replacement:
-            return self._without_replacement(mx.random.key(seed), step, size)
-        return super().batch(seed, step, size)
-
-    def _without_replacement(self, key: mx.array, step: int, size: int) -> Batch:
-        """The ``step``-th batch when windows side by side come in random order, each once before any comes again.
-
-        ``key`` fixes the order, another one each epoch, and where the first window begins.
-        """
-        L, usable = self.length, len(self._train) - 1
-        batches = usable // L // size
-        require(batches >= 1, f"batch={size}: the text has not so many windows of {L}; use a smaller --batch")
-        epoch, at = divmod(step, batches)
-        order, begin = mx.random.split(mx.random.split(key, epoch + 1)[epoch])
-        windows = mx.random.permutation(usable // L, key=order)[at * size : (at + 1) * size]
-        return Batch(*self._cut(mx.random.randint(0, usable % L + 1, key=begin) + L * windows[:, None]))
-
-    def _contiguous(self, key: mx.array, step: int, size: int) -> Batch:
-        """The ``step``-th batch when ``size`` rows read the text on side by side, and again from the start.
-
-        ``key`` fixes where reading begins each epoch.
-        """
-        usable, L = len(self._train) - 1, self.length
-        chunks = usable // (size * L)
-        require(chunks >= 1, f"batch={size}: the text is too short for so many rows of {L}; use a smaller --batch")
-        epoch, chunk = divmod(step, chunks)
-        spare = usable - size * chunks * L
-        begin = mx.random.randint(0, spare + 1, key=mx.random.split(key, epoch + 1)[epoch])
-        starts = begin + L * (chunk + chunks * mx.arange(size)[:, None])
-        return Batch(*self._cut(starts), continues=chunk > 0)
-
-    def _cut(self, starts: mx.array) -> tuple[mx.array, mx.array]:
-        places = starts + mx.arange(self.length)
-        return self._train[places], self._train[places + 1]
+        return self._windows.batch(seed, step, size)
 
     def held_out(self, split: str, samples: int | None, batch: int, key: mx.array) -> Iterator[Sequences]:
         """The held-out text in windows (``validation``), or on end (``stream``).
@@ -187,7 +205,7 @@ class TextData(Data):
         A stateful run validates in ``batch`` windows as long as they need be. ``samples`` windows are
         spread evenly over the text. The last window is filled up with text from before it, not scored twice.
         """
-        last = len(self._held_out) - 1  # number of targets
+        last = len(self._tokens) - 1  # number of targets
         length = self.length
         if split == "stream" or self.task.stateful:
             length = -(-last // (1 if split == "stream" else batch))
@@ -200,12 +218,11 @@ class TextData(Data):
         if last % length and len(starts) == whole:
             windows.append((np.array([last - length]), last % length))
         for begins, scored in windows:
-            rows = self._held_out[begins[:, None] + np.arange(length + 1)]
-            yield Sequences(length, partial(columns, rows), mx.array(rows[:, -scored:]))
+            places = begins[:, None] + np.arange(length + 1)
+            rows, sizes = self._tokens[places], self._sizes[places[:, -scored:]].sum(axis=1)
+            targets = mx.array(rows[:, -scored:].astype(np.int32))
+            yield Sequences(length, partial(columns, rows), targets, sizes)
 
     def illustrate(self, write: Callable[[str, int], str]) -> str | None:
-        """Characters that the model writes after a line break."""
-        if not self.task.sample:
-            return None
-        known = self.vocabulary.characters
-        return write("\n" if "\n" in known else known[0], self.task.sample)
+        """Tokens that the model writes after a line break."""
+        return write(self.vocabulary.opening, self.task.sample) if self.task.sample else None

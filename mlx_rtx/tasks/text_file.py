@@ -1,51 +1,232 @@
-"""Text to train on: tiny Shakespeare, or any file in UTF-8."""
+"""Text to train on: tiny Shakespeare, files of anybody's, or a data set of the Hugging Face hub.
 
+It is never in memory as a whole: it is read in pieces, with None between two documents.
+"""
+
+import codecs
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.files import sha256
-from mlx_rtx.tasks.sources import download, kept, locate
+from mlx_rtx.tasks.pieces import line_end
+from mlx_rtx.tasks.sources import VARIABLE, download, kept, locate
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 FILE = "tinyshakespeare.txt"
 CHARACTERS = 65  # different ones in it
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 INSTEAD = "give any text file in UTF-8 with --data"
+HUB = "hf:"  # what --data begins with where it names a data set
+LINES = ".jsonl"  # files of documents, one a line
+BLOCK = 2**22  # bytes that are read at once
+BETWEEN = b"\0"  # documents, where their hash is taken
+
+
+class Survey(NamedTuple):
+    """What one reading of a text finds."""
+
+    characters: int
+    known: str  # the different ones
+    sha256: str  # of its documents in UTF-8
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents in UTF-8.
+
+    Args:
+        name: what people call it.
+        read: gives all pieces, with None between two documents.
+    """
+
+    name: str
+    read: Callable[[], Iterable[str | None]]
+
+    @classmethod
+    def of(cls, text: str, name: str) -> "Text":
+        """A text in memory, of one document."""
+        return cls(name, lambda: [text])
+
+    @cached_property
+    def survey(self) -> Survey:
+        """Size, characters and hash."""
+        characters, known, digest = 0, set[str](), hashlib.sha256()
+        for piece in self.read():
+            characters += len(piece or "")
+            known.update(piece or "")
+            digest.update(BETWEEN if piece is None else piece.encode("utf-8", "surrogatepass"))
+        return Survey(characters, "".join(sorted(known)), digest.hexdigest())
+
+    def part(self, begin: int, end: int) -> Iterator[str | None]:
+        """What is read between two places in characters."""
+        at, given, between = 0, False, False
+        for piece in self.read():
+            if piece is None:
+                between = given
+                continue
+            inside = piece[max(begin - at, 0) : max(end - at, 0)]
+            at += len(piece)
+            if inside:
+                if between:
+                    yield None
+                yield inside
+                given, between = True, False
+            if at >= end:
+                return
 
 
 def load(data: str | None) -> tuple[str, Path]:
-    """The text, and the file that it came from.
+    """The whole text in memory, and the file that it came from; see `find`."""
+    (path,) = _files(data)[:1]
+    return "".join(_read(path)), path
+
+
+def find(data: str | None, column: str = "text", split: str = "train", documents: int | None = None) -> Text:
+    """The text that ``--data`` names.
 
     Args:
-        data: a text file, or a folder that holds ``tinyshakespeare.txt``; None for MLX_RTX_DATA or the
-            download. What goes by that name must be tiny Shakespeare.
+        data: a file, a folder or a pattern of files; or ``hf:NAME`` or ``hf:NAME:CONFIG``, a data set of the hub, or
+            a folder as `datasets` reads it. None for MLX_RTX_DATA or tiny Shakespeare. What goes by that name must
+            be tiny Shakespeare.
+        column: what has the text in a file of JSON lines, or in a data set.
+        split: of a data set.
+        documents: how many of them to read; all, if not given.
 
     Raises:
         UserError: it is missing, not UTF-8, or not what it should be.
     """
-    path = locate(data, FILE) or kept(FILE, _download)
+    if data is not None and data.startswith(HUB):
+        path = _keep_documents(data.removeprefix(HUB), column, split, documents)
+        return Text(data, lambda: _pieces([path], "text", documents))
+    files = _files(data)
+    name = files[0].name if len(files) == 1 else str(data)
+    return Text(name, lambda: _pieces(files, column, documents))
+
+
+def _files(data: str | None) -> list[Path]:
+    """The files that ``--data`` or MLX_RTX_DATA names, in order."""
+    if data and glob.has_magic(data) and not Path(data).exists():
+        found = sorted(path for path in map(Path, glob.glob(data, recursive=True)) if path.is_file())
+        require(bool(found), f"--data {data}: no file is called so; name files, or a folder")
+        return found
+    first = locate(data, FILE, "**/*.txt", f"**/*{LINES}")
+    if first is None:
+        return [kept(FILE, _download)]
+    folder = Path(data or os.environ[VARIABLE])
+    if folder.is_file() or first.name == FILE:
+        return [first]
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".txt", LINES) and path.is_file())
+
+
+def _pieces(files: Iterable[Path], column: str, count: int | None) -> Iterator[str | None]:
+    for i, document in enumerate(islice(_documents(files, column), count)):
+        if i:
+            yield None
+        yield from document
+
+
+def _documents(files: Iterable[Path], column: str) -> Iterator[Iterable[str]]:
+    """The documents of files in pieces: each a line of JSON, or the whole of any other file."""
+    for path in files:
+        if path.suffix != LINES:
+            yield _read(path)
+            continue
+        for number, line in enumerate(_lines(path), 1):
+            try:
+                text = json.loads(line)[column]
+                text.encode()
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(f'{path}: line {number} is not like {{"{column}": "…"}}; see --column') from None
+            yield [text]
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file that have something on them."""
+    left = ""
+    for piece in _read(path):
+        *whole, left = (left + piece).split("\n")
+        yield from filter(str.strip, whole)
+    if left.strip():
+        yield left
+
+
+def _read(path: Path) -> Iterator[str]:
+    """A file in pieces that end with lines, where it has lines."""
+    if path.name == FILE:
+        _check(path)
+    decoder, left, done = codecs.getincrementaldecoder("utf-8")(), "", 0
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                waiting = len(decoder.getstate()[0])
+                left += decoder.decode(block)
+                done += len(block)
+                if place := line_end(left, 0, len(left)):
+                    yield left[:place]
+                    left = left[place:]
+        block, waiting = b"", len(decoder.getstate()[0])
+        decoder.decode(b"", final=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {INSTEAD}") from None
-    if path.name == FILE:
-        _check(content, str(path))
-    try:
-        return content.decode("utf-8"), path
     except UnicodeDecodeError as error:
-        where = f"byte {content[error.start]:#04x} at {error.start}"
+        where = f"byte {error.object[error.start]:#04x} at {done - waiting + error.start}"
         raise UserError(f"{path}: is not UTF-8 ({where}); convert it, for example with iconv -t UTF-8") from None
+    if left:
+        yield left
+
+
+def _keep_documents(name: str, column: str, split: str, count: int | None) -> Path:
+    """A data set's documents, streamed once into a file of JSON lines in the cache."""
+    what, _, config = name.partition(":")
+    found = sorted(Path(what).rglob("*")) if Path(what).is_dir() else []  # of one's own, it may change
+    state = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in found]
+    key = sha256(json.dumps([name, column, split, count, state]).encode())[:16]
+
+    def fetch(path: Path) -> None:
+        rows = download(name, INSTEAD, what, config or None, split=split, streaming=True)
+        with path.open("w", encoding="utf-8") as file:
+            for row in islice(_whole(rows, name), count):
+                text = row.get(column)
+                known = ", ".join(row)
+                require(isinstance(text, str), f"--column {column}: is no text in {name}, which has {known}")
+                file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+
+    return kept(f"{Path(what).name}-{split}-{key}{LINES}", fetch)
+
+
+def _whole(rows: Iterable[dict], name: str) -> Iterator[dict]:
+    """All rows of a data set, or a refusal where the connection breaks off."""
+    try:
+        yield from rows
+    except OSError:
+        raise  # of the disk, or of a network that says so itself
+    except Exception as error:  # whatever lies between here and the server
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{name}: broke off ({type(error).__name__}: {reason}); call again, or {INSTEAD}") from None
 
 
 def _download(path: Path) -> None:
     rows = download(URL, INSTEAD, "text", data_files=URL, split="train", sample_by="document")
     content = rows[0]["text"].encode("utf-8")
-    _check(content, URL)
+    _check_hash(sha256(content), URL)
     path.write_bytes(content)
 
 
-def _check(content: bytes, name: str) -> None:
-    found = sha256(content)
+def _check(path: Path) -> None:
+    with path.open("rb") as file:
+        _check_hash(hashlib.file_digest(file, "sha256").hexdigest(), str(path))
+
+
+def _check_hash(found: str, name: str) -> None:
     require(
         found == SHA256,
         f"{name}: is not tiny Shakespeare (sha256 {found[:8]}…, not {SHA256[:8]}…): cut off or changed; "

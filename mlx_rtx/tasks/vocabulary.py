@@ -1,6 +1,11 @@
-"""Characters as tokens, kept as a standard JSON file of the ``tokenizers`` library."""
+"""What tokens stand for: characters, or whatever a subclass says, kept as a JSON file of the ``tokenizers`` library."""
 
+import codecs
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 from mlx_rtx.support.errors import UserError
 from mlx_rtx.support.files import read_json, write_json
@@ -8,7 +13,86 @@ from mlx_rtx.support.files import read_json, write_json
 import numpy as np
 
 
-class Characters:
+class Encoded(NamedTuple):
+    """A text as tokens."""
+
+    tokens: np.ndarray  # (n,)
+    sizes: np.ndarray  # (n,), bytes of the text in UTF-8 that each token stands for; together all there are
+
+
+class Vocabulary(ABC):
+    """Tokens 0 … V-1 and the text that they stand for."""
+
+    unit: ClassVar[str]
+    """What people call a token."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of tokens V."""
+
+    @abstractmethod
+    def encode(self, text: str, name: str = "text") -> np.ndarray:
+        """Tokens of a text, int32 (n,).
+
+        Raises:
+            UserError: ``text``, called ``name`` there, is none that this vocabulary has tokens for.
+        """
+
+    @abstractmethod
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of tokens (n,)."""
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write a ``tokenizer.json``."""
+
+    @property
+    @abstractmethod
+    def opening(self) -> str:
+        """Something to begin a text with."""
+
+    @property
+    @abstractmethod
+    def separator(self) -> Sequence[int]:
+        """Tokens between two texts that have nothing to do with each other."""
+
+    end: int | None = None
+    """The token that ends a text, where there is one."""
+    end_name: str | None = None
+    """What that is called."""
+
+    @property
+    @abstractmethod
+    def token_bytes(self) -> Sequence[bytes] | None:
+        """The bytes of each token; None where they depend on its neighbours."""
+
+    def encode_all(self, texts: Sequence[str], name: str) -> Iterator[Encoded]:
+        """Each of several texts, with the bytes that its tokens stand for."""
+        sizes = np.array([len(each) for each in self.token_bytes or ()], np.uint32)
+        for text in texts:
+            tokens = self.encode(text, name)
+            yield Encoded(tokens, sizes[tokens])
+
+    def decoder(self, before: Sequence[int] = ()) -> Callable[[int], str]:
+        """A function of one token after the other that gives what each adds to the text.
+
+        A character of which some bytes are still to come is held back until they have come.
+
+        Args:
+            before: tokens that went before the first, of which nothing is given.
+        """
+        table, decoder = self.token_bytes, codecs.getincrementaldecoder("utf-8")("replace")
+        assert table is not None
+
+        def decode(token: int) -> str:
+            return decoder.decode(table[token])
+
+        for token in before:
+            decode(token)
+        return decode
+
+
+class Characters(Vocabulary):
     """A vocabulary of single characters, numbered in the order of their code points.
 
     Args:
@@ -19,6 +103,8 @@ class Characters:
         >>> vocabulary.encode("hole").tolist(), vocabulary.decode([1, 0, 2, 2, 3])
         ([1, 3, 2, 0], 'hello')
     """
+
+    unit = "character"
 
     def __init__(self, characters: str):
         self.characters = "".join(sorted(set(characters)))
@@ -45,6 +131,21 @@ class Characters:
     def decode(self, tokens) -> str:
         """The characters of tokens (n,)."""
         return "".join(self.characters[token] for token in tokens)
+
+    @property
+    def opening(self) -> str:
+        """A line break, where it is known."""
+        return "\n" if "\n" in self.characters else self.characters[0]
+
+    @property
+    def separator(self) -> Sequence[int]:
+        """A line break, where it is known."""
+        return [self.characters.index("\n")] if "\n" in self.characters else []
+
+    @cached_property
+    def token_bytes(self) -> Sequence[bytes]:
+        """Each character in UTF-8."""
+        return [character.encode("utf-8", "surrogatepass") for character in self.characters]
 
     def save(self, path: Path) -> None:
         """Write a ``tokenizer.json``: byte-pair encoding without merges, whose units are characters."""

@@ -1,7 +1,7 @@
 """Run folders: configuration, best weights, and all that a run needs to go on bit-exactly.
 
     config.json            the run's settings, and where and with what it was begun
-    tokenizer.json         the characters that a text model knows
+    tokenizer.json         the characters or subwords that a text model knows
     metrics.jsonl          one JSON object a report, validation or event; it only grows
     model.safetensors      the best weights so far
     training.safetensors   the latest weights, the optimizer, and the loop's counters as metadata
@@ -29,7 +29,8 @@ from mlx_rtx.support.reports import make_folder
 from mlx_rtx.support.safetensors import FORMAT, FORMATS, ArrayFile, open_arrays, write_arrays
 from mlx_rtx.support.trees import flat
 from mlx_rtx.support.typed import make, shown
-from mlx_rtx.tasks.vocabulary import Characters
+from mlx_rtx.tasks.subwords import read_vocabulary
+from mlx_rtx.tasks.vocabulary import Vocabulary
 from mlx_rtx.training.counters import Counters
 
 import mlx.core as mx
@@ -90,8 +91,8 @@ class RunFolder:
         files = (self.metrics, self.model, self.training)
         return " and ".join(file.name for file in files if os.path.lexists(file) and file.lstat().st_size)
 
-    def begin(self, config: dict, vocabulary: Characters | None = None) -> None:
-        """Write what a new run is: the characters that a text model knows, and its configuration, which comes last."""
+    def begin(self, config: dict, vocabulary: Vocabulary | None = None) -> None:
+        """Write what a new run is: what a text model's tokens stand for, and its configuration, which comes last."""
         make_folder(self.path)
         files = {}
         if vocabulary:
@@ -136,8 +137,8 @@ class RunFolder:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.config}: its model does not fit this mlx_rtx ({error})") from None
 
-    def vocabulary(self) -> Characters | None:
-        """The characters that a text model knows; None of any other model."""
+    def vocabulary(self) -> Vocabulary | None:
+        """What the tokens of a text model stand for; None of any other model."""
         config, file = self.read_config(), self.tokenizer
         files, model = config.get("files", {}), config.get("model", {})
         said = files.get(file.name) if isinstance(files, dict) else None
@@ -147,9 +148,10 @@ class RunFolder:
             require(said is None, f"{file}: not found; {AGAIN}")
             return None
         require(said in (None, found), f"{file}: is not what was written (its sha256 differs); {AGAIN}")
-        vocabulary = Characters.load(file)
+        vocabulary = read_vocabulary(file)
         size = model.get("vocab_size") if isinstance(model, dict) else None
-        require(len(vocabulary) == size, f"{file}: has {len(vocabulary)} characters, its model {shown(size)}; {AGAIN}")
+        words = f"{len(vocabulary)} {vocabulary.unit}s"
+        require(len(vocabulary) == size, f"{file}: has {words}, its model {shown(size)}; {AGAIN}")
         return vocabulary
 
     def write_model(self, model: nn.Module) -> None:
@@ -262,8 +264,8 @@ def load(path: str | os.PathLike) -> tuple[Transformer, ModelConfig]:
     return model, model.config
 
 
-def load_vocabulary(path: str | os.PathLike) -> Characters:
-    """Load the characters that the text model of a run knows.
+def load_vocabulary(path: str | os.PathLike) -> Vocabulary:
+    """Load the characters or subwords that the text model of a run knows.
 
     Raises:
         UserError: the folder holds no text model.

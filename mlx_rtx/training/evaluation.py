@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from mlx_rtx.model.base import ModelWeights, Transformer
 from mlx_rtx.model.segment import Carries, Segment
@@ -29,11 +30,23 @@ class Scores:
     accuracy_se: float
     sequence_accuracy: float
     sequence_accuracy_se: float
+    bytes: int | None = None
+    """Bytes of text in UTF-8 that the targets stand for, if they do."""
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Loss in bits a byte of the text, by which vocabularies compare; nan where the targets are no text."""
+        return self.loss * self.targets / self.bytes / math.log(2) if self.bytes else math.nan
 
     @property
     def bits_per_character(self) -> float:
         """Loss in bits instead of nats, where the targets are characters."""
         return self.loss / math.log(2)
+
+    def stored(self) -> dict[str, Any]:
+        """All of it, ready for JSON; nothing of bytes where the targets are no text."""
+        fields = asdict(self) | {"bits_per_byte": self.bits_per_byte}
+        return fields if self.bytes else {name: fields[name] for name in fields if not name.endswith(("bytes", "byte"))}
 
     def text(self, metrics: Iterable[str]) -> str:
         """``name=value(error)`` of some of the scores, and over how many sequences."""
@@ -72,7 +85,8 @@ def evaluate(model: Transformer, sequences: Iterable[Sequences], execution: Exec
     training = model.training
     model.eval()
     rows: list[np.ndarray] = []
-    for length, read_tokens, targets in sequences:
+    size = 0
+    for length, read_tokens, targets, sizes in sequences:
         sums, done, n = mx.zeros((2, len(targets))), 0, targets.shape[1]
         for logits in iter_logits(model, read_tokens, length, n, execution):
             classes = targets[:, done : done + logits.shape[1]]
@@ -82,13 +96,14 @@ def evaluate(model: Transformer, sequences: Iterable[Sequences], execution: Exec
             sums = sums + mx.stack([loss, right.astype(mx.float32)])
             mx.eval(sums)
         each = np.array(sums, dtype=np.float64)
+        size += 0 if sizes is None else int(sizes.sum())
         rows.append(np.stack([*each, each[1] == n, np.full(len(targets), n)]))
     model.train(training)
     require(bool(rows), "samples: there is nothing to score; ask for at least 1")
     loss, right, whole, counts = np.concatenate(rows, axis=1)
     ones = np.ones_like(counts)
-    pairs = [mean_and_error(loss, counts), mean_and_error(right, counts), mean_and_error(whole, ones)]
-    return Scores(len(counts), int(counts.sum()), *(number for pair in pairs for number in pair))
+    losses, rights, wholes = mean_and_error(loss, counts), mean_and_error(right, counts), mean_and_error(whole, ones)
+    return Scores(len(counts), int(counts.sum()), *losses, *rights, *wholes, size or None)
 
 
 def mean_and_error(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:

@@ -6,7 +6,6 @@ All randomness is a function of (seed, purpose, step), so the step number is the
 import math
 import os
 import time
-from dataclasses import asdict
 
 from mlx_rtx.model.registry import MODELS
 from mlx_rtx.model.segment import Carries
@@ -281,7 +280,7 @@ class Trainer:
         scores = evaluate(self.model, sequences, self.execution)
         mark: dict[str, bool] = {"averaged": True} if averaged else {}
         text = " ".join([event, *mark, *filter(None, [line(data.stage)]), scores.text(data.metrics)])
-        self.log.event(event, text, step=self.step, samples=self.samples, **mark, **data.stage, **asdict(scores))
+        self.log.event(event, text, step=self.step, samples=self.samples, **mark, **data.stage, **scores.stored())
         return scores
 
     def _stage_data(self) -> Data:

@@ -8,7 +8,7 @@ from mlx_rtx.generation.decoding import stream_generate
 from mlx_rtx.generation.sampling import make_sampler
 from mlx_rtx.model.base import Transformer
 from mlx_rtx.support.compiled import Execution
-from mlx_rtx.tasks.vocabulary import Characters
+from mlx_rtx.tasks.vocabulary import Vocabulary
 from mlx_rtx.training.evaluation import Scores
 
 import mlx.nn as nn
@@ -34,7 +34,7 @@ def put_in(model: nn.Module, weights: dict[str, Any]) -> Iterator[None]:
 
 
 def write_sample(
-    model: Transformer, vocabulary: Characters, prompt: str, count: int, seed: int, execution: Execution
+    model: Transformer, vocabulary: Vocabulary, prompt: str, count: int, seed: int, execution: Execution
 ) -> str:
     """``count`` characters that a model writes after a prompt, at temperature 0.8."""
     model.eval()

@@ -8,6 +8,7 @@ import threading
 from mlx_rtx import Characters, UserError
 from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks import TextTask, text_file
+from mlx_rtx.tasks.windows import Windows
 
 import mlx.core as mx
 import numpy as np
@@ -212,7 +213,7 @@ def test_a_stateful_run_reads_the_text_on(file):
 
 def test_each_window_comes_once_before_any_comes_again(file):
     data = load(file, without_replacement=True)
-    data._train = mx.arange(16 * 20 + 5)  # so that a token tells its place
+    data._windows = Windows(np.arange(16 * 20 + 5), 16, "without_replacement")  # so that a token tells its place
     batches = 20 // 3
     turns = [[data.batch(5, turn * batches + i, 3)[:2] for i in range(batches)] for turn in range(3)]
     for turn in turns:

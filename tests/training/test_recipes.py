@@ -25,6 +25,11 @@ alphabet            16        16        16         16         -          -      
 data                -         -         -          -          None       None       None      None
 validate_on         -         -         -          -          held-out   test       -         -
 mirror              -         -         -          -          False      False      -         -
+column              -         -         -          -          -          -          text      text
+documents           -         -         -          -          -          -          None      None
+validation          -         -         -          -          -          -          0.1       0.1
+tokenizer           -         -         -          -          -          -          None      None
+vocab_size          -         -         -          -          -          -          None      None
 length              -         -         -          -          -          -          256       256
 stateful            -         -         -          -          -          -          False     False
 without_replacement -         -         -          -          -          -          False     False

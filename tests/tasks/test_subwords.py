@@ -1,0 +1,133 @@
+"""Subwords: what is encoded comes back, each byte counts once, and no character is shown by halves."""
+
+import sys
+
+from mlx_rtx import UserError
+from mlx_rtx.tasks import subwords
+from mlx_rtx.tasks.pieces import cut
+from mlx_rtx.tasks.subwords import Subwords, find_tokenizer, read_vocabulary, train_tokenizer
+from mlx_rtx.tasks.vocabulary import Characters
+
+import pytest
+import tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+TEXT = "To be, or not to be: é, 中文, 🙂🙂 and naïve ﬁne.\r\n\n  Two\tspaces.\n" * 3
+
+
+def spaces():
+    """Unigram over words that begin with ▁, as SentencePiece has it; bytes of what it does not know."""
+    pieces = [("<unk>", 0.0), *((f"<0x{byte:02X}>", -9.0) for byte in range(256))]
+    pieces += [(piece, -len(piece) * 0.5) for piece in ("▁To", "▁", "▁be", "be", ",", "▁not", "o", "t", "n", "r")]
+    tokenizer = Tokenizer(models.Unigram(pieces, 0, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()])
+    return Subwords(tokenizer)
+
+
+def lowercase():
+    """Words of a text that is changed before it is cut."""
+    tokenizer = Tokenizer(
+        models.WordPiece({"[UNK]": 0, "to": 1, "be": 2, ",": 3, "n": 4, "##ot": 5}, unk_token="[UNK]")
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return Subwords(tokenizer)
+
+
+def trained():
+    return train_tokenizer([TEXT], 300)
+
+
+@pytest.mark.parametrize("make", [trained, spaces])
+def test_what_is_encoded_comes_back(make):
+    vocabulary = make()
+    tokens = vocabulary.encode(TEXT)
+    assert vocabulary.decode(tokens) == TEXT
+    assert tokens.max() < len(vocabulary)
+
+
+def test_one_that_is_trained_knows_every_byte_and_the_same_text_trains_the_same():
+    vocabulary = trained()
+    assert len(vocabulary) == 300
+    assert (vocabulary.end, list(vocabulary.separator)) == (0, [0])
+    other = "\0\x7f ж ﷽ 𝄞"
+    assert vocabulary.decode(vocabulary.encode(other)) == other
+    assert trained().tokenizer.to_str() == vocabulary.tokenizer.to_str()
+
+
+@pytest.mark.parametrize("make", [trained, spaces, lowercase, lambda: Characters(TEXT)])
+def test_tokens_stand_for_all_bytes_of_the_text_once(make):
+    parts = [TEXT, "", "To be, not\n", "中"]
+    for text, found in zip(parts, make().encode_all(parts, "text"), strict=True):
+        assert len(found.sizes) == len(found.tokens)
+        assert found.sizes.sum() == len(text.encode())
+
+
+def test_bytes_of_a_token_are_its_own():
+    vocabulary = trained()
+    (found,) = vocabulary.encode_all([TEXT], "text")
+    whole, at = TEXT.encode(), 0
+    for token, size in zip(found.tokens, found.sizes, strict=True):
+        assert whole[at : at + size] == vocabulary.token_bytes[token]
+        at += size
+
+
+@pytest.mark.parametrize("make", [lambda: train_tokenizer([TEXT], 262), spaces, lambda: Characters(TEXT)])
+def test_a_stream_shows_whole_characters_and_all_of_them(make):
+    vocabulary = make()
+    tokens = vocabulary.encode(TEXT).tolist()
+    assert len(vocabulary.encode("🙂")) > 1 or isinstance(vocabulary, Characters)
+    for start in (0, 1, 2, 3):  # a prompt's end says whether a space comes after it
+        decode = vocabulary.decoder(tokens[:start])
+        shown = [decode(token) for token in tokens[start:]]
+        assert not any("\ufffd" in text for text in shown)
+        assert vocabulary.decode(tokens[:start]) + "".join(shown) == TEXT
+
+
+def test_a_character_begun_before_is_ended():
+    vocabulary = trained()
+    first, *rest = vocabulary.encode("\u4e8c").tolist()  # 二, whose bytes are tokens
+    decode = vocabulary.decoder([first])
+    assert [decode(token) for token in rest] == ["", "\u4e8c"]
+    decode = vocabulary.decoder()
+    assert [decode(token) for token in (first, rest[0], *vocabulary.encode("a"))] == ["", "", "\ufffda"]
+
+
+def test_a_long_text_is_cut_where_tokens_end(monkeypatch):
+    vocabulary = trained()
+    whole = vocabulary.encode(TEXT).tolist()
+    monkeypatch.setattr(subwords, "PIECE", 60)
+    assert len(list(cut(TEXT, 60))) > 3
+    assert vocabulary.encode(TEXT).tolist() == whole
+    assert "".join(cut("no line " * 9, 10)) == "no line " * 9
+    assert list(cut("", 10)) == []
+
+
+def test_files_are_read_back(tmp_path):
+    for name, vocabulary in (("subwords", trained()), ("spaces", spaces()), ("characters", Characters(TEXT))):
+        vocabulary.save(tmp_path / f"{name}.json")
+        again = read_vocabulary(tmp_path / f"{name}.json")
+        assert type(again) is type(vocabulary)
+        assert again.encode(TEXT).tolist() == vocabulary.encode(TEXT).tolist()
+    (tmp_path / "subwords.json").rename(tmp_path / "tokenizer.json")
+    assert find_tokenizer(str(tmp_path)).decode([1, 2]) == trained().decode([1, 2])
+
+
+def test_what_is_no_tokenizer(tmp_path, monkeypatch):
+    (tmp_path / "t.json").write_text("{}")
+    with pytest.raises(UserError, match=r"--tokenizer .*t\.json: is no tokenizer \(.*name a tokenizer\.json"):
+        find_tokenizer(str(tmp_path / "t.json"))
+
+    def offline(name):
+        raise OSError("no\nnetwork")
+
+    monkeypatch.setattr(tokenizers.Tokenizer, "from_pretrained", offline)
+    with pytest.raises(UserError, match=r"--tokenizer a/b: is no tokenizer \(no network\)"):
+        find_tokenizer("a/b")
+    with pytest.raises(UserError, match="vocab_size=256: must be at least 257"):
+        train_tokenizer([TEXT], 256)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match=r"pip install 'mlx-rtx\[tokenizers\]'"):
+        find_tokenizer("a/b")
