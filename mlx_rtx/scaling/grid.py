@@ -17,8 +17,8 @@ from mlx_rtx.model.registry import MODELS, parameter_count
 from mlx_rtx.support.errors import UserError
 from mlx_rtx.tasks import TextData, TextTask
 from mlx_rtx.tasks.text_file import Text
-from mlx_rtx.training.curriculum import Progress
 from mlx_rtx.training.evaluation import Scores, evaluate
+from mlx_rtx.training.progress import Progress
 from mlx_rtx.training.recipes import TEXT
 from mlx_rtx.training.settings import RunConfig
 from mlx_rtx.training.step import TrainingStep

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from mlx_rtx.model.config import Architecture
 from mlx_rtx.tasks import CopyTask, ImageTask, SelectiveCopyTask, TextTask
-from mlx_rtx.training.curriculum import CurriculumConfig, ProgressConfig
+from mlx_rtx.training.curriculum import CurriculumConfig
 from mlx_rtx.training.optimizer import OptimizerConfig
+from mlx_rtx.training.progress import ProgressConfig
 from mlx_rtx.training.settings import LoopConfig, RunConfig
 
 COPY = RunConfig(

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from mlx_rtx.model.config import Architecture, ModelConfig, ModelKind
 from mlx_rtx.support.errors import require, require_at_most, require_choices, require_positive
 from mlx_rtx.tasks import Data, Shape, Task
-from mlx_rtx.training.curriculum import ProgressConfig
 from mlx_rtx.training.optimizer import OptimizerConfig
+from mlx_rtx.training.progress import ProgressConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,11 @@ from mlx_rtx.support.typed import make
 from mlx_rtx.tasks import Data
 from mlx_rtx.training.checkpoint import AGAIN, RunFolder
 from mlx_rtx.training.counters import Counters
-from mlx_rtx.training.curriculum import Verdict, make_progress
+from mlx_rtx.training.curriculum import make_progress
 from mlx_rtx.training.diagnostics import FailureSigns
 from mlx_rtx.training.evaluation import Scores, evaluate
 from mlx_rtx.training.log import RunLog, line, read_lines
+from mlx_rtx.training.progress import Verdict
 from mlx_rtx.training.settings import RunConfig
 from mlx_rtx.training.step import TrainingStep
 from mlx_rtx.training.tally import Tally
