@@ -63,6 +63,9 @@ def main(arguments: list[str]) -> None:
     again = f"{PROGRAM} {task} --out {folder.path} --resume"
     if not ended:
         print(f"stopped and saved at step {trainer.step}; go on with: {again}")
+    elif trainer.progress.exhausted:
+        waited = trainer.progress.waited
+        print(f"no better weights in {waited} validations: ended early; the best weights are in {folder.model}")
     elif trainer.finished:
         print(f"solved after {trainer.samples:,} samples; the best weights are in {folder.model}")
     else:

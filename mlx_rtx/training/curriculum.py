@@ -110,7 +110,8 @@ class Curriculum(Progress):
     def stop_condition(self) -> str:
         """What a validation must show to end the run."""
         stop = self.config.stop_loss
-        return f"validation at noise {self.last_noise} is all right (loss ≤ {stop}), at most " if stop else ""
+        solved = f"validation at noise {self.last_noise} is all right (loss ≤ {stop}), " if stop else ""
+        return solved + (super().stop_condition or (solved and "at most "))
 
     @property
     def stage(self) -> dict[str, int]:
@@ -153,7 +154,7 @@ class Curriculum(Progress):
         if self.config.lr_rule == "paper":
             self.base_lr *= 1 - 0.5 * self.noise / self.last_noise
             self.lr = self.base_lr
-        self.best, self.lowest, self.stale, self.passed = math.inf, math.inf, 0, self.passed + 1
+        self.best, self.lowest, self.stale, self.waited, self.passed = math.inf, math.inf, 0, 0, self.passed + 1
         self._begin_stage()
         return Verdict.ADVANCED
 

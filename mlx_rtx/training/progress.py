@@ -22,11 +22,15 @@ class ProgressConfig:
     """Share of the learning rate at which a decay ends."""
     collapse_patience: int = 8
     """Validations in a row above half of a guess's loss, none the lowest, that count as a collapse."""
+    patience: int | None = None
+    """End early, when so many validations in a row bring no better weights; the best ones are kept. If not given, all
+    samples are used."""
     test_samples: int | None = None
     """Held-out sequences that score the best weights at the end; all there are if not given."""
 
     def __post_init__(self):
         require_positive(self, "collapse_patience")
+        require(self.patience is None or self.patience >= 1, f"patience={self.patience}: must be at least 1")
         least = self.test_samples is None or self.test_samples >= 1
         require(least, f"test_samples={self.test_samples}: must be at least 1")
         require(0 <= self.lr_floor <= 1, f"lr_floor={self.lr_floor}: must lie in [0, 1]")
@@ -59,7 +63,7 @@ class Progress:
         (<Verdict.BEST: 'best'>, <Verdict.GOING: 'going'>)
     """
 
-    STATE: tuple[str, ...] = ("base_lr", "lr", "best", "passed", "lowest", "stale")
+    STATE: tuple[str, ...] = ("base_lr", "lr", "best", "passed", "lowest", "stale", "waited")
 
     def __init__(self, config: ProgressConfig, lr: float, chance: float):
         self.config, self.chance = config, chance
@@ -69,11 +73,17 @@ class Progress:
         self.passed = 0  # stages
         self.lowest = math.inf  # loss since the stage began or training collapsed
         self.stale = 0  # validations in a row that neither lowered it nor were any good
+        self.waited = 0  # validations in a row that brought no better weights
 
     @property
     def stop_condition(self) -> str:
         """What may end the run before its samples do, in words before their number."""
-        return ""
+        return f"{self.config.patience} validations without better weights, at most " if self.config.patience else ""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether waiting for better weights has lasted long enough to end the run."""
+        return self.config.patience is not None and self.waited >= self.config.patience
 
     @property
     def stage(self) -> dict[str, int]:
@@ -103,12 +113,13 @@ class Progress:
         lowest = min(loss, averaged) if math.isfinite(loss) else averaged
         # while no weights of a later stage do its task, those that it began with are better
         self.keeps = lowest < self.best and (lowest < self.chance / 2 or self.passed == 0)
+        self.waited = 0 if self.keeps else self.waited + 1
         good = loss < self.chance / 2  # it does the task, if not well
         self.stale = 0 if good or loss < self.lowest else self.stale + 1
         self.lowest = min(loss, self.lowest)
         began_good = self.passed > 0 or self.best < self.chance / 2
         if not math.isfinite(loss) or (began_good and self.stale >= self.config.collapse_patience):
-            self.lowest, self.stale = math.inf, 0
+            self.lowest, self.stale, self.waited = math.inf, 0, 0
             self.base_lr, self.lr = self.base_lr / 2, self.lr / 2
             self.best = lowest if self.keeps else self.best
             return Verdict.COLLAPSED

@@ -220,11 +220,11 @@ class Trainer:
                 self.log.event("skipped", text, step=self.step, skipped=skipped, **mark)
         stuck = tally.skipped >= training.validate_every
         ranked = sorted(candidates, key=lambda one: one.scores.loss if math.isfinite(one.scores.loss) else math.inf)
-        self.finished = confirmed
         losses = [math.nan] if stuck else [one.scores.loss for one in candidates]
         verdict = self.progress.observe(*losses)
-        if self.progress.keeps or self.finished:
-            self._keep(steadiest if self.finished else ranked[0])
+        self.finished = confirmed or self.progress.exhausted
+        if self.progress.keeps or confirmed:
+            self._keep(steadiest if confirmed else ranked[0])
         if verdict is Verdict.ADVANCED:
             following = {f"next_{name}": value for name, value in self.progress.stage.items()}
             text = f"stage passed: {line(following)} lr={self._rate():.3g}"

@@ -328,3 +328,40 @@ def test_the_plateau_rule_goes_through_json_and_older_runs_lack_its_state():
 
 def test_a_run_that_is_to_use_all_samples_is_never_solved():
     assert not make(noise=128, stop_loss=0).solved(0.0, 1.0)
+
+
+def test_patience_counts_validations_without_better_weights_in_a_row():
+    progress = Progress(ProgressConfig(patience=3), lr=1e-3, chance=2.3)
+    progress.observe(2.0)
+    for loss in (2.1, 2.1, 1.9, 2.0, 2.0):  # the third is better
+        progress.observe(loss)
+        assert not progress.exhausted
+    again = Progress(ProgressConfig(patience=3), lr=1e-3, chance=2.3)
+    again.restore(json.loads(json.dumps(progress.state())))
+    for one in (progress, again):
+        one.observe(1.9)
+        assert one.exhausted
+    averaged = Progress(ProgressConfig(patience=1), lr=1e-3, chance=2.3)
+    averaged.observe(2.0)
+    averaged.observe(2.1, 1.9)
+    assert not averaged.exhausted
+    averaged.observe(2.1, 2.1)
+    assert averaged.exhausted
+
+
+def test_patience_begins_anew_with_a_stage_and_after_a_collapse():
+    staged = Curriculum(CurriculumConfig(patience=2, start_noise=8), 32, 1e-3, 2.6)
+    for loss in (0.9, 1.0, 0.2, 1.1, 1.2):  # the third ends a stage
+        staged.observe(loss)
+        assert not staged.exhausted
+    staged.observe(1.2)
+    assert staged.exhausted
+    staged.observe(float("nan"))
+    assert staged.waited == 0
+
+
+def test_no_patience_waits_for_ever():
+    progress = Progress(ProgressConfig(), lr=1e-3, chance=2.3)
+    for _ in range(100):
+        progress.observe(2.0)
+    assert not progress.exhausted

@@ -58,6 +58,7 @@ dtype               float32   float32   float32    float32    float32    float32
 lr_decay            none      none      none       none       cosine     none       none      none
 lr_floor            0.1       0.1       0.1        0.1        0.02       0.1        0.1       0.1
 collapse_patience   8         8         8          8          8          8          8         8
+patience            None      None      None       None       None       None       None      None
 start_noise         128       128       32         32         -          -          -         -
 growth              2         2         2          2          -          -          -         -
 mix                 0.0       0.0       0.2        0.0        -          -          -         -

@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from mlx_rtx import load
+from mlx_rtx import load, train
 from mlx_rtx.support.randomness import step_key
 from mlx_rtx.support.trees import flat
 from mlx_rtx.tasks import CopyTask
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from tiny import TINY, events, make_trainer, text_run
+from tiny import TINY, events, make_trainer, same, saved, text_run
 
 ONE_STAGE = replace(TINY, progress=CurriculumConfig(start_noise=12, stop_loss=0, test_samples=32))
 ANY_LOSS_SOLVES = replace(ONE_STAGE, progress=replace(ONE_STAGE.progress, stop_loss=9.0))
@@ -210,3 +210,23 @@ def test_a_low_loss_ends_no_run_while_sequences_are_wrong(tmp_path, monkeypatch)
     trainer.fit()
     assert not trainer.finished
     assert not events(tmp_path, "confirmation")
+
+
+def test_a_run_without_better_weights_ends_early_on_the_best(tmp_path, capsys, monkeypatch):
+    """With a learning rate that ruins the weights; going on then changes nothing."""
+    (tmp_path / "t.txt").write_text("To be, or not to be, that is the question.\n" * 20)
+    flags = ["text", "--data", str(tmp_path / "t.txt"), "--length=16", "--block=4", "--dim=8", "--heads=2", "--batch=4"]
+    flags += ["--validate-every=2", "--samples=400", "--lr=0.3", "--clip=0", "--average=0", "--sample=0", "--dropout=0"]
+    run = tmp_path / "run"
+    train.main([*flags, "--patience=3", "--out", str(run)])
+    said = capsys.readouterr().out
+    assert "until: 3 validations without better weights, at most 400 samples" in said
+    assert "no better weights in 3 validations: ended early" in said
+    losses = [event["loss"] for event in events(run, "validation")]
+    assert len(losses) < 40
+    assert losses.index(min(losses)) == len(losses) - 4
+    assert events(run, "final")[0]["loss"] == pytest.approx(min(losses))
+    before = saved(run)
+    train.main(["text", "--resume", "--out", str(run)])
+    same(saved(run), before)
+    assert "ended early" in capsys.readouterr().out
