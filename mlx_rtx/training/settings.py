@@ -16,7 +16,9 @@ class LoopConfig:
     samples: int
     """Samples to train on at most."""
     batch: int
-    """Sequences to a step."""
+    """Sequences to a step, or to each part of one."""
+    accumulate: int = 1
+    """Parts of a step, of --batch sequences each, whose gradients are averaged: large batches in the memory of one."""
     segment: int | None = 8
     """Blocks to a segment of the gradient: memory grows with it; None for the whole sequence."""
     detach: int | None = None
@@ -31,13 +33,18 @@ class LoopConfig:
     """Fixes initial weights, data and dropout."""
 
     def __post_init__(self):
-        require_positive(self, "samples", "batch", "validate_every", "report_every")
-        require_at_most(self, samples=2**50, batch=2**20)
+        require_positive(self, "samples", "batch", "accumulate", "validate_every", "report_every")
+        require_at_most(self, samples=2**50, batch=2**20, accumulate=2**20)
         for name in ("segment", "detach", "validate_samples"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name}={value}: must be at least 1, or None")
-        require(self.samples >= self.batch, f"samples={self.samples}: less than one batch of {self.batch}")
+        require(self.samples >= self.rows, f"samples={self.samples}: less than one batch of {self.rows}")
         require(0 <= self.seed < 2**31, f"seed={self.seed}: must lie in 0 … 2147483647")
+
+    @property
+    def rows(self) -> int:
+        """Sequences to a step."""
+        return self.batch * self.accumulate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,12 @@ from mlx_rtx.model.base import Transformer
 from mlx_rtx.model.segment import Carries
 from mlx_rtx.support.compiled import Execution
 from mlx_rtx.training.averaging import WeightAverage
-from mlx_rtx.training.gradient import carried_loss_and_grad
+from mlx_rtx.training.gradient import Gradient, carried_loss_and_grad
 from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 from mlx_rtx.training.spikes import SpikeGuard
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
 
 class StepResult(NamedTuple):
@@ -33,6 +34,7 @@ class TrainingStep:
         segment: blocks to a segment of the gradient; None for the whole sequence.
         detach: see `loss_and_grad`.
         execution: how it is run; `Execution` if not given.
+        accumulate: parts, of equally many sequences, in which a gradient is taken; their mean is that of the whole.
 
     Example:
         >>> step = TrainingStep(model, OptimizerConfig(lr=1e-3), segment=8)
@@ -46,9 +48,10 @@ class TrainingStep:
         segment: int | None,
         detach: int | None = None,
         execution: Execution | None = None,
+        accumulate: int = 1,
     ):
         self.model, self.config = model, config
-        self.segment, self.detach = segment, detach
+        self.segment, self.detach, self.accumulate = segment, detach, accumulate
         self.execution = execution or Execution()
         self._in_flight: mx.array | None = None
         self.reset_optimizer()
@@ -99,10 +102,7 @@ class TrainingStep:
             carry: what the sequences go on from; None where they start.
         """
         self.model.train()
-        found = carried_loss_and_grad(
-            self.model, tokens, targets, carry, segment=self.segment, detach=self.detach, close=close, key=key,
-            execution=self.execution,
-        )  # fmt: skip
+        found = self._gradient(tokens, targets, carry, close, key)
         self.optimizer.learning_rate = lr
         taken, norm = apply_gradients(self.model, self.optimizer, found.gradients, self.config, self.guard)
         if self.average:
@@ -111,3 +111,27 @@ class TrainingStep:
         self.execution.wait(self._in_flight)
         self._in_flight = found.loss
         return StepResult(found.loss, taken, norm, found.carry)
+
+    def _gradient(
+        self, tokens: mx.array, targets: mx.array, carry: Carries | None, close: bool, key: mx.array | None
+    ) -> Gradient:
+        """The gradient of all sequences: the mean over parts, of which one is in memory while the next is queued."""
+        settings: dict[str, Any] = {"segment": self.segment, "detach": self.detach, "close": close}
+        settings["execution"] = self.execution
+        N, B = self.accumulate, len(tokens) // self.accumulate
+        if N == 1:
+            return carried_loss_and_grad(self.model, tokens, targets, carry, key=key, **settings)
+        keys = [None] * N if key is None else mx.random.split(key, N)
+        total: Any = None
+        losses, carries = [], []
+        for i in range(N):
+            rows = slice(i * B, (i + 1) * B)
+            into = carry and tree_map(lambda array, rows=rows: array[rows], carry)
+            part = carried_loss_and_grad(self.model, tokens[rows], targets[rows], into, key=keys[i], **settings)
+            before, total = total, part.gradients if total is None else tree_map(mx.add, total, part.gradients)
+            self.execution.queue(total, part.loss)
+            self.execution.wait(before or ())
+            losses.append(part.loss)
+            carries.append(part.carry)
+        joined = carries[0] and tree_map(lambda *arrays: mx.concatenate(list(arrays)), *carries)
+        return Gradient(mx.stack(losses).mean(), tree_map(lambda array: array / N, total), joined)

@@ -52,8 +52,9 @@ class Trainer:
         self._requests: list[int] = []  # to stop
         self.execution = BreakableExecution(lambda: bool(self._requests) or self.log.lost)
         self.train_step = TrainingStep(
-            self.model, config.optimizer, config.training.segment, config.training.detach, self.execution
-        )
+            self.model, config.optimizer, config.training.segment, config.training.detach, self.execution,
+            config.training.accumulate,
+        )  # fmt: skip
         self.progress = make_progress(config.progress, data.stage, config.optimizer.lr, data.chance)
         self._carry: Carries | None = None  # what a stateful run goes on from
         self._best = self.model.trainable_parameters()
@@ -69,12 +70,12 @@ class Trainer:
     @property
     def samples(self) -> int:
         """Samples trained on so far."""
-        return self.step * self.config.training.batch
+        return self.step * self.config.training.rows
 
     @property
     def _used_up(self) -> bool:
         """Whether another batch would be more than the samples allowed."""
-        return self.samples + self.config.training.batch > self.config.training.samples
+        return self.samples + self.config.training.rows > self.config.training.samples
 
     @property
     def done(self) -> bool:
@@ -135,7 +136,7 @@ class Trainer:
 
     def _restore(self) -> None:
         """Go on from what the folder holds."""
-        folder, rows = self.folder, self.config.training.batch if self.data.stateful else None
+        folder, rows = self.folder, self.config.training.rows if self.data.stateful else None
         if best := os.path.lexists(folder.model):
             folder.read_model(self.model)
             self._best = self.model.trainable_parameters()
@@ -159,7 +160,7 @@ class Trainer:
         training = self.config.training
         stage = self.progress.drawn_stage(training.seed, self.step)
         data = self.data.at_stage(stage)
-        batch = data.batch(training.seed, self.step, training.batch)
+        batch = data.batch(training.seed, self.step, training.rows)
         result = self.train_step(
             batch.tokens,
             batch.targets,
@@ -179,7 +180,7 @@ class Trainer:
         """
         if (came := self._tally.report()) is None:
             return
-        samples_per_s = came["steps"] * self.config.training.batch / came["seconds"]
+        samples_per_s = came["steps"] * self.config.training.rows / came["seconds"]
         fields = {"step": self.step, "samples": self.samples, "loss": came["loss"]}
         if self._tally.accuracy is not None:
             fields["accuracy"] = self._tally.accuracy

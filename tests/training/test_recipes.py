@@ -80,6 +80,7 @@ average             0.9       0.0       0.998      0.0        0.999      0.0    
 
 samples             20_000    60_000    900_000    1_200_000  600_000    600_000    480_000   960_000
 batch               32        64        64         64         120        120        64        64
+accumulate          1         1         1          1          1          1          1         1
 segment             8         8         8          8          16         16         8         8
 detach              None      None      None       None       None       None       None      None
 validate_every      5         50        50         50         250        250        250       250

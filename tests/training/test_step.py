@@ -58,3 +58,40 @@ def test_the_learning_rate_scales_the_step(decay):
     """Decay too: at rate 0 nothing moves, and twice the rate goes twice as far."""
     assert mx.abs(take(lr=0.0, decay=decay)[1]).max() == 0
     assert mx.allclose(take(lr=2e-3, decay=decay)[1], 2 * take(lr=1e-3, decay=decay)[1], atol=1e-6)
+
+
+def in_parts(accumulate, skip_above=0.0, implementation="plain", **settings):
+    """Two steps on 6 sequences: losses, norms, carry, and the weights after them."""
+    model = make_model(implementation=implementation, dropout=0.0, positions="block")
+    config = OptimizerConfig(optimizer="muon", lr=1e-2, clip=0.5, skip_above=skip_above)
+    step = TrainingStep(model, config, segment=2, accumulate=accumulate)
+    carry, came = None, []
+    for seed in (3, 4):
+        tokens = make_tokens(4 * K, batch=6, seed=seed)
+        result = step(tokens, tokens, 1e-2, KEY, carry, **settings)
+        carry = result.carry
+        came += [result.loss, result.norm]
+    return came, carry, joined(model.parameters())
+
+
+@pytest.mark.parametrize("settings", [{}, {"close": False}, {"skip_above": 5.0}], ids=str)
+@pytest.mark.parametrize("accumulate", [2, 3, 6])
+def test_a_step_in_parts_is_that_of_the_whole(accumulate, settings):
+    """To rounding: loss, norm before clipping, weights, and the state of each row, which goes on in the next step."""
+    (came, carry, weights), (whole, whole_carry, expected) = in_parts(accumulate, **settings), in_parts(1, **settings)
+    for one, other in zip(came, whole, strict=True):
+        assert mx.allclose(one, other, rtol=1e-5)
+    assert mx.allclose(weights, expected, atol=1e-5)
+    if "close" in settings:
+        assert carry is not None
+        for one, other in zip(flat(carry).values(), flat(whole_carry).values(), strict=True):
+            assert mx.allclose(one, other, atol=1e-5)
+
+
+def test_parts_draw_dropout_masks_of_their_own():
+    model = make_model(dropout=0.4)
+    tokens = mx.concatenate([TOKENS, TOKENS])
+    step = TrainingStep(model, OptimizerConfig(lr=1e-9), segment=2, accumulate=2)
+    both = step(tokens, tokens, 1e-9, KEY).loss
+    first = TrainingStep(model, OptimizerConfig(lr=1e-9), segment=2)(TOKENS, TOKENS, 1e-9, mx.random.split(KEY)[0]).loss
+    assert not mx.allclose(both, first, rtol=1e-6)

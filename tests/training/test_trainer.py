@@ -289,3 +289,17 @@ def test_gradients_that_are_never_finite_are_said(tmp_path, monkeypatch, capsys)
     out = capsys.readouterr().out
     assert "7 steps with a gradient that is not finite were not taken" in out
     assert "training collapsed" in out
+
+
+@pytest.mark.parametrize("reading", [{}, {"stateful": True}], ids=str)
+def test_accumulating_goes_on_bit_exactly_and_reads_what_a_large_batch_reads(tmp_path, reading):
+    config = text_run(tmp_path, **reading)
+    config = replace(config, architecture=replace(config.architecture, dropout=0.0))
+    large, parts = (
+        replace(config, training=replace(config.training, samples=16 * 20, batch=16 // n, accumulate=n)) for n in (1, 4)
+    )
+    check_resuming(tmp_path, parts, stop=9)
+    make(tmp_path / "large", large).fit()
+    for one, other in zip(events(tmp_path / "whole", "train"), events(tmp_path / "large", "train"), strict=True):
+        assert one["samples"] == other["samples"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
