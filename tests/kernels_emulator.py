@@ -1,6 +1,7 @@
-"""GPU kernels on a CPU: their own source, compiled by g++, the threads of a threadgroup as real threads.
+"""GPU kernels on a CPU: their own source, compiled by g++ in the words of ``kernels_emulator.h``.
 
-With `SANITIZERS` a kernel is a program of its own, which g++'s sanitizers watch, and which fails at what they find.
+The threads of a threadgroup take turns. With `SANITIZERS` they are real ones, and a kernel is a program of its own,
+which g++'s sanitizers watch, and which fails at what they find.
 """
 
 import ctypes
@@ -16,78 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 BUILD = Path(tempfile.gettempdir()) / "mlx_rtx_emulated_kernels"
-STANDARD = """
-#include <math.h>
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <stddef.h>
-#include <algorithm>
-#include <thread>
-#include <vector>
-using std::max; using std::min;
-struct alignas(16) float4 { float x, y, z, w; };
-static float rsqrt(float x) { return 1 / sqrtf(x); }
-#define exp expf
-#define log logf
-#define fma fmaf
-#define fabs fabsf
-"""
-PROLOGUE = """
-#ifdef __APPLE__  // which has no barriers
-struct pthread_barrier_t { pthread_mutex_t lock; pthread_cond_t open; int count, waiting, round; };
-static void pthread_barrier_init(pthread_barrier_t* barrier, void*, int count) {
-  *barrier = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, count, 0, 0};
-}
-static void pthread_barrier_destroy(pthread_barrier_t*) {}
-static void pthread_barrier_wait(pthread_barrier_t* barrier) {
-  pthread_mutex_lock(&barrier->lock);
-  const int round = barrier->round;
-  if (++barrier->waiting == barrier->count) {
-    barrier->waiting = 0;
-    ++barrier->round;
-    pthread_cond_broadcast(&barrier->open);
-  }
-  while (round == barrier->round) pthread_cond_wait(&barrier->open, &barrier->lock);
-  pthread_mutex_unlock(&barrier->lock);
-}
-#endif
-static pthread_barrier_t gate, warp_gates[32];
-static float slots[1024];
-static thread_local int emulated_rank, emulated_group;
-static float shuffle_xor(float value, int mask) {
-  pthread_barrier_t* warp_gate = warp_gates + emulated_rank / 32;
-  slots[emulated_rank] = value;
-  pthread_barrier_wait(warp_gate);
-  const float other = slots[emulated_rank ^ mask];
-  pthread_barrier_wait(warp_gate);
-  return other;
-}
-#define GLOBAL
-#define LOCAL
-#define SHARED
-#define SHARED_ARRAY static
-#define CONSTANT constexpr
-#define INLINE inline
-#define UNROLL
-#define UNROLL_BY(count)
-#define BARRIER() pthread_barrier_wait(&gate)
-#define SHUFFLE_XOR(value, mask) shuffle_xor(value, mask)
-#define STORE_4(to, value) *(float4*)(to) = value
-struct Matrix { float x[8][8]; };  // all of it in each thread of a warp; a thread stores two of its numbers
-#define MATRIX Matrix
-#define NO_MATRIX Matrix()
-#define MATRIX_LOAD(to, from, pitch) for (int e = 0; e < 64; ++e) (to).x[e / 8][e % 8] = (from)[e / 8 * (pitch) + e % 8]
-#define MATRIX_STORE(from, to, pitch) \\
-  for (int e = emulated_rank % 32; e < 64; e += 32) (to)[e / 8 * (pitch) + e % 8] = (from).x[e / 8][e % 8]
-#define MATRIX_ADD_PRODUCT(sum, a, b) add_product(sum, a, b)
-#define WARP_BARRIER() pthread_barrier_wait(warp_gates + emulated_rank / 32)
-static void add_product(Matrix& sum, const Matrix& a, const Matrix& b) {
-  for (int i = 0; i < 8; ++i)
-    for (int k = 0; k < 8; ++k)
-      for (int j = 0; j < 8; ++j) sum.x[i][j] = fma(a.x[i][k], b.x[k][j], sum.x[i][j]);
-}
-"""
+WORDS = Path(__file__).with_suffix(".h").read_text()
 # Its arguments: a file that holds all arrays one after another, threadgroups, then how many bytes each array has.
 PROGRAM = """
 int main(int count, char** words) {
@@ -124,21 +54,17 @@ def make_kernel(name, helpers, inputs, outputs, constants):
     parameters = ", ".join(f"{t} {'at_' if n.endswith('_ndim') else ''}{n}" for t, n in zip(types, names, strict=True))
     numbers = "".join(f"const int {n} = *at_{n};\n" for n in names if n.endswith("_ndim"))
     given = ", ".join(f"({t})arguments[{i}]" for i, t in enumerate(types))
-    threads = constants["THREADS"]
-    text = f"""{STANDARD}{PROLOGUE}{source.shared(helpers, constants)}
+    text = f"""{WORDS}{source.shared(helpers, constants)}
 static void run({parameters}) {{
 const int rank = emulated_rank, b = emulated_group;
 {numbers}{body}}}
+static void body() {{
+  void** arguments = emulated_arguments;
+  run({given});
+}}
 extern "C" void launch(void** arguments, int groups) {{
-  pthread_barrier_init(&gate, nullptr, {threads});
-  for (int warp = 0; warp < {threads} / 32; ++warp) pthread_barrier_init(warp_gates + warp, nullptr, 32);
-  for (int group = 0; group < groups; ++group) {{
-    std::vector<std::thread> threads;
-    for (int rank = 0; rank < {threads}; ++rank)
-      threads.emplace_back([=] {{ emulated_rank = rank, emulated_group = group; run({given}); }});
-    for (auto& thread : threads) thread.join();
-  }}
-  pthread_barrier_destroy(&gate);
+  emulated_arguments = arguments;
+  emulate(body, {constants["THREADS"]}, groups);
 }}
 """
     built = _build(text + PROGRAM * bool(SANITIZERS))
@@ -177,7 +103,8 @@ def _launch(built: Path, arrays: list[np.ndarray], groups: int) -> None:
 
 def _build(text: str) -> Path:
     """The compiled library or program, from an earlier run if there is one."""
-    kind = [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-g"] if SANITIZERS else ["-shared", "-fPIC"]
+    watched = ["-DREAL_THREADS", f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-g"]
+    kind = watched if SANITIZERS else ["-shared", "-fPIC"]
     command = ["g++", *FLAGS, *kind, "-pthread"]
     stem = BUILD / hashlib.sha256("\n".join([*command, text]).encode()).hexdigest()[:24]
     built = stem.with_suffix(".so")

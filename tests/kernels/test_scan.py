@@ -20,7 +20,7 @@ VARIANTS = [
     {"history": "output", "dropout": 0.3, "attention_dropout": 0.2},
     {"history": "output", "state_norm": True, "activation": "gelu"},
     {"history": "hidden", "dropout": 0.3, "activation": "gelu"},
-    {"history": "hidden", "state_norm": True, "heads": 1, "dim": 10},
+    {"history": "hidden", "state_norm": True, "heads": 2, "dim": 10},
     {"history": "output", "state_norm": True, "alpha_kind": "channel", "qk_norm": True},
     {"history": "hidden", "dropout": 0.3, "alpha_kind": "head", "qk_norm": True},
     {"history": "output", "attention_dropout": 0.3, "qk_norm": True},
@@ -30,7 +30,7 @@ VARIANTS = [
 
 @pytest.fixture(params=["emulated", "gpu"])
 def fused(request, monkeypatch):
-    """A switch to kernels: emulated, with few threads since each is a real one, and on a GPU where there is one."""
+    """A switch to kernels: emulated, with few threads, and on a GPU where there is one."""
     on_metal = mx.metal.is_available() and os.environ["MLX_RTX_KERNELS"] == "1"
     if request.param == "gpu" and not (mx.cuda.is_available() or on_metal):
         pytest.skip("needs an NVIDIA GPU, or Metal and MLX_RTX_KERNELS=1")
@@ -79,6 +79,7 @@ def test_kernels_give_what_plain_operations_give(fused, form, variant):
     plain = {n: loss_and_grad(model, tokens, tokens[:, -n:], 2, key=key) for n in (1, length)}
     mx.eval(plain)
     fused(form)
+    assert model.layers[0]._fused
     for n, (loss, gradients) in plain.items():
         for segment in (2, None):
             found, found_gradients = loss_and_grad(model, tokens, tokens[:, -n:], segment, key=key)
