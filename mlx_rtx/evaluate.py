@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_rtx.support import backend
+from mlx_rtx.support.backend import DeviceName
 from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import UserError, require, require_positive
 from mlx_rtx.support.files import write_json
@@ -43,6 +44,8 @@ class EvaluateCommand:
     is scored."""
     validation: float | str | None = None
     """Text: what to score instead of what training held out, as of mlx_rtx.train: a file, a split, or a share."""
+    device: DeviceName | None = None
+    """Where to score; on the GPU if there is one, if not given."""
     json: Path | None = None
     """File to write the scores to, for programs: unrounded, null where one is no number."""
 
@@ -55,6 +58,7 @@ class EvaluateCommand:
 def main(arguments: list[str]) -> None:
     """Parse ``arguments``, score, and print."""
     command = parse(EvaluateCommand, arguments, "python -m mlx_rtx.evaluate")
+    backend.use_device(command.device)
     folder = RunFolder(command.run)
     stored = folder.read_config()
     name, settings = from_stored(stored)

@@ -7,6 +7,8 @@ from pathlib import Path
 from mlx_rtx.generation.decoding import stream_generate
 from mlx_rtx.generation.sampling import make_sampler
 from mlx_rtx.generation.saved_state import load_stream, save_stream
+from mlx_rtx.support import backend
+from mlx_rtx.support.backend import DeviceName
 from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import UserError, require, require_positive
 from mlx_rtx.support.locks import alone
@@ -34,6 +36,8 @@ class GenerateCommand:
     """Only characters at least this many times as probable as the likeliest; 0 for all."""
     seed: int = 0
     """Fixes the text; prompt i of several draws by seed + i."""
+    device: DeviceName | None = None
+    """Where to write; on the GPU if there is one, if not given."""
     state_file: Path | None = None
     """Go on from the state in this file if it is there, and leave the new state in it."""
 
@@ -44,6 +48,7 @@ class GenerateCommand:
 def main(arguments: list[str]) -> None:
     """Parse ``arguments``, write text as it comes, then say how fast."""
     command = parse(GenerateCommand, arguments, "python -m mlx_rtx.generate")
+    backend.use_device(command.device)
     file = command.state_file
     if file is None:
         return write(command)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from mlx_rtx.kernel_check import decide
 from mlx_rtx.support import backend
+from mlx_rtx.support.backend import DeviceName
 from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.parsing import parse_subcommand, read_config_file
@@ -36,11 +37,14 @@ class Arguments:
     """Where the other flags' defaults come from: what trains best, or the paper's own recipe."""
     config: Path | None = None
     """TOML file of lines like noise = 4096, which flags override."""
+    device: DeviceName | None = None
+    """Where to train; on the GPU if there is one, if not given."""
 
 
 def main(arguments: list[str]) -> None:
     """Parse ``arguments``, train, and say what came of it."""
     command, task = read_command(arguments)
+    backend.use_device(command.device)
     folder, settings = RunFolder(command.out), command.settings
     data = settings.task.load(folder.vocabulary() if command.resume else None)
     with folder.alone():

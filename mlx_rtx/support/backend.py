@@ -10,10 +10,12 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from mlx_rtx.support.errors import require
 from mlx_rtx.support.openblas import HAS_OPENBLAS
 
+DeviceName = Literal["cpu", "gpu"]
 REMEDY = (
     "OpenBLAS would be about 10 times as fast as the BLAS in MLX's Linux wheel: make setup fetches it, "
     "or install it by the system's package manager; and import mlx_rtx before mlx"
@@ -26,6 +28,21 @@ def advice() -> str | None:
 
     on_linux_cpu = sys.platform == "linux" and mx.default_device().type == mx.cpu
     return REMEDY if on_linux_cpu and not HAS_OPENBLAS else None
+
+
+def use_device(name: DeviceName | None) -> None:
+    """Have MLX work on the CPU or the GPU from now on; without a name, on the one that it prefers.
+
+    Raises:
+        UserError: this MLX has no GPU here.
+    """
+    import mlx.core as mx
+
+    if name is None:
+        return
+    has_gpu = mx.metal.is_available() or mx.cuda.is_available()
+    require(name == "cpu" or has_gpu, "--device gpu: this MLX has no GPU here; drop the flag, or set MLX up for it")
+    mx.set_default_device(mx.cpu if name == "cpu" else mx.gpu)
 
 
 def memory_gb() -> float:
