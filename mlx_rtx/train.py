@@ -18,10 +18,11 @@ from mlx_rtx.training.log import line
 from mlx_rtx.training.recipes import recipes_by_task
 from mlx_rtx.training.settings import RunConfig
 from mlx_rtx.training.stored_settings import from_stored, to_stored
+from mlx_rtx.training.tracking import make_tracker
 from mlx_rtx.training.trainer import Trainer
 
 PROGRAM = "python -m mlx_rtx.train"
-CHANGEABLE = ("samples", "report_every", "test_samples", "data", "validation")  # when a run goes on
+CHANGEABLE = ("samples", "report_every", "test_samples", "data", "validation", "tracker")  # when a run goes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,9 @@ def main(arguments: list[str]) -> None:
             decision = decide(
                 settings.model, settings.architecture, settings.training.batch, kept_kernels(before), say=print
             )
-            keep_config(folder, before, {**to_stored(task, settings, data), "kernels": decision.stored}, data)
+            stored, tracker = to_stored(task, settings, data), settings.training.tracker
+            keep_config(folder, before, {**stored, "kernels": decision.stored}, data)
+            trainer.log.tracker = make_tracker(tracker, folder.path, stored) if tracker else None
             with decision.at_work():
                 introduce(task, command, trainer, decision.text)
                 try:

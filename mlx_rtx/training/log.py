@@ -8,13 +8,14 @@ others. Each line ends with a checksum of what stands before.
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mlx_rtx.support.files import append_line, open_data
 from mlx_rtx.support.typed import fits
+from mlx_rtx.training.tracking import Tracker, numbers
 
 from tqdm import tqdm
 
@@ -40,6 +41,7 @@ class RunLog:
 
     def __init__(self, path: Path, samples: int, seen: int = 0):
         self.path = path
+        self.tracker: Tracker | None = None  # another program that is told the same
         self.lost = False  # whether nobody can read what is said any more
         self._held: list[tuple[str, str, dict[str, Any]]] | None = None  # events that wait for others
         self._bar = None
@@ -80,6 +82,18 @@ class RunLog:
         """Something for the file alone."""
         text = json.dumps({"kind": kind, **fields})[:-1]
         append_line(self.path, f'{text}{CHECKSUM}{_checksum(text.encode())}"}}')
+        if self.tracker and (values := numbers(kind, fields)):
+            self._tell(lambda tracker: tracker.log(values, fields["step"]))
+
+    def _tell(self, what: Callable[[Tracker], Any]) -> None:
+        """Have a tracker do something; whatever goes wrong there, the training does not."""
+        tracker, self.tracker = self.tracker, None
+        assert tracker is not None
+        try:
+            what(tracker)
+            self.tracker = tracker
+        except Exception as error:
+            self.say(f"warning: the tracker failed ({type(error).__name__}: {error}) and is told no more")
 
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
@@ -94,9 +108,11 @@ class RunLog:
             self.lost = True
 
     def close(self) -> None:
-        """End the bar."""
+        """End the bar, and what follows the run."""
         if self._bar is not None:
             self._bar.close()
+        if self.tracker:
+            self._tell(lambda tracker: tracker.close())
 
 
 def line(fields: dict[str, Any]) -> str:

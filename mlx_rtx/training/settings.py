@@ -7,6 +7,7 @@ from mlx_rtx.support.errors import require, require_at_most, require_choices, re
 from mlx_rtx.tasks import Data, Shape, Task
 from mlx_rtx.training.optimizer import OptimizerConfig
 from mlx_rtx.training.progress import ProgressConfig
+from mlx_rtx.training.tracking import TrackerName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class LoopConfig:
     """Sequences of a validation; None for all that are held out."""
     report_every: int = 5
     """Steps from one reported line to the next."""
+    tracker: TrackerName | None = None
+    """Tell another program what metrics.jsonl says: TensorBoard, by files in the run folder, or wandb or trackio."""
     seed: int = 0
     """Fixes initial weights, data and dropout."""
 

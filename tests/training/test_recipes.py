@@ -86,6 +86,7 @@ detach              None      None      None       None       None       None   
 validate_every      5         50        50         50         250        250        250       250
 validate_samples    64        64        64         64         None       None       None      None
 report_every        5         5         50         5          50         50         50        50
+tracker             None      None      None       None       None       None       None      None
 seed                0         0         0          0          0          0          0         0
 """
 
