@@ -1,6 +1,7 @@
 """What a run logs, passed on to other programs as it comes: TensorBoard, and what has the interface of wandb."""
 
 import importlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -41,7 +42,8 @@ def make_tracker(name: TrackerName, folder: Path, config: dict[str, Any]) -> Tra
         ) from None
     try:
         if name == "tensorboard":
-            return _to_tensorboard(module.SummaryWriter(str(folder / "tensorboard")))
+            suffix = f".{time.time_ns()}"  # a file's own name says the second only
+            return _to_tensorboard(module.SummaryWriter(str(folder / "tensorboard"), filename_suffix=suffix))
         module.init(project=PROJECT, name=folder.resolve().name, config=config)
         return Tracker(lambda values, step: module.log(values, step=step), module.finish)
     except Exception as error:  # no login, no network, no space: theirs to say
