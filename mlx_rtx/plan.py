@@ -1,7 +1,8 @@
 """Plan what fits into a memory, and how long a run takes: ``python -m mlx_rtx.plan copy --memory 16GB``.
 
 Nothing is trained. Memory is predicted from the settings, time from a few short steps on this machine or, for one
-that is not at hand, from its published figures. With --verify one whole step is run to hold the prediction to.
+that is not at hand, estimated from its published figures. With --verify one whole step is run to hold the prediction
+to. Without a task, ``python -m mlx_rtx.plan --machine m4``, it says how long each default recipe takes.
 """
 
 import argparse
@@ -10,13 +11,15 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
+from mlx_rtx.forecast.machines import MACHINES, Machine
 from mlx_rtx.forecast.memory import WITHIN, Memory
-from mlx_rtx.forecast.planner import LARGEST_BATCH, MACHINES, USABLE, Machine, Planner, lower_bound_seconds
+from mlx_rtx.forecast.planner import LARGEST_BATCH, USABLE, Planner
+from mlx_rtx.forecast.recipe_times import SOLVED, Range, recipe_times
 from mlx_rtx.model.registry import parameter_count
 from mlx_rtx.support import backend
 from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import UserError, require
-from mlx_rtx.support.parsing import parse_subcommand
+from mlx_rtx.support.parsing import parse, parse_subcommand
 from mlx_rtx.training.curriculum import CurriculumConfig
 from mlx_rtx.training.recipes import recipes_by_task
 from mlx_rtx.training.settings import RunConfig
@@ -45,8 +48,19 @@ class PlanCommand:
         require(at_hand or not self.verify, f"machine={self.machine}: is not at hand to verify; drop one of the two")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """How long each default recipe takes."""
+
+    machine: Literal["m4"]
+    """Machine, one that is not at hand."""
+
+
 def main(arguments: list[str]) -> None:
     """Say what fits, what it takes and how long."""
+    if arguments and arguments[0].startswith("--machine"):
+        overview(MACHINES[parse(Overview, arguments, PROGRAM).machine])
+        return
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--recipe", default="default")
     try:
@@ -72,6 +86,20 @@ def main(arguments: list[str]) -> None:
     seconds = say_time(planner, batch, segment, machine)
     if command.verify:
         verify(planner, batch, segment, seconds)
+
+
+def overview(machine: Machine) -> None:
+    """Print a line a recipe."""
+    print(f"machine: {machine.description}: not at hand; estimates from {machine.source}")
+    print("default recipes, with their validations, by plain operations")
+    print(f"{'recipe':16} {'samples':>9} {'of tokens':>10} {'a step':>16} {'in all':>16}")
+    for row in recipe_times(machine):
+        solved = " (until solved, as elsewhere)" if row.task in SOLVED else ""
+        print(
+            f"{row.task:16} {row.samples:>9,} {row.length:>10,} {span(row.step):>16} {span(row.whole):>16}{solved}",
+            flush=True,
+        )
+    print("make train trains copy")
 
 
 def size_in_bytes(text: str) -> float:
@@ -100,7 +128,7 @@ def introduce(planner: Planner, size: float, machine: Machine | None) -> None:
         f"dim={config.dim} heads={config.heads} block={config.block} history={config.history} length={shape.length}"
     )
     if machine:
-        print(f"machine: {machine.description}: not at hand; a prediction from {machine.source}")
+        print(f"machine: {machine.description}: not at hand; estimates from {machine.source}")
     else:
         print(f"machine: {backend.device()}")
     print(f"memory: {gigabytes(size)}, of which a run may take {gigabytes(USABLE * size)}; all figures are predictions")
@@ -129,24 +157,26 @@ def say_memory(planner: Planner, batch: int, segment: int | None) -> None:
 
 
 def say_time(planner: Planner, batch: int, segment: int | None, machine: Machine | None) -> float:
-    """Print the seconds of a step and of the run; return the former."""
+    """Print the seconds of a step and of the run; return the former, or the most that they may be."""
     if machine:
         work = planner.work(batch, segment)
-        seconds = lower_bound_seconds(work, machine)
+        step = machine.seconds(work)
         print(
-            f"  a step takes {seconds:.3g} s at least: {work.multiply_adds / 1e9:,.1f} G multiply-adds, "
-            f"{work.bytes / 1e9:,.1f} GB moved; its {work.launches:,} launches come on top"
+            f"  a step takes {span(step)}, an estimate: {work.multiply_adds / 1e9:,.1f} G multiply-adds, "
+            f"{work.bytes / 1e9:,.1f} GB moved, {work.launches:,} launches"
         )
     else:
         seconds, timed = planner.seconds(batch, segment)
         lengths = " and ".join(f"{length:,}" for length in timed)
         print(f"  a step takes {seconds:.3g} s, by steps timed at {lengths} tokens")
+        step = seconds, seconds
     samples, length = planner.settings.training.samples, planner.settings.task.shape.length
-    least = " at least" if machine else ""
-    print(f"  {samples:,} samples take {duration(samples / batch * seconds)}{least}, if all are of {length:,} tokens")
+    whole = samples / batch * step[0], samples / batch * step[1]
+    text = span(whole) if machine else duration(whole[0])
+    print(f"  {samples:,} samples take {text}, if all are of {length:,} tokens")
     if isinstance(planner.settings.progress, CurriculumConfig):
         print("  (a curriculum begins with short ones, and ends when the task is solved)")
-    return seconds
+    return step[1]
 
 
 def verify(planner: Planner, batch: int, segment: int | None, seconds: float) -> None:
@@ -173,6 +203,21 @@ def most(batch: int) -> str:
 def gigabytes(size: float) -> str:
     """A size to three digits."""
     return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
+
+
+def span(seconds: Range) -> str:
+    """A range of times in one unit, to two digits.
+
+    Example:
+        >>> span((1234.0, 2345.0))
+        '21 to 39 min'
+    """
+    unit, length = next(
+        ((unit, length) for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)) if seconds[1] >= 2 * length),
+        ("s", 1.0),
+    )
+    least, most = (float(f"{value / length:.2g}") for value in seconds)
+    return f"{least:g} to {most:g} {unit}" if least != most else f"{most:g} {unit}"
 
 
 def duration(seconds: float) -> str:

@@ -1,17 +1,25 @@
 """The planner: what fits, what it proposes, how it predicts time, and what the command says."""
 
+import itertools
+import re
 from dataclasses import replace
+from pathlib import Path
 
 from mlx_rtx import plan
-from mlx_rtx.forecast.planner import MACHINES, Planner, lower_bound_seconds
+from mlx_rtx.forecast.machines import MACHINES
+from mlx_rtx.forecast.planner import Planner
+from mlx_rtx.forecast.recipe_times import SOLVED
 from mlx_rtx.forecast.step_benchmark import StepBenchmark, StepTiming
 from mlx_rtx.support.errors import UserError
-from mlx_rtx.training.recipes import COPY, IMAGE, TEXT
+from mlx_rtx.training.log import read_lines
+from mlx_rtx.training.recipes import COPY, IMAGE, RECIPES, TEXT
 from mlx_rtx.training.settings import RunConfig
 
 import pytest
 
 from tiny import complaint
+
+ROOT = Path(__file__).parent.parent
 
 
 def settings(recipe: RunConfig = COPY, **training) -> RunConfig:
@@ -66,16 +74,10 @@ def test_the_time_of_a_long_step_follows_from_two_short_ones(monkeypatch):
     assert timed[-1] == (64, 256, 256)
 
 
-def test_a_machine_not_at_hand_is_predicted_from_its_ceilings():
-    machine = MACHINES["m4"]
-    planner = Planner(settings(IMAGE), machine)
+def test_work_on_a_machine_not_at_hand_counts_what_kernels_multiply():
+    planner = Planner(settings(IMAGE), MACHINES["m4"])
     assert planner.memory(120, 16).queued > 0
-    work = planner.work(120, 16)
-    assert work.multiply_adds == planner.benchmark(16).executed(120, 1024, 1)
-    assert (
-        lower_bound_seconds(work, machine)
-        == work.multiply_adds / machine.multiply_adds_per_s + work.bytes / machine.bytes_per_s
-    )
+    assert planner.work(120, 16).multiply_adds == planner.benchmark(16).executed(120, 1024, 1)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +91,19 @@ def test_sizes(text, size):
 def test_wrong_sizes(text):
     with pytest.raises(UserError, match="must be a size such as 16GB"):
         plan.size_in_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        ((0.123, 0.345), "0.12 to 0.34 s"),
+        ((30, 119), "30 to 120 s"),
+        ((100, 121), "1.7 to 2 min"),
+        ((5e3, 5.002e3), "83 min"),
+    ],
+)
+def test_ranges_of_times(seconds, text):
+    assert plan.span(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -116,9 +131,32 @@ def test_a_plan_for_a_machine_not_at_hand_runs_nothing(capsys, monkeypatch):
     monkeypatch.setattr(StepBenchmark, "measure", None)
     plan.main([*TINY, "--machine", "m4"])
     said = capsys.readouterr().out
-    assert "not at hand; a prediction from published measurements" in said
-    assert "s at least:" in said
-    assert "launches come on top" in said
+    assert "not at hand; estimates from published measurements" in said
+    assert re.search(r"a step takes [0-9.]+ to [0-9.]+ s, an estimate: .* launches\n", said)
+
+
+def test_an_overview_says_of_each_recipe_what_the_readme_has(capsys, monkeypatch):
+    monkeypatch.setattr(StepBenchmark, "measure", None)
+    plan.main(["--machine", "m4"])
+    time = r"([0-9.]+ to [0-9.]+ (?:s|min|h))"
+    said = re.findall(rf"^([a-z-]+) +[0-9,]+ .* {time}(?: \(until.*)?$", capsys.readouterr().out, re.MULTILINE)
+    page = re.findall(rf"^\| ([a-z ]+), .* \| {time} \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert {name for name, _ in said} == set(RECIPES)
+    assert {(name.replace("-", " "), text) for name, text in said} == set(page)
+
+
+def test_recipes_were_solved_when_it_is_said():
+    """By the metrics that are kept of them."""
+    for task, solved in SOLVED.items():
+        samples = tokens = 0
+        runs = list((ROOT / "results" / "table4").glob(f"{task}-default-*"))
+        for run in runs:
+            reports = [line for line in read_lines(run / "metrics.jsonl") if line["kind"] == "train"]
+            for before, report in itertools.pairwise([{"samples": 0}, *reports]):
+                tokens += (report["samples"] - before["samples"]) * report["length"]
+            samples += reports[-1]["samples"]
+        assert len(runs) == 3
+        assert (round(samples / 3), round(tokens / samples)) == (solved.samples, solved.length)
 
 
 def test_a_plan_of_a_regular_transformer_names_no_segment(capsys):

@@ -43,7 +43,8 @@ def page(
             lines += ["", *section(outcome)]
     if trainings:
         note = "By the default recipes" if whole else "Tiny trainings"
-        lines += ["", "## Short trainings", "", f"{note}, each stopped at the end of its time.", ""]
+        missing = "; one that is missing came to no report" if whole else ""
+        lines += ["", "## Short trainings", "", f"{note}, each stopped at the end of its time{missing}.", ""]
         lines += table(trainings, whole)
         lines += [f"\n{said.strip()}" for outcome in outcomes for said in kernels(outcome)]
         lines += ["", f"![Losses and accuracies]({picture})"] if picture else []
@@ -61,12 +62,16 @@ def machine(environment: dict[str, Any], info: dict[str, str]) -> list[tuple[str
 
 def section(outcome: Outcome) -> list[str]:
     """What a part found: what it says after its progress; of one that failed its last lines."""
-    said = "\n".join(line for line in outcome.said.splitlines() if not line.startswith(("{", "[{", "report")))
+    kept = [line for line in outcome.said.splitlines() if not line.startswith(("{", "[{", "report"))]
+    found = [line for line in kept if " left out: " not in line or outcome.failure]
+    said = "\n".join(found)
     if outcome.failure:
         said = "\n".join(said.strip().splitlines()[-LAST:])
     else:
         said = said.strip().partition("\n\n")[2] or said
     lines = [f"## {outcome.part.title}", "", "```", said.strip("\n"), "```"]
+    if left_out := len(kept) - len(found):
+        lines += ["", f"{left_out} sizes were left out, for want of time or memory."]
     if not outcome.failure:
         for name in outcome.part.pictures:
             lines += ["", f"![{outcome.part.title}]({name})"]

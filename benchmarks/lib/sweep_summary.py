@@ -260,5 +260,6 @@ def axes_picture(points: list[Point]) -> Any:
             axis.set_xlabel(title if field == "batch" else f"{title}, at batch {at}")
             axis.set_ylabel(f"{'tokens a second' if field == 'batch' else 'ms a batch'}, {mode}")
     handles = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles), fontsize=9)
+    columns = min(len(handles), 3 * len(panels))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, fontsize=9)
     return figure

@@ -4,33 +4,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mlx_rtx.forecast.graph import Work
+from mlx_rtx.forecast.machines import Machine
 from mlx_rtx.forecast.memory import Memory
 from mlx_rtx.forecast.step_benchmark import StepBenchmark, StepTiming
 from mlx_rtx.training.settings import RunConfig
 
-
-@dataclass(frozen=True)
-class Machine:
-    """A machine's size and its two ceilings."""
-
-    description: str
-    memory: int
-    """Bytes in all."""
-    multiply_adds_per_s: float
-    """In float32."""
-    bytes_per_s: float
-    source: str
-
-
-MACHINES = {
-    "m4": Machine(
-        description="Apple M4, 10 GPU cores, 16 GB",
-        memory=16_000_000_000,
-        multiply_adds_per_s=1.45e12,
-        bytes_per_s=110e9,
-        source="published measurements: about 2.9 TFLOPS in float32, 100 to 120 GB/s",
-    ),
-}
 USABLE = 2 / 3  # of a machine's memory: about what macOS lets the GPU of a 16 GB machine work in
 
 LARGEST_BATCH = 4096
@@ -123,11 +101,3 @@ class Planner:
         fitting = [(batch, row.segment) for row in rows if row.memory.peak <= memory]
         smaller = [(row.batch, row.segment) for row in rows if row.batch]
         return max(fitting or smaller, default=None)
-
-
-def lower_bound_seconds(work: Work, machine: Machine) -> float:
-    """Seconds that a machine needs at least: arithmetic and traffic.
-
-    Launching comes on top; what it costs there is not known.
-    """
-    return work.multiply_adds / machine.multiply_adds_per_s + work.bytes / machine.bytes_per_s
