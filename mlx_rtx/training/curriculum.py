@@ -118,6 +118,11 @@ class Curriculum(Progress):
         """The noise of this stage."""
         return {"noise": self.noise}
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Number of the present stage, and of all stages."""
+        return len(self._stages(self.noise)), len(self._stages(self.last_noise))
+
     def drawn_stage(self, seed: int, step: int) -> dict[str, int]:
         """This stage, or with probability ``mix`` one of those before it."""
         if not self.config.mix or not (earlier := self._stages(self.noise)[:-1]):

@@ -8,16 +8,16 @@ others. Each line ends with a checksum of what stands before.
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mlx_rtx.support.files import append_line, open_data
 from mlx_rtx.support.typed import fits
+from mlx_rtx.tasks import Sequences
+from mlx_rtx.training.bar import Bar, in_words
 from mlx_rtx.training.tracking import Tracker, numbers
-
-from tqdm import tqdm
 
 NEEDED: dict[str, dict[str, Any]] = {  # what readers need of lines, of all and by kind
     "": {"kind": str, "step": int},
@@ -27,6 +27,7 @@ NEEDED: dict[str, dict[str, Any]] = {  # what readers need of lines, of all and 
     "final": {"samples": int},
     "resume": {"validated": bool, "environment": dict},
 }
+SHOWN = ("loss", "accuracy", "noise", "alpha", "lr", "tokens_per_s", "peak_gb")  # on a bar, as far as there is room
 CHECKSUM = ', "crc32": "'  # what begins a line's last field; older lines have none
 
 
@@ -44,19 +45,36 @@ class RunLog:
         self.tracker: Tracker | None = None  # another program that is told the same
         self.lost = False  # whether nobody can read what is said any more
         self._held: list[tuple[str, str, dict[str, Any]]] | None = None  # events that wait for others
-        self._bar = None
-        if sys.stdout.isatty():
-            self._bar = tqdm(total=samples, initial=seen, unit="sample", file=sys.stdout, dynamic_ncols=True)
+        self._bar = Bar(samples, seen) if sys.stdout.isatty() else None
+        self._scored: dict[str, int] = {}  # sequences of each kind of scores
 
-    def report(self, **fields: Any) -> None:
-        """A progress report: the bar moves, or a line is printed."""
+    def report(self, left: float | None = None, stages: tuple[int, int] = (1, 1), **fields: Any) -> None:
+        """A progress report: the bar moves, or a line is printed.
+
+        Args:
+            left: seconds to the end, if all samples are used and all that are left are of full length.
+            stages: number of the present one, and of all.
+            fields: what is reported.
+        """
         self.note("train", **fields)
         if self._bar is None:
-            self.say(line(fields))
-        else:
-            self._bar.update(fields["samples"] - self._bar.n)
-            shown = ("loss", "accuracy", "alpha", "noise", "lr", "tokens_per_s", "peak_gb")
-            self._bar.set_postfix_str(line({name: fields[name] for name in shown if name in fields}))
+            return self.say(line(fields))
+        words = [] if left is None else [f"{'≤ ' if stages[1] > 1 else ''}{in_words(left)} left"]
+        shown = [
+            line({name: fields[name]}).replace("=", " ") for name in SHOWN if name in fields and fields[name] != []
+        ]
+        words += [shown[0], *([f"stage {stages[0]} of {stages[1]}"] if stages[1] > 1 else []), *shown[1:]]
+        return self._bar.show(fields["samples"], words)
+
+    def scoring(self, kind: str, sequences: Iterable[Sequences]) -> Iterator[Sequences]:
+        """Pass sequences on, and show how far their scoring is; how many there are is known from the last time."""
+        if self._bar is not None:
+            sequences = self._bar.within(kind, sequences, self._scored.get(kind))
+        done = 0
+        for batch in sequences:
+            yield batch
+            done += len(batch.targets)
+        self._scored[kind] = done
 
     def event(self, kind: str, text: str, **fields: Any) -> None:
         """Something worth a line of its own."""
@@ -103,7 +121,7 @@ class RunLog:
             if self._bar is None:
                 print(text, flush=True)
             else:
-                self._bar.write(text, file=sys.stdout)
+                self._bar.write(text)
         except OSError:  # the training must not end on it in the middle of something
             self.lost = True
 

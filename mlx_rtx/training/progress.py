@@ -90,6 +90,11 @@ class Progress:
         """The stage that training is in, as `Data.at_stage` takes it."""
         return {}
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Number of the present stage, and of all stages."""
+        return 1, 1
+
     def drawn_stage(self, seed: int, step: int) -> dict[str, int]:
         """The stage whose sequences a step trains on: this one, or by a draw that seed and step fix, an earlier one."""
         return self.stage

@@ -184,7 +184,10 @@ class Trainer:
         fields = {"step": self.step, "samples": self.samples, "loss": came["loss"]}
         if self._tally.accuracy is not None:
             fields["accuracy"] = self._tally.accuracy
+        longer = self.data.length / came["length"]
         self.log.report(
+            left=(self.config.training.samples - self.samples) / samples_per_s * longer,
+            stages=self.progress.place,
             **fields,
             alpha=self._alphas(),
             **self.progress.stage,
@@ -279,7 +282,7 @@ class Trainer:
     def _score(self, event: str, data: Data, samples: int | None, key: mx.array, averaged: bool = False) -> Scores:
         """Score the model's weights on held-out sequences, and say so, and whether they are an average."""
         sequences = data.held_out("validation", samples, self.config.training.batch, key)
-        scores = evaluate(self.model, sequences, self.execution)
+        scores = evaluate(self.model, self.log.scoring(event, sequences), self.execution)
         mark: dict[str, bool] = {"averaged": True} if averaged else {}
         text = " ".join([event, *mark, *filter(None, [line(data.stage)]), scores.text(data.metrics)])
         self.log.event(event, text, step=self.step, samples=self.samples, **mark, **data.stage, **scores.stored())
