@@ -98,23 +98,23 @@ def _changed(task: str, changes: dict[str, str], longer: tuple[int, ...] = ()) -
 
 BLOCKS = {"block-16": "--block 16", "block-32": "", "block-64": "--block 64", "block-128": "--block 128"}
 LAYERS = {"layers-1": "", "layers-2": "--layers 2", "layers-3": "--layers 3"}
-CURRICULUM = {
-    "start-32": "--start-noise 32",
-    "start-128": "",
-    "start-512": "--start-noise 512",
-    "start-4096": "--start-noise 4096",
-    "threshold-0.02": "--advance-below 0.02",
-    "threshold-0.03": "",
-    "threshold-0.05": "--advance-below 0.05",
-    "threshold-0.1": "--advance-below 0.1",
-    "threshold-0.3": "--advance-below 0.3",
-    "threshold-1": "--advance-below 1",
-    "factor-2": "",
-    "factor-4": "--growth 4",
-    "factor-8": "--growth 8",
+THRESHOLDS = {
+    f"threshold-{loss}": "" if loss == "0.05" else f"--advance-below {loss}"
+    for loss in ("0.02", "0.03", "0.05", "0.1", "0.3", "1")
 }
 ALPHAS = {"alpha-scalar": "", **{f"alpha-{kind}": f"--alpha-kind {kind}" for kind in ("head", "channel", "gated")}}
-LEARNED = {"alpha-frozen": "", **{name: f"--train-alpha {flags}".strip() for name, flags in ALPHAS.items()}}
+COPY = {  # where stages pass at 0.03, later than by the default recipe
+    "layers-2": "--layers 2",
+    "layers-3": "--layers 3",
+    "start-32": "--start-noise 32",
+    "start-512": "--start-noise 512",
+    "start-4096": "--start-noise 4096",
+    "factor-4": "--growth 4",
+    "factor-8": "--growth 8",
+    **{name: f"--train-alpha {flags}".strip() for name, flags in ALPHAS.items()},
+    "state-norm": "--train-alpha --state-norm",
+}
+LATER = {name: f"--advance-below 0.03 {flags}" for name, flags in COPY.items()}
 SELECTIVE = {  # at the paper's length, half of the default recipe's
     "alpha-channel": "",
     "alpha-scalar": "--alpha-kind scalar",
@@ -134,9 +134,7 @@ IMAGES = {
 }
 ABLATIONS = (
     *_changed("image", BLOCKS | LAYERS | ALPHAS | IMAGES),
-    *_changed("copy", LAYERS),
-    *_changed("copy", CURRICULUM, LONGER[:3]),
-    *_changed("copy", LEARNED | {"state-norm": "--train-alpha --state-norm"}, LONGER),
+    *_changed("copy", THRESHOLDS | LATER, LONGER[:3]),
     *_changed("selective-copy", {"noise-8192": "", **SHORTER}, LONGER),
     *_changed("text", ALPHAS),
 )

@@ -62,7 +62,7 @@ patience            None      None      None       None       None       None   
 start_noise         128       128       32         32         -          -          -         -
 growth              2         2         2          2          -          -          -         -
 mix                 0.0       0.0       0.2        0.0        -          -          -         -
-advance_below       0.03      0.3       0.03       0.3        -          -          -         -
+advance_below       0.05      0.3       0.03       0.3        -          -          -         -
 lr_rule             constant  paper     plateau    paper      -          -          -         -
 plateau_patience    8         8         8          8          -          -          -         -
 stop_loss           0.015     0.015     0.015      0.015      -          -          -         -
