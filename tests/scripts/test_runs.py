@@ -279,10 +279,10 @@ def test_from_the_command_line_to_a_table(tmp_path, capsys, monkeypatch):
 def test_rows_that_share_runs_are_run_once(tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(reproduce, "carry_out_all", lambda runs, *_: asked.extend(runs) or workers.Outcome())
-    names = ["copy:threshold-0.05", "copy:factor-2", "copy:factor-4", "copy:default"]
+    names = ["image:block-32", "image:layers-1", "image:layers-2", "recurrent:default"]
     folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    reproduce.main(["ablations", "table4", "--only", *names, "--seeds", "0", "1", *folders])
-    own = ("table4/copy-default", "ablations/copy-factor-4")
+    reproduce.main(["ablations", "table2", "--only", *names, "--seeds", "0", "1", *folders])
+    own = ("table2/recurrent-default", "ablations/image-layers-2")
     assert [run.name for run in asked] == [f"{name}-{seed}" for seed in (0, 1) for name in own]
 
 
