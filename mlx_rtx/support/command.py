@@ -13,13 +13,15 @@ from mlx_rtx.support.errors import UserError
 from mlx_rtx.support.stopping import interruptible
 
 LONGEST = 600  # characters of a complaint
+GPU_ENDED = "[METAL] Command buffer execution failed"  # how MLX tells that macOS broke off what the GPU was doing
 BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell gives where whoever read our output has seen enough
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
     """Run ``main`` on the command line's arguments.
 
-    A `UserError`, and what the system refuses, become one line and exit code 2; signals become 128 and their number.
+    A `UserError`, and what the system refuses or breaks off, become one line and exit code 2; signals become 128 and
+    their number.
     """
     _ready_output()
     try:
@@ -38,6 +40,11 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     except OSError as error:
         _lose(sys.stdout)
         _complain(_describe(error))
+    except RuntimeError as error:
+        if GPU_ENDED not in str(error):
+            raise
+        remedy = "a smaller --batch or --segment" if "memory" in str(error).lower() else "docs/mac.md"
+        _complain(f"macOS ended work on the GPU ({error}); call again, a training with --resume; what helps: {remedy}")
 
 
 def _ready_output() -> None:
