@@ -11,7 +11,7 @@ from mlx_rtx.training.settings import RunConfig
 
 @dataclass(frozen=True)
 class Solved:
-    """When a curriculum ended: what the three seeds of results/table4 took on average."""
+    """When a curriculum ended: about what the three seeds of results/table4 took on average."""
 
     samples: int
     length: int
