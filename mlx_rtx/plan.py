@@ -166,9 +166,12 @@ def say_time(planner: Planner, batch: int, segment: int | None, machine: Machine
             f"{work.bytes / 1e9:,.1f} GB moved, {work.launches:,} launches"
         )
     else:
-        seconds, timed = planner.seconds(batch, segment)
+        seconds, timed, size = planner.seconds(batch, segment)
         lengths = " and ".join(f"{length:,}" for length in timed)
-        print(f"  a step takes {seconds:.3g} s, by steps timed at {lengths} tokens")
+        how = "by steps timed at" if size == batch else f"by steps of {size:,} sequences timed at"
+        print(
+            f"  a step takes {seconds:.3g} s" + (f", {how} {lengths} tokens" if size else " or more, for its products")
+        )
         step = seconds, seconds
     samples, length = planner.settings.training.samples, planner.settings.task.shape.length
     whole = samples / batch * step[0], samples / batch * step[1]

@@ -125,7 +125,7 @@ def training_memory(
     if model == "recurrent":
         run = segment_sizes(config, length, n, segment)
         copies = SUMMING + OF_A_BLOCK * max(size.blocks for size in run)
-        boundaries = len(run) - 1
+        boundaries = sum(size.times for size in run) - 1
         carry = boundaries * 2 * config.block * D * config.layers
     return Memory(
         weights=round(copies * weights),
@@ -150,7 +150,7 @@ def kernel_memory(config: ModelConfig, length: int, batch: int, targets: int, se
     window = config.dim * (20 * K + (19 + 6 * (config.dropout > 0)) * n) * config.layers
     window += (config.attention_dropout > 0) * round((1 + 1 / 4 + 1) * config.heads * n * 2 * K) * config.layers
     blocks, several = max(size.blocks for size in run), len(run) > 1
-    outputs = several * sum(size.blocks for size in run) * n * config.dim * config.layers
+    outputs = several * sum(size.times * size.blocks for size in run) * n * config.dim * config.layers
     held = round(FLOAT * batch * blocks * window)
     least, most = HELD_ONE if not several else HELD_SEVERAL if kernels.form(config.dim).narrow else HELD_WIDE
     return replace(

@@ -11,6 +11,7 @@ The paper leaves out the MLP and most projections. The true count takes every wi
 no head. What this package executes is less: see `executed_ops`, and `training_ops` for a training step.
 """
 
+import itertools
 from typing import NamedTuple
 
 from mlx_rtx.model.config import Architecture, ModelConfig, ModelKind
@@ -26,13 +27,15 @@ class Calls(NamedTuple):
 
 
 class SegmentSize(NamedTuple):
-    """What counts of a segment that `Transformer.run` takes at once."""
+    """What counts of segments that `Transformer.run` takes at once, one after the other and all alike."""
 
     blocks: int
     blocks_wanted: int
     """Blocks whose outputs the top layer computes."""
     starts: bool
     """It is the sequence's first."""
+    times: int = 1
+    """How many."""
 
 
 def paper_ops(config: Architecture, length: int, model: ModelKind = "recurrent") -> int:
@@ -125,16 +128,25 @@ def training_ops(
     first = _recurrent(config, [size._replace(blocks_wanted=0) for size in run[:-1]])
     # where no output is read, the gradient needs no value of the carry: its last product is not recomputed
     spared = [size for size in run[:-1] if size.blocks_wanted == 0]
-    whole = sum(config.history == "output" and size.blocks > size.starts for size in spared)  # windows, not halves
-    unneeded = 4 * config.block * config.dim**2 * (len(spared) + whole)
+    whole = [size for size in spared if config.history == "output" and size.blocks > size.starts]  # windows, not halves
+    unneeded = 4 * config.block * config.dim**2 * sum(size.times for size in spared + whole)
     return first + 3 * (_recurrent(config, run) + head) - unneeded
 
 
 def segment_sizes(config: Architecture, length: int, n: int, segment: int | None = None) -> list[SegmentSize]:
-    """The segments of so many blocks in which a sequence runs whose last ``n`` positions are read."""
+    """The segments of so many blocks in which a sequence runs whose last ``n`` positions are read.
+
+    Those that are alike stand together; the last one stands alone.
+    """
     T, unread = -(-length // config.block), (length - n) // config.block
     most = segment or T
-    return [SegmentSize(min(most, T - i), max(0, min(i + most, T) - max(i, unread)), i == 0) for i in range(0, T, most)]
+    count, reads = -(-T // most), unread // most  # segments, and the first one that is read
+    cuts = sorted(cut for cut in {0, 1, reads, reads + 1, count - 1, count} if cut <= count)
+    return [
+        SegmentSize(min(most, T - i), max(0, min(i + most, T) - max(i, unread)), i == 0, end - start)
+        for start, end in itertools.pairwise(cuts)
+        for i in [start * most]
+    ]
 
 
 def layer_calls(config: Architecture, size: SegmentSize, top: bool = True) -> list[Calls]:
@@ -155,8 +167,8 @@ def _regular(config: Architecture, length: int, n: int) -> int:
 def _recurrent(config: Architecture, run: list[SegmentSize]) -> int:
     """Layers of a recurrent transformer over segments of a sequence."""
     tops = [layer == config.layers - 1 for layer in range(config.layers)]
-    calls = [call for top in tops for size in run for call in layer_calls(config, size, top)]
-    return sum(call.times * _tau(config.dim, call.rows, call.window) for call in calls)
+    calls = [(size.times, call) for top in tops for size in run for call in layer_calls(config, size, top)]
+    return sum(times * call.times * _tau(config.dim, call.rows, call.window) for times, call in calls)
 
 
 def _tau(D: int, rows: int, window: int) -> int:

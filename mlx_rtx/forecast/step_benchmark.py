@@ -4,10 +4,11 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from mlx_rtx import kernels
+from mlx_rtx.forecast.extrapolation import Step, from_short_steps, line
 from mlx_rtx.forecast.graph import CountedExecution, Work, count_work
 from mlx_rtx.forecast.memory import Memory, forward_memory, kernel_memory, training_memory
 from mlx_rtx.forecast.operations import executed_ops, training_ops
@@ -21,6 +22,7 @@ from mlx_rtx.training.step import TrainingStep
 import mlx.core as mx
 
 Mode = Literal["forward", "training"]
+WALKED = 48  # blocks of a step whose graph is walked as it is
 
 
 @dataclass(frozen=True)
@@ -101,19 +103,34 @@ class StepBenchmark:
     def work(self, batch: int, length: int, targets: int) -> Work:
         """What a step launches, multiplies and moves by plain operations; fused kernels launch and move less.
 
-        Its graph is linear in the number of segments once there are a first, a middle and a last one, and linear
-        in the batch from 2 on (at 1 some sums are no work). So small ones are walked, and the rest is arithmetic.
+        Its graph is linear in the number of segments once there are a first, a middle and a last one, in the batch
+        from 2 on (at 1 some sums are no work), and all but linear in the layers. So small ones are walked, and the rest
+        is arithmetic; that is exact, but for many layers and for steps that are long even so (see `extrapolation`).
         """
+
+        def at(layers: int, batch: int) -> Work:
+            benchmark = replace(self, config=replace(self.config, layers=layers))
+            return benchmark._of_few_layers(batch, length, targets)
+
+        return line(lambda batch: line(lambda layers: at(layers, batch), self.config.layers, 1), batch, 2)
+
+    def _of_few_layers(self, batch: int, length: int, targets: int) -> Work:
+        """`work`, where batch and layers are few."""
         unit, spare = self._spare(length, targets)
-        short, whole = length - spare * unit, targets == length
+        walked, whole = length - spare * unit, targets == length
+        if self.mode == "training" and self.model == "recurrent" and walked > WALKED * self.config.block:
+            step = Step(length, targets, self.segment or -(-length // self.config.block))
+            return from_short_steps(
+                lambda short: replace(self, segment=short.segment).count(batch, short.length, short.targets),
+                self.config,
+                step,
+            )
 
-        def at(batch: int) -> Work:
-            one = self.count(batch, short, short if whole else targets)
-            if not spare:
-                return one
-            return _line(one, self.count(batch, short + unit, short + unit if whole else targets), spare)
+        def at(spare: int) -> Work:
+            short = walked + spare * unit
+            return self.count(batch, short, short if whole else targets)
 
-        return at(batch) if batch <= 2 else _line(at(2), at(3), batch - 2)
+        return line(at, spare, 0)
 
     def _spare(self, length: int, targets: int) -> tuple[int, int]:
         """Tokens of a segment, and how many segments of ``length`` repeat the one before."""
@@ -128,7 +145,7 @@ class StepBenchmark:
     def count(self, batch: int, length: int, targets: int) -> Work:
         """`work` of a step that is walked as a whole, segment by segment."""
         tokens, classes = self._data(batch, length, targets)
-        execution, model = CountedExecution(), self._model("exportable")
+        execution, model = CountedExecution(_walked(self.config, self.model, self.mode)), self._model("exportable")
         if self.mode == "forward":
             for _ in iter_logits(model, lambda start, end: tokens[:, start:end], length, targets, execution):
                 pass
@@ -150,17 +167,16 @@ class StepBenchmark:
         return tokens, tokens[:, :targets] % self.config.outputs
 
     def _model(self, implementation: Implementation) -> Transformer:
-        """A model with fresh weights."""
+        """A model with fresh weights, which are not computed yet: who only counts needs none."""
         model = MODELS[self.model](self.config, implementation)
         model.train(self.mode == "training")
-        mx.eval(model.parameters())
         return model
 
     def _step(self) -> Callable[[mx.array, mx.array], None]:
         """A function of (tokens, targets): forward pass or training step, waited for."""
         model = self._model("auto")
         step = TrainingStep(model, self.optimizer, self.segment)
-        mx.eval(step.optimizer.state)
+        mx.eval(model.parameters(), step.optimizer.state)
 
         def train(tokens: mx.array, targets: mx.array) -> None:
             step(tokens, targets, self.optimizer.lr, mx.random.key(0))
@@ -175,6 +191,7 @@ class StepBenchmark:
         return train if self.mode == "training" else forward
 
 
-def _line(one: Work, two: Work, further: int) -> Work:
-    """Where a line through ``one`` and ``two`` is ``further`` steps after ``one``."""
-    return Work(*(a + further * (b - a) for a, b in zip(one, two, strict=True)))
+@functools.cache
+def _walked(config: ModelConfig, model: ModelKind, mode: Mode) -> dict[Any, tuple[Work, Any]]:
+    """What was walked of models of a configuration; to be added to."""
+    return {}

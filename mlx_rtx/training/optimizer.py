@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from mlx_rtx.support.errors import require, require_choices
-from mlx_rtx.support.trees import flat
+from mlx_rtx.support.trees import count, flat
 from mlx_rtx.training.spikes import SpikeGuard
 
 import mlx.core as mx
@@ -80,6 +80,11 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module) -> optim.Optimizer
     Adam works on parameters that are joined to two vectors, matrices and others, so that a step
     launches little more than for two parameters.
     """
+    size = count(model.trainable_parameters())
+    require(
+        size < 2**31,
+        f"{size:,} parameters: at most {2**31 - 1:,} can be trained; use a smaller --dim, --layers or --alphabet",
+    )
     betas = [0.9, config.beta2]
     optimizers: list[optim.Optimizer] = []
     filters = []

@@ -1,6 +1,6 @@
 """Adam as the books have it, clipping, and the guard."""
 
-from mlx_rtx import UserError
+from mlx_rtx import ModelConfig, RecurrentTransformer, UserError
 from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 
 import mlx.core as mx
@@ -175,3 +175,10 @@ def test_one_rate_for_both_is_said_or_left_out(kind):
 def test_bad_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         OptimizerConfig(**wrong)
+
+
+def test_more_parameters_than_an_array_can_hold_are_refused():
+    """Before anything of them is computed."""
+    model = RecurrentTransformer(ModelConfig(vocab_size=16, max_len=64, dim=2**14, heads=2, block=4))
+    with pytest.raises(UserError, match="3,222,585,345 parameters: at most 2,147,483,647 can be trained"):
+        make_optimizer(OptimizerConfig(), model)
