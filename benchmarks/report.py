@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mlx_rtx import kernels
 from mlx_rtx.forecast.planner import Planner
 from mlx_rtx.plan import duration, gigabytes
 from mlx_rtx.plots import figures
@@ -77,6 +78,10 @@ def main(arguments: list[str]) -> None:
     """Say what it takes, run all parts, and leave the page; end with code 1 where a part failed."""
     report = parse(Report, arguments, "python benchmarks/report.py")
     folder, began = results_folder(report.out).absolute(), time.perf_counter()
+    if report.quick:
+        os.environ.setdefault(
+            kernels.VARIABLE, "0"
+        )  # tiny sizes of their own would be tried for longer than they train
     with tempfile.TemporaryDirectory() as runs, awake():
         parts = make_parts(report, folder, Path(runs))
         needs = report.memory * 1e9 * backend.memory_gb()

@@ -168,6 +168,20 @@ def test_what_a_short_training_tells(tmp_path):
     assert row.endswith("| not reached | – |")
 
 
+def test_a_mac_is_kept_awake_until_the_end(tmp_path, monkeypatch):
+    program, note = tmp_path / "caffeinate", tmp_path / "note"
+    program.write_text(f"#!/bin/sh\necho $$ $@ > {note}.part && mv {note}.part {note}\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(report.shutil, "which", lambda _: str(program))
+    with report.awake():
+        while not note.exists():
+            time.sleep(0.01)
+        pid, *words = note.read_text().split()
+    assert words == ["-i", "-w", str(os.getpid())]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
+
+
 @pytest.mark.parametrize("wrong", [["--seconds", "0"], ["--memory", "2"]])
 def test_wrong_flags(wrong, capsys, monkeypatch):
     assert wrong[0].strip("-") in complaint(wrong, capsys, monkeypatch, report.main)
