@@ -6,21 +6,18 @@ import tracemalloc
 from dataclasses import replace
 
 from mlx_rtx import UserError, evaluate, load
-from mlx_rtx.support.safetensors import DTYPES, open_arrays, write_arrays
 from mlx_rtx.support.trees import flat
-from mlx_rtx.training import checkpoint
 from mlx_rtx.training.checkpoint import RunFolder
 from mlx_rtx.training.log import read_lines
 from mlx_rtx.training.stored_settings import from_stored
 from mlx_rtx.training.trainer import Trainer
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from damage import ODD, change_at, harms, numbers, places, refused_or_same, rewrite
+from damage import ODD, change_at, forge, harms, numbers, places, refused_or_same, rewrite, still_told
 from tiny import complaint, fit_until, make_trainer, saved, text_run
 
 FILES = ("config.json", "tokenizer.json", "model.safetensors", "training.safetensors")
@@ -93,12 +90,10 @@ def test_every_changed_number_is_noticed(name, run, written):
 def test_a_damaged_log_loses_no_other_line(data, written):
     restore(written)
     log, content = written[0] / "metrics.jsonl", written[2]["metrics.jsonl"]
-    before = [json.dumps(line) for line in read_lines(log)]
+    before = read_lines(log)
     log.write_bytes(data.draw(harms(len(content)))(content))
-    found = [json.dumps(line) for line in read_lines(log)]
-    assert set(found) <= set(before)
-    cut = len(log.read_bytes()) < len(content)
-    assert cut or len(found) >= len(before) - 2  # a line break that is lost joins two
+    told, cut = still_told(log, before), len(log.read_bytes()) < len(content)
+    assert cut or told >= len(before) - 2  # a line break that is lost joins two
 
 
 def test_numbers_that_are_not_finite_are_refused(run, capsys, monkeypatch):
@@ -199,11 +194,11 @@ def test_nothing_outside_its_folder_is_read(name, where, run, written, tmp_path)
 
 def test_nothing_outside_its_folder_is_written(run, written, tmp_path):
     """Where links wait in the places of what a run writes."""
+    trainer = make_trainer(run, replace(written[1], training=replace(written[1].training, seed=1)))
     for name in ("metrics.jsonl", "model.safetensors", f".training.{os.getpid()}.tmp.safetensors"):
         (tmp_path / name).write_text("elsewhere")
         (run / name).unlink(missing_ok=True)
         (run / name).symlink_to(tmp_path / name)
-    trainer = make_trainer(run, replace(written[1], training=replace(written[1].training, seed=1)))
     trainer.save()
     trainer.folder.write_model(trainer.model)
     with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written"):
@@ -295,16 +290,5 @@ def test_values_that_make_no_sense_are_refused_in_one_line(part, data, written):
     where = path / ("config.json" if part == "config" else "training.safetensors")
     stored = RunFolder(path).read_config() if part == "config" else saved(path)[1]
     at, value = data.draw(st.sampled_from(list(places(stored)))), data.draw(st.sampled_from(ODD))
-    forge(path, part, change_at(stored, at, value))
+    forge(RunFolder(path), part, change_at(stored, at, value))
     refused_or_same(where, lambda: bool(read_all(written)), True)
-
-
-def forge(path, part, stored):
-    """Write settings or counters as if they were the run's own."""
-    folder = RunFolder(path)
-    if part == "config":
-        folder.config.write_text(json.dumps({**stored, "sha256": checkpoint._digest(stored)}))
-        return
-    with open_arrays(folder.training) as file:
-        arrays = file.read({name: mx.zeros(shape, DTYPES[dtype]) for name, (dtype, shape) in file.arrays.items()})
-        write_arrays(folder.training, arrays, {**file.metadata, "counters": json.dumps(stored)})
