@@ -24,6 +24,7 @@ from mlx_rtx.scaling.unique import LENGTHS, Growth, growth, rising_sizes
 from mlx_rtx.support import backend
 from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import require
+from mlx_rtx.support.json_lines import append_line
 from mlx_rtx.support.parsing import parse_subcommand
 from mlx_rtx.support.reports import make_folder, write_picture, write_report
 from mlx_rtx.tasks import text_file
@@ -216,8 +217,7 @@ def train(command: Train) -> None:
         return
     for point in todo:
         loss = grid.train(point, text, path.name)
-        with (out / "losses.jsonl").open("a") as file:
-            file.write(loss.row() + "\n")
+        append_line(out / "losses.jsonl", loss.row())
         print(
             f"{point.model} dim={point.dim} N={loss.parameters:,} D={loss.tokens:,} lr={point.lr:g} seed={point.seed} "
             f"steps={loss.steps:,}: loss {loss.loss:.4f}({loss.loss_se:.1g}) in {loss.seconds:.1f} s",

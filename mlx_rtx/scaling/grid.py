@@ -8,13 +8,15 @@ import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from mlx_rtx.model.config import ModelKind
 from mlx_rtx.model.registry import MODELS, parameter_count
-from mlx_rtx.support.errors import UserError
+from mlx_rtx.support.errors import UserError, require
+from mlx_rtx.support.json_lines import parse_table, read_json_lines
+from mlx_rtx.support.typed import make
 from mlx_rtx.tasks import TextData, TextTask
 from mlx_rtx.tasks.text_file import Text
 from mlx_rtx.training.evaluation import Scores, evaluate
@@ -126,22 +128,24 @@ def train(point: GridPoint, text: str, source: str) -> Loss:
 
 
 def read_losses(path: Path) -> list[Loss]:
-    """The runs in a file of rows.
+    """The runs in a file of rows; those that are damaged are left out, which is said.
 
     Raises:
-        UserError: it cannot be read, or is no such file.
+        UserError: it is not there, cannot be read, or all in it is damaged.
     """
+    none = f"{path}: no losses of a grid; make them with python -m mlx_rtx.scaling train"
+    require(path.exists(), none)
+    return read_json_lines(path, _parse, none)
+
+
+def _parse(row: bytes) -> Loss | None:
+    values = parse_table(row) or {}
+    of_point = {field.name for field in fields(GridPoint)} & values.keys()
     try:
-        return [_loss(json.loads(row)) for row in path.read_text().splitlines() if row]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{path}: no losses of a grid ({error}); make them with python -m mlx_rtx.scaling train"
-        ) from None
-
-
-def _loss(values: dict) -> Loss:
-    point = GridPoint(**{name: values.pop(name) for name in ("model", "layers", "dim", "characters", "lr", "seed")})
-    return Loss(point, **values)
+        point = make(GridPoint, {name: values.pop(name) for name in of_point})
+        return make(Loss, {"point": point, **values})
+    except UserError:
+        return None
 
 
 def best_runs(losses: Iterable[Loss]) -> list[Loss]:

@@ -49,25 +49,6 @@ def remedy(error: Exception) -> str:
     return "free some space or choose another place"
 
 
-def append_line(path: Path, text: str) -> None:
-    """Add a line to a file; nothing that stands there is changed, a last line that was cut off is ended first.
-
-    Raises:
-        UserError: it could not be written.
-    """
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW  # a link would lead to another file
-    try:
-        with os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                text = text if file.read(1) == b"\n" else "\n" + text
-            left = memoryview(f"{text}\n".encode())
-            while left:
-                left = left[file.write(left) :]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); {remedy(error)}") from None
-
-
 def open_data(path: Path) -> BinaryIO:
     """Open a file that may be anybody's: a regular one, in its own folder.
 

@@ -166,7 +166,7 @@ def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, st
     arrays = {name: arrays[name] if arrays[name].ndim else arrays[name] + 0 for name in sorted(arrays)}
     described = {name: Described.of(array) for name, array in arrays.items()}
     chunks: dict[str, Any] = {name: np.asarray(array.reshape(-1).view(mx.uint8)) for name, array in arrays.items()}
-    metadata = {"format": FORMAT, **metadata}
+    metadata = {**metadata, "format": FORMAT}
     header: dict[str, Any] = {"__metadata__": {**metadata, "sha256": _digest(metadata, described, chunks)}}
     at = 0
     for name, (dtype, shape) in described.items():

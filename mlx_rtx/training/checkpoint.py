@@ -23,7 +23,7 @@ from mlx_rtx.model.config import ModelConfig
 from mlx_rtx.model.registry import MODELS
 from mlx_rtx.model.segment import Carries, Carry
 from mlx_rtx.support.errors import UserError, require
-from mlx_rtx.support.files import read_data, read_json, remove_left_over, sha256, write_json
+from mlx_rtx.support.files import read_data, read_json, remove_left_over, sha256, write_text
 from mlx_rtx.support.locks import alone
 from mlx_rtx.support.reports import make_folder
 from mlx_rtx.support.safetensors import FORMAT, FORMATS, ArrayFile, open_arrays, write_arrays
@@ -104,7 +104,7 @@ class RunFolder:
         """Write the configuration with its sha256."""
         make_folder(self.path)
         config = {**config, "format": FORMAT}
-        write_json(self.config, {**config, "sha256": _digest(config)})
+        write_text(self.config, json.dumps({**config, "sha256": _digest(config)}, indent=2) + "\n")
 
     def read_config(self) -> dict:
         """The configuration, checked to be one of ours and as it was written."""

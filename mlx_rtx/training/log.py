@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlx_rtx.support.files import append_line, open_data
+from mlx_rtx.support.json_lines import append_line, parse_table, read_json_lines, require_appendable
 from mlx_rtx.support.typed import fits
 from mlx_rtx.tasks import Sequences
 from mlx_rtx.training.bar import Bar, in_words
@@ -41,6 +41,7 @@ class RunLog:
     """
 
     def __init__(self, path: Path, samples: int, seen: int = 0):
+        require_appendable(path)
         self.path = path
         self.tracker: Tracker | None = None  # another program that is told the same
         self.lost = False  # whether nobody can read what is said any more
@@ -150,26 +151,12 @@ def _short(value: Any) -> str:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The lines of a ``metrics.jsonl`` that tell of the run as it went on in the end.
-
-    Lines that are damaged, such as a last one cut off by a crash, are left out, which is said on standard error.
-    """
+    """The lines of a ``metrics.jsonl`` that tell of the run as it went on in the end; see `read_json_lines`."""
     found: list[dict] = []
-    damaged = []
-    try:
-        with open_data(path) as file:
-            for number, text in enumerate(file, 1):
-                if (said := _parse(text)) is None:
-                    damaged.append(number)
-                    continue
-                while found and _supersedes(said, found[-1]):
-                    found.pop()
-                found.append(said)
-    except FileNotFoundError:
-        return []
-    if damaged:
-        which = f"line {damaged[0]} is" if len(damaged) == 1 else f"{len(damaged)} lines from {damaged[0]} on are"
-        print(f"note: {path}: {which} damaged and left out", file=sys.stderr)
+    for said in read_json_lines(path, _parse):
+        while found and _supersedes(said, found[-1]):
+            found.pop()
+        found.append(said)
     return found
 
 
@@ -185,11 +172,8 @@ def _parse(text: bytes) -> dict | None:
     before, _, after = text.rstrip(b"\n").rpartition(CHECKSUM.encode())
     if before and after != _checksum(before).encode() + b'"}':
         return None
-    try:
-        said = json.loads((before + b"}" if before else text).decode())
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(said, dict):
+    said = parse_table(before + b"}" if before else text)
+    if said is None:
         return None
     needed = NEEDED[""] | NEEDED.get(str(said.get("kind")), {})
     return said if all(fits(said.get(name), kind) for name, kind in needed.items()) else None

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 from mlx_rtx import UserError, scaling
 from mlx_rtx.scaling import __main__ as command
@@ -9,10 +10,12 @@ from mlx_rtx.scaling import corpora, grid
 from mlx_rtx.scaling.published import PUBLISHED
 from mlx_rtx.scaling.regression import fit_losses
 from mlx_rtx.scaling.theory import Fit, excess_bounds, gamma, unique_bounds
+from mlx_rtx.support.json_lines import append_line
 
 import numpy as np
 import pytest
 
+LOSSES = Path(__file__).parents[2] / "results" / "scaling" / "losses.jsonl"
 CHINCHILLA = Fit(1.69, 406.4, 0.34, 410.7, 0.28)
 
 
@@ -221,3 +224,17 @@ def test_wrong_input_gets_one_line(arguments, words, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=words) as error:
         command.main(arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_row_that_a_crash_cut_off_costs_no_other(tmp_path, capsys):
+    """The whole file was refused, so a grid could not go on."""
+    kept = LOSSES.read_bytes().splitlines(keepends=True)[:3]
+    path = tmp_path / "losses.jsonl"
+    path.write_bytes(b"".join(kept) + kept[0][:40])
+    assert len(grid.read_losses(path)) == 3
+    assert "line 4 is damaged" in capsys.readouterr().err
+    append_line(path, kept[1].decode().strip())
+    assert [loss.point for loss in grid.read_losses(path)][3] == grid.read_losses(path)[1].point
+    path.write_bytes(b'\xff\n[1]\n{}\n{"model": "recurrent", "dim": "8"}\n')
+    with pytest.raises(UserError, match="no losses of a grid"):
+        grid.read_losses(path)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mlx_rtx import UserError
 from mlx_rtx.support import files
-from mlx_rtx.support.files import append_line, open_data, read_json, remove_left_over, write_whole
+from mlx_rtx.support.files import open_data, read_json, remove_left_over, write_whole
+from mlx_rtx.support.json_lines import append_line
 from mlx_rtx.support.locks import alone
 
 import pytest
@@ -104,6 +105,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from mlx_rtx import UserError
+from mlx_rtx.support.json_lines import append_line
 from mlx_rtx.support.locks import alone
 held = 0
 for _ in range(int(sys.argv[2])):
