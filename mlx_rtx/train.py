@@ -134,9 +134,14 @@ def read_command(arguments: list[str]) -> tuple[Arguments, str]:
     except UserError as error:
         from_there = any(word in str(error) for word in from_file if word.startswith("--"))
         raise UserError(f"{error} (in {early.config}?)" if from_there else str(error)) from None
+    given = replace(given, settings=_settled(given.settings))
     if early.resume:
-        _refuse_changes(choices[task][1].settings, given.settings, given.out)
+        _refuse_changes(_settled(choices[task][1].settings), given.settings, given.out)
     return given, task
+
+
+def _settled(settings: RunConfig) -> RunConfig:
+    return replace(settings, task=settings.task.settled())
 
 
 def _refuse_changes(stored: RunConfig, given: RunConfig, out: Path) -> None:

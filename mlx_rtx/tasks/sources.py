@@ -1,5 +1,6 @@
 """Where data comes from: a file somebody has, or a download that is kept."""
 
+import glob
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +12,21 @@ from mlx_rtx.support.errors import UserError
 from mlx_rtx.support.files import write_whole
 
 VARIABLE = "MLX_RTX_DATA"
+HUB = "hf:"  # what begins the name of a data set of the Hugging Face hub
+
+
+def absolute(named: str) -> str:
+    """What names files, a folder or one's own data set, by its absolute path; all else as it is.
+
+    Example:
+        >>> absolute("hf:roneneldan/TinyStories"), absolute("/data/../text.txt")
+        ('hf:roneneldan/TinyStories', '/text.txt')
+    """
+    hub = HUB if named.startswith(HUB) else ""
+    path, colon, configuration = named.removeprefix(hub).partition(":") if hub else (named, "", "")
+    if not os.path.exists(path) and not glob.glob(path, recursive=True):
+        return named
+    return f"{hub}{os.path.abspath(path)}{colon}{configuration}"
 
 
 def locate(data: str | None, *names: str) -> Path | None:

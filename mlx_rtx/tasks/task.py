@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 from mlx_rtx.model.config import Architecture, ModelKind
 from mlx_rtx.support.randomness import step_key
+from mlx_rtx.tasks.sources import absolute
 from mlx_rtx.tasks.vocabulary import Vocabulary
 
 import mlx.core as mx
@@ -141,6 +142,10 @@ class Task(ABC):
             UserError: it is missing, or not what it should be.
         """
 
+    def settled(self) -> "Task":
+        """The same settings, to be read from any folder."""
+        return self
+
     def check_model(self, kind: ModelKind, architecture: Architecture) -> None:  # noqa: B027 (most tasks take any)
         """Refuse a model that cannot be trained on this task.
 
@@ -159,3 +164,7 @@ class StoredTask(Task):
 
     data: str | None = None
     """File or folder of the data; if not given, the one that MLX_RTX_DATA names, else it is downloaded."""
+
+    def settled(self) -> "StoredTask":
+        """The same with an absolute path to the data."""
+        return replace(self, data=self.data and absolute(self.data))

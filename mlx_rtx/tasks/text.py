@@ -6,7 +6,7 @@ Validation is over all of it, in windows of L tokens side by side (each held-out
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +16,10 @@ from mlx_rtx.support.errors import require, require_positive
 from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks import text_file
 from mlx_rtx.tasks.encoding import encode_part
+from mlx_rtx.tasks.sources import HUB, absolute
 from mlx_rtx.tasks.subwords import find_tokenizer, train_tokenizer
 from mlx_rtx.tasks.task import Batch, Data, Sequences, Shape, StoredTask, columns
-from mlx_rtx.tasks.text_file import HUB, Text
+from mlx_rtx.tasks.text_file import Text
 from mlx_rtx.tasks.vocabulary import Characters, Vocabulary
 from mlx_rtx.tasks.windows import Reading, Windows
 
@@ -92,6 +93,12 @@ class TextTask(StoredTask):
         if data and data.startswith(HUB) and not named.startswith(HUB) and not Path(named).exists():
             return TextData(self, text, text_file.find(data, self.column, named, self.documents), vocabulary)
         return TextData(self, text, text_file.find(named, self.column), vocabulary)
+
+    def settled(self) -> "TextTask":
+        """The same with absolute paths; see `StoredTask.settled`."""
+        validation = absolute(self.validation) if isinstance(self.validation, str) else self.validation
+        tokenizer = self.tokenizer and absolute(self.tokenizer)
+        return replace(self, data=self.data and absolute(self.data), validation=validation, tokenizer=tokenizer)
 
     def check_model(self, kind: ModelKind, architecture: Architecture) -> None:
         """A stateful run needs a state, positions without an end, and whole blocks."""

@@ -18,14 +18,13 @@ from typing import NamedTuple
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks.pieces import line_end
-from mlx_rtx.tasks.sources import VARIABLE, download, kept, locate
+from mlx_rtx.tasks.sources import HUB, VARIABLE, download, kept, locate
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 FILE = "tinyshakespeare.txt"
 CHARACTERS = 65  # different ones in it
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 INSTEAD = "give any text file in UTF-8 with --data"
-HUB = "hf:"  # what --data begins with where it names a data set
 LINES = ".jsonl"  # files of documents, one a line
 BLOCK = 2**22  # bytes that are read at once
 BETWEEN = b"\0"  # documents, where their hash is taken

@@ -1,6 +1,5 @@
 """Settings as a run folder's ``config.json`` keeps them."""
 
-import os
 from dataclasses import asdict, fields
 
 from mlx_rtx.model.config import Architecture
@@ -14,12 +13,10 @@ RENAMED = {"once": "without_replacement"}  # settings of tasks, as earlier revis
 
 
 def to_stored(task: str, config: RunConfig, data: Data) -> dict:
-    """The settings as a run folder's ``config.json`` keeps them; where data lies is kept as an absolute path."""
+    """The settings as a run folder's ``config.json`` keeps them."""
     parts = asdict(config)
     model = {"kind": parts.pop("model"), **asdict(config.model_config(data))}
     del parts["architecture"]
-    if parts["task"].get("data"):
-        parts["task"]["data"] = os.path.abspath(parts["task"]["data"])
     described = {**data.describe(), "sha256": data.fingerprint}
     return {"task": task, "model": model, "settings": parts, "data": described}
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from mlx_rtx import UserError, evaluate, plot, train
 from mlx_rtx.plots.run_history import read_history
 from mlx_rtx.support import backend
+from mlx_rtx.tasks.sources import absolute
 from mlx_rtx.training.checkpoint import RunFolder
 from mlx_rtx.training.log import RunLog, read_lines
 from mlx_rtx.training.optimizer import OptimizerConfig
@@ -233,12 +234,27 @@ def test_a_relative_place_of_data_is_kept_as_an_absolute_one(tmp_path, monkeypat
     text_run(tmp_path)
     monkeypatch.chdir(tmp_path)
     small = ["text", "--dim=16", "--heads=2", "--block=4", "--length=16", "--batch=16", "--sample=0"]
-    train.main([*small, "--data=text.txt", "--samples=32", "--out=run"])
+    (tmp_path / "held.txt").write_text((tmp_path / "text.txt").read_text()[:500])
+    train.main([*small, "--data=te?t.txt", "--validation=held.txt", "--samples=32", "--out=run"])
+    train.main(["text", "--resume", "--out=run", "--validation=held.txt", "--samples=48"])
     monkeypatch.chdir(tmp_path.parent)
     run = str(tmp_path / "run")
-    train.main(["text", "--resume", "--out", run, "--samples=48"])
+    train.main(["text", "--resume", "--out", run, "--samples=64"])
     evaluate.main([run, "--samples=2"])
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["task"]["data"].startswith("/")
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["task"]
+    assert (kept["data"], kept["validation"]) == (str(tmp_path / "te?t.txt"), str(tmp_path / "held.txt"))
+
+
+def test_names_that_are_no_paths_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for named, kept in (
+        ("hf:someone/stories", "hf:someone/stories"),
+        ("hf:mine:small", f"hf:{tmp_path / 'mine'}:small"),
+        ("mine", str(tmp_path / "mine")),
+        ("someone/model", "someone/model"),
+    ):
+        assert absolute(named) == kept
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path, capsys, monkeypatch):
