@@ -132,7 +132,9 @@ def find_tokenizer(name: str) -> Subwords:
         path = path / "tokenizer.json"
     try:
         found = library.Tokenizer.from_file(str(path)) if path.exists() else library.Tokenizer.from_pretrained(name)
-    except Exception as error:  # the library raises this alone
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises Exception alone, or panics in Rust, which is none
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"--tokenizer {name}: is no tokenizer ({reason}); name a tokenizer.json, or a model of the Hugging Face hub"

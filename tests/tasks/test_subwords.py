@@ -1,5 +1,6 @@
 """Subwords: what is encoded comes back, each byte counts once, and no character is shown by halves."""
 
+import json
 import sys
 
 from mlx_rtx import UserError
@@ -113,6 +114,17 @@ def test_files_are_read_back(tmp_path):
         assert again.encode(TEXT).tolist() == vocabulary.encode(TEXT).tolist()
     (tmp_path / "subwords.json").rename(tmp_path / "tokenizer.json")
     assert find_tokenizer(str(tmp_path)).decode([1, 2]) == trained().decode([1, 2])
+
+
+def test_a_file_at_which_the_library_panics_is_refused(tmp_path):
+    """A panic in Rust is no `Exception`, and so it once was a traceback."""
+    path = tmp_path / "tokenizer.json"
+    trained().save(path)
+    described = json.loads(path.read_text())
+    described["model"]["continuing_subword_prefix"] = "9" * 10
+    path.write_text(json.dumps(described))
+    with pytest.raises(UserError, match="is no tokenizer"):
+        read_vocabulary(path)
 
 
 def test_what_is_no_tokenizer(tmp_path, monkeypatch):
