@@ -25,15 +25,15 @@ class GenerateCommand:
     prompt: tuple[str, ...] = ()
     """What to go on from; - for standard input. Several prompts run side by side."""
     max_tokens: int = 500
-    """Characters to write after each prompt."""
+    """Tokens to write after each prompt: characters, or subwords where the model has those."""
     temp: float = 0.8
-    """Temperature; 0 for the likeliest character each time."""
+    """Temperature; 0 for the likeliest token each time."""
     top_k: int = 0
-    """Only the k likeliest characters; 0 for all."""
+    """Only the k likeliest tokens; 0 for all."""
     top_p: float = 1.0
-    """Only the likeliest characters that together have this probability; 1 for all."""
+    """Only the likeliest tokens that together have this probability; 1 for all."""
     min_p: float = 0.0
-    """Only characters at least this many times as probable as the likeliest; 0 for all."""
+    """Only tokens at least this many times as probable as the likeliest; 0 for all."""
     seed: int = 0
     """Fixes the text; prompt i of several draws by seed + i."""
     device: DeviceName | None = None

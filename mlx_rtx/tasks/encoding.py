@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,36 +18,39 @@ IN_MEMORY = 2**21  # characters of a text that is encoded anew each time
 PIECE, BATCH = 2**18, 2**22  # characters of a piece, and of those that are encoded side by side
 
 
-def encode_part(text: Text, begin: int, end: int, vocabulary: Vocabulary) -> Encoded:
+def encode_part(text: Text, begin: int, end: int, vocabulary: Vocabulary, sized: bool = True) -> Encoded:
     """Tokens of a text between two places in characters, which lie in it.
 
     Those of more than `IN_MEMORY` characters are kept in the cache, by the hashes of text and vocabulary. Processes
     that make the same files at once do it each for themselves, and what comes last stays.
 
+    Args:
+        text: what it is a part of.
+        begin, end: characters, from the first of its documents on.
+        vocabulary: encodes it.
+        sized: whether the bytes that tokens stand for are kept as well; else they are none.
+
     Raises:
         UserError: the vocabulary lacks characters of the text, or a file cannot be written.
     """
-    kinds = {"sizes": np.dtype(np.uint32), "tokens": np.dtype(np.uint16 if len(vocabulary) <= 2**16 else np.uint32)}
+    kinds = {"tokens": np.dtype(np.uint16 if len(vocabulary) <= 2**16 else np.uint32), "sizes": np.dtype(np.uint32)}
     if end - begin <= IN_MEMORY:
-        parts = list(_encode(text.part(begin, end), text.name, vocabulary))
-        found = {name: [getattr(part, name) for part in parts] for name in kinds}
-        return Encoded(**{name: np.concatenate(found[name] or [np.zeros(0, kind)]) for name, kind in kinds.items()})
+        found = list(zip(*_encode(text.part(begin, end), text.name, vocabulary), strict=True)) or [(), ()]
+        return Encoded(*(np.concatenate([np.zeros(0, np.int32), *arrays]).astype(np.int32) for arrays in found))
     key = sha256(f"{text.survey.sha256} {begin} {end} {fingerprint(vocabulary)}".encode())[:32]
     paths = {name: cache_folder("tokens") / f"{key}.{name}" for name in kinds}
 
-    def write(sizes_path: Path, tokens_path: Path) -> None:
+    def write(name: str, path: Path) -> None:
         print(f"encoding {text.name}; it is kept, so this happens once", file=sys.stderr)
-        with sizes_path.open("wb") as sizes, tokens_path.open("wb") as tokens:
+        with path.open("wb") as file:
             for part in _encode(text.part(begin, end), text.name, vocabulary):
-                part.sizes.astype(kinds["sizes"]).tofile(sizes)
-                part.tokens.astype(kinds["tokens"]).tofile(tokens)
+                getattr(part, name).astype(kinds[name]).tofile(file)
 
-    if not paths["tokens"].exists():  # it is put in its place after the other
-        write_whole(
-            paths["tokens"],
-            lambda tokens_path: write_whole(paths["sizes"], lambda sizes_path: write(sizes_path, tokens_path)),
-        )
-    return Encoded(**{name: np.memmap(paths[name], kind, "r") for name, kind in kinds.items()})
+    for name in ("tokens", "sizes") if sized else ("tokens",):
+        if not paths[name].exists():
+            write_whole(paths[name], partial(write, name))
+    tokens = np.memmap(paths["tokens"], kinds["tokens"], "r")
+    return Encoded(tokens, np.memmap(paths["sizes"], kinds["sizes"], "r") if sized else np.zeros(0, kinds["sizes"]))
 
 
 def fingerprint(vocabulary: Vocabulary) -> str:

@@ -146,7 +146,7 @@ class TextData(Data):
         require(read <= cut, f"characters={read}: only {cut:,} characters of {source} train")
         self.vocabulary: Vocabulary = vocabulary or self._make_vocabulary(text, read, held_out)
         unit, V = self.vocabulary.unit, self.vocabulary
-        train = encode_part(text, 0, read, V).tokens
+        train = encode_part(text, 0, read, V, sized=False).tokens
         other = held_out or text
         self._tokens, self._sizes = encode_part(other, 0 if held_out else cut, other.survey.characters, V)
         found = len(train) + (0 if held_out else len(self._tokens))
@@ -177,7 +177,7 @@ class TextData(Data):
             return find_tokenizer(self.task.tokenizer)
         if self.task.vocab_size:
             return train_tokenizer(filter(None, text.part(0, read)), self.task.vocab_size)
-        return Characters(text.survey.known + (held_out.survey.known if held_out else ""))
+        return Characters(text.known + (held_out.known if held_out else ""))
 
     @property
     def vocab_size(self) -> int:

@@ -34,7 +34,6 @@ class Survey(NamedTuple):
     """What one reading of a text finds."""
 
     characters: int
-    known: str  # the different ones
     sha256: str  # of its documents in UTF-8
 
 
@@ -57,13 +56,17 @@ class Text:
 
     @cached_property
     def survey(self) -> Survey:
-        """Size, characters and hash."""
-        characters, known, digest = 0, set[str](), hashlib.sha256()
+        """Size and hash."""
+        characters, digest = 0, hashlib.sha256()
         for piece in self.read():
             characters += len(piece or "")
-            known.update(piece or "")
             digest.update(BETWEEN if piece is None else piece.encode("utf-8", "surrogatepass"))
-        return Survey(characters, "".join(sorted(known)), digest.hexdigest())
+        return Survey(characters, digest.hexdigest())
+
+    @cached_property
+    def known(self) -> str:
+        """The different characters, found by reading it once more."""
+        return "".join(sorted(set[str]().union(*filter(None, self.read()))))
 
     def part(self, begin: int, end: int) -> Iterator[str | None]:
         """What is read between two places in characters."""
