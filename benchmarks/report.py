@@ -31,6 +31,7 @@ from mlx_rtx.support.errors import UserError
 from mlx_rtx.support.files import write_text
 from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.reports import write_picture, write_report
+from mlx_rtx.tasks.sources import VARIABLE
 from mlx_rtx.train import read_command
 
 import mlx.core as mx
@@ -78,6 +79,8 @@ def main(arguments: list[str]) -> None:
     """Say what it takes, run all parts, and leave the page; end with code 1 where a part failed."""
     report = parse(Report, arguments, "python benchmarks/report.py")
     folder, began = results_folder(report.out).absolute(), time.perf_counter()
+    if data := os.environ.get(VARIABLE):
+        os.environ[VARIABLE] = os.path.abspath(data)  # as it is meant here, not in the checkout
     if report.quick:
         os.environ.setdefault(
             kernels.VARIABLE, "0"
