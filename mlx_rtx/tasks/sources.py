@@ -1,6 +1,7 @@
 """Where data comes from: a file somebody has, or a download that is kept."""
 
 import glob
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -29,12 +30,13 @@ def absolute(named: str) -> str:
     return f"{hub}{os.path.abspath(path)}{colon}{configuration}"
 
 
-def locate(data: str | None, *names: str) -> Path | None:
+def locate(data: str | None, *names: str, flag: str = "--data") -> Path | None:
     """The file or folder that ``--data`` or MLX_RTX_DATA names, or what a folder holds of ``names``.
 
     Args:
         data: what ``--data`` says, if anything; it goes before the variable.
         names: patterns of what is looked for in a folder, the first that is there counts.
+        flag: what ``data`` was given with, for the message.
 
     Returns:
         The path; None if neither is given, and the data is to be downloaded.
@@ -42,7 +44,7 @@ def locate(data: str | None, *names: str) -> Path | None:
     Raises:
         UserError: there is no such thing.
     """
-    given = f"--data {data}" if data else f"{VARIABLE}={os.environ.get(VARIABLE, '')}"
+    given = f"{flag} {data}" if data else f"{VARIABLE}={os.environ.get(VARIABLE, '')}"
     path = Path(data or os.environ.get(VARIABLE, ""))
     if not data and not os.environ.get(VARIABLE):
         return None
@@ -64,6 +66,12 @@ def kept(name: str, make: Callable[[Path], object]) -> Path:
     return path
 
 
+def quiet_hub() -> None:
+    """Have the hub's client say nothing by itself of what goes wrong."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # where it is yet to be imported
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+
+
 def download(what: str, instead: str, *arguments: Any, **settings: Any) -> Any:
     """``datasets.load_dataset`` with what can go wrong said in one line.
 
@@ -75,6 +83,7 @@ def download(what: str, instead: str, *arguments: Any, **settings: Any) -> Any:
         import datasets  # late: heavy, and not needed where the data lies in a file
     except ImportError:
         raise UserError(f"{what}: needs the package datasets (pip install 'mlx-rtx[data]'); or {instead}") from None
+    quiet_hub()
     print(f"reading {what}; it is kept, so this happens once", file=sys.stderr)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()

@@ -10,6 +10,7 @@ from typing import Any
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.files import read_json, write_text
 from mlx_rtx.tasks.pieces import cut
+from mlx_rtx.tasks.sources import quiet_hub
 from mlx_rtx.tasks.vocabulary import Characters, Encoded, Vocabulary
 
 import numpy as np
@@ -127,6 +128,7 @@ def find_tokenizer(name: str) -> Subwords:
         UserError: there is none, or the library is missing.
     """
     library = _library(f"--tokenizer {name}")
+    quiet_hub()
     path = Path(name)
     if path.is_dir():
         path = path / "tokenizer.json"

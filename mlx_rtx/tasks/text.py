@@ -92,7 +92,7 @@ class TextTask(StoredTask):
         named, data = self.validation, self.data
         if data and data.startswith(HUB) and not named.startswith(HUB) and not Path(named).exists():
             return TextData(self, text, text_file.find(data, self.column, named, self.documents), vocabulary)
-        return TextData(self, text, text_file.find(named, self.column), vocabulary)
+        return TextData(self, text, text_file.find(named, self.column, flag="--validation"), vocabulary)
 
     def settled(self) -> "TextTask":
         """The same with absolute paths; see `StoredTask.settled`."""

@@ -92,8 +92,14 @@ def load(data: str | None) -> tuple[str, Path]:
     return "".join(_read(path)), path
 
 
-def find(data: str | None, column: str = "text", split: str = "train", documents: int | None = None) -> Text:
-    """The text that ``--data`` names.
+def find(
+    data: str | None,
+    column: str = "text",
+    split: str = "train",
+    documents: int | None = None,
+    flag: str = "--data",
+) -> Text:
+    """The text that ``--data`` names, or another flag.
 
     Args:
         data: a file, a folder or a pattern of files; or ``hf:NAME`` or ``hf:NAME:CONFIG``, a data set of the hub, or
@@ -102,25 +108,26 @@ def find(data: str | None, column: str = "text", split: str = "train", documents
         column: what has the text in a file of JSON lines, or in a data set.
         split: of a data set.
         documents: how many of them to read; all, if not given.
+        flag: what ``data`` was given with, for messages.
 
     Raises:
         UserError: it is missing, not UTF-8, or not what it should be.
     """
     if data is not None and data.startswith(HUB):
-        path = _keep_documents(data.removeprefix(HUB), column, split, documents)
+        path = _keep_documents(data, column, split, documents)
         return Text(data, lambda: _pieces([path], "text", documents))
-    files = _files(data)
+    files = _files(data, flag)
     name = files[0].name if len(files) == 1 else str(data)
     return Text(name, lambda: _pieces(files, column, documents))
 
 
-def _files(data: str | None) -> list[Path]:
-    """The files that ``--data`` or MLX_RTX_DATA names, in order."""
+def _files(data: str | None, flag: str = "--data") -> list[Path]:
+    """The files that a flag or MLX_RTX_DATA names, in order."""
     if data and glob.has_magic(data) and not Path(data).exists():
         found = sorted(path for path in map(Path, glob.glob(data, recursive=True)) if path.is_file())
-        require(bool(found), f"--data {data}: no file is called so; name files, or a folder")
+        require(bool(found), f"{flag} {data}: no file is called so; name files, or a folder")
         return found
-    first = locate(data, FILE, "**/*.txt", f"**/*{LINES}")
+    first = locate(data, FILE, "**/*.txt", f"**/*{LINES}", flag=flag)
     if first is None:
         return [kept(FILE, _download)]
     folder = Path(data or os.environ[VARIABLE])
@@ -188,7 +195,8 @@ def _read(path: Path) -> Iterator[str]:
 
 def _keep_documents(name: str, column: str, split: str, count: int | None) -> Path:
     """A data set's documents, streamed once into a file of JSON lines in the cache."""
-    what, _, config = name.partition(":")
+    what, _, config = name.removeprefix(HUB).partition(":")
+    require(what != "", f"--data {name}: names no data set; write {HUB}NAME or {HUB}NAME:CONFIG")
     found = sorted(Path(what).rglob("*")) if Path(what).is_dir() else []  # of one's own, it may change
     state = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in found]
     key = sha256(json.dumps([name, column, split, count, state]).encode())[:16]

@@ -82,7 +82,7 @@ def test_what_is_held_out_can_be_a_share_or_other_text(folder, tmp_path, wrong):
     assert scored(other) == (" grüne Äpfel", 14)
     assert other.describe()["train"] == len("\n".join(TEXTS))
     assert other.fingerprint != load_text(folder).fingerprint
-    with pytest.raises(UserError, match=r"validation=|no\.txt: not found"):
+    with pytest.raises(UserError, match=r"validation=|--validation no\.txt: not found"):
         load_text(folder, validation=wrong)
 
 
@@ -103,6 +103,8 @@ def test_data_sets_are_read_once_by_split_and_column(folder, tmp_path, cache, ca
         load_text(f"hf:{mine}")
     with pytest.raises(UserError, match="could not be loaded"):
         load_text(f"hf:{mine}", column="body", validation="test")
+    with pytest.raises(UserError, match="--data hf:: names no data set"):
+        load_text("hf:")
 
 
 @pytest.mark.parametrize(
