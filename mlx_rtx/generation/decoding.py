@@ -134,7 +134,8 @@ class Response:
     peak_memory: float
     """Peak memory of the process's MLX arrays, in GB."""
     finish_reason: str | None = None
-    """On the last one: ``length`` when all tokens asked for were drawn, ``limit`` when positions ran out."""
+    """On the last one: ``length`` when all tokens asked for were drawn, ``stop`` when each text has come to its end,
+    ``limit`` when positions ran out."""
 
     @property
     def text(self) -> str:
@@ -151,7 +152,7 @@ def stream_generate(
     seed: int = 0,
     stream: Stream | None = None,
 ) -> Iterator[Response]:
-    """Write on after prompts, token by token.
+    """Write on after prompts, token by token, each until its end where the vocabulary has a token for that.
 
     Args:
         model: in evaluation mode, as `mlx_rtx.load` gives it.
@@ -178,18 +179,28 @@ def stream_generate(
     prompt_tokens, drawn = sum(map(len, encoded)), 0
     before = np.array(stream.pending).tolist() if stream else [[]] * len(prompts)
     decoders = [vocabulary.decoder([*pending, *prompt]) for pending, prompt in zip(before, encoded, strict=False)]
+    left, ended = [max_tokens] * len(prompts), set[int]()  # tokens yet to draw; texts that came to their end
     started = time.perf_counter()
     first: float | None = None  # when the first tokens were there
     seeds = range(seed, seed + len(prompts))
     for tokens, stands in token_stream(model, encoded, max_tokens, sampler, seeds, stream):
         now = time.perf_counter()
         first = first or now
-        drawn += sum(token is not None for token in tokens)
-        reason = "length" if drawn == max_tokens * len(prompts) else None
+        texts = [""] * len(prompts)
+        for i, token in enumerate(tokens):
+            if token is None or not left[i]:
+                continue
+            drawn, left[i] = drawn + 1, left[i] - 1
+            if token == vocabulary.end:
+                left[i] = 0
+                ended.add(i)
+            else:
+                texts[i] = decoders[i](token)
+        reason = None if any(left) else "stop" if len(ended) == len(prompts) else "length"
         if model.limit is not None and stands.position > model.limit:
             reason = reason or "limit"
         yield Response(
-            texts=["" if token is None else decode(token) for decode, token in zip(decoders, tokens, strict=True)],
+            texts=texts,
             stream=stands,
             prompt_tokens=prompt_tokens,
             prompt_tps=prompt_tokens / (first - started),
@@ -198,6 +209,8 @@ def stream_generate(
             peak_memory=mx.get_peak_memory() / 1e9,
             finish_reason=reason,
         )
+        if not any(left):
+            return
 
 
 def generate(model: Transformer, vocabulary: Vocabulary, prompts: str | Sequence[str], **settings: Any) -> list[str]:

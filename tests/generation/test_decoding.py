@@ -149,3 +149,18 @@ def test_what_a_response_tells(kind):
 def test_wrong_requests(prompts, settings, words):
     with pytest.raises(UserError, match=words):
         generate(make_model(), LETTERS, prompts, **settings)
+
+
+def test_a_text_ends_where_its_end_is_drawn():
+    """Alone and beside others, which go on; the end itself is not shown, nor what would be drawn after it."""
+    vocabulary, model = Characters("abcdefg"), make_model()
+    prompts = ["ab", "c", "ddd"]
+    whole = [list(stream_generate(model, vocabulary, p, 12, SAMPLER, seed=i)) for i, p in enumerate(prompts)]
+    vocabulary.end = vocabulary.encode(whole[1][5].text)[0]
+    expected = ["".join(r.text for r in one).partition(whole[1][5].text)[0] for one in whole]
+    assert len(set(map(len, expected))) > 1
+    for i, prompt in enumerate(prompts):
+        *_, last = responses = list(stream_generate(model, vocabulary, prompt, 12, SAMPLER, seed=i))
+        assert "".join(response.text for response in responses) == expected[i]
+        assert last.finish_reason == ("stop" if len(expected[i]) < 12 else "length")
+    assert generate(model, vocabulary, prompts, max_tokens=12, sampler=SAMPLER) == expected
