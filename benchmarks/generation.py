@@ -145,16 +145,16 @@ def memory(method: str, model: Transformer, context: int, batch: int) -> float:
 def continued(method: str, model: Transformer, context: int, batch: int) -> Row:
     """Feed a context, then write on from the state that it leaves."""
     tokens = mx.random.randint(0, model.config.vocab_size, (batch, context), key=mx.random.key(context))
-    state = model.initial_state(batch)
+    state, parameters = model.initial_state(batch), model.parameters()
     logits = mx.zeros((batch, 1, 1))
     for start in range(0, context, PREFILL):
-        logits, state = model.step(tokens[:, start : start + PREFILL], state)
+        logits, state = model.feed(tokens[:, start : start + PREFILL], state, parameters)
         mx.eval(logits, state)
     held = {"token": mx.argmax(logits[:, -1], axis=-1)[:, None], "state": state}
     del state  # so that a cache can be written in place
 
     def step() -> mx.array:
-        logits, held["state"] = model.step(held["token"], held["state"])
+        logits, held["state"] = model.feed(held["token"], held["state"], parameters)
         held["token"] = mx.argmax(logits[:, -1], axis=-1)[:, None]
         mx.async_eval(held["token"], held["state"])
         return held["token"]

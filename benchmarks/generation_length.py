@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_rtx import load, make_sampler
-from mlx_rtx.generation.decoding import Stream, token_stream
+from mlx_rtx.generation.decoding import token_stream
+from mlx_rtx.generation.stream import Stream
 from mlx_rtx.model.base import Transformer
 from mlx_rtx.model.registry import MODELS
 from mlx_rtx.support.command import run_command

@@ -21,9 +21,10 @@ from typing import Literal
 from mlx_rtx.model.config import ModelKind
 from mlx_rtx.support import backend
 from mlx_rtx.support.command import run_command
-from mlx_rtx.support.errors import require, require_choices
+from mlx_rtx.support.errors import require
 from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.reports import write_picture, write_report
+from mlx_rtx.support.typed import require_types
 
 from lib.budget import Budget
 from lib.ceilings import measure_ceilings
@@ -64,8 +65,8 @@ class Sweep(Budget):
     """Time for all points together, about; if not given 60 with --quick, 3,600 with --full, else 270."""
 
     def __post_init__(self):
+        require_types(self)
         super().__post_init__()
-        require_choices(self)
         for name in ("batches", "lengths", "blocks", "widths"):
             values = getattr(self, name)
             require(not values or min(values) >= 1, f"{name}={values}: must be at least 1 each")

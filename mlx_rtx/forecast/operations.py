@@ -12,10 +12,12 @@ no head. What this package executes is less: see `executed_ops`, and `training_o
 """
 
 import itertools
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from mlx_rtx.model.config import Architecture, ModelConfig, ModelKind
 from mlx_rtx.model.segment import resolve_last
+from mlx_rtx.support.errors import require
+from mlx_rtx.support.typed import require_whole
 
 
 class Calls(NamedTuple):
@@ -50,7 +52,7 @@ def paper_ops(config: Architecture, length: int, model: ModelKind = "recurrent")
         >>> f"{paper_ops(Architecture(dim=32, heads=4, block=32), 1024):.2e}"
         '6.29e+06'
     """
-    D, K, r = config.dim, config.block, config.layers
+    D, K, r = _sizes(config, length, model)
     if model == "regular":
         return r * (length**2 * D + length * D**2)
     return r * (4 * D * length * K + 2 * length * D**2)
@@ -63,10 +65,18 @@ def true_ops(config: Architecture, length: int, model: ModelKind = "recurrent") 
         >>> f"{true_ops(Architecture(dim=32, heads=4, block=32), 1024):.2e}"
         '3.36e+07'
     """
-    D, K, r = config.dim, config.block, config.layers
+    D, K, r = _sizes(config, length, model)
     if model == "regular":
         return r * (12 * length * D**2 + 2 * length**2 * D)
     return r * (24 * length * D**2 + 8 * length * K * D)
+
+
+def _sizes(config: Architecture, length: int, model: ModelKind) -> tuple[int, int, int]:
+    """D, K, r of what operations are to be counted of."""
+    require(isinstance(config, Architecture), f"config: is a {type(config).__name__}; give a ModelConfig")
+    require(model in get_args(ModelKind), f"model={model!r}: must be one of {', '.join(get_args(ModelKind))}")
+    require_whole(length=length)
+    return config.dim, config.block, config.layers
 
 
 def executed_ops(
@@ -94,6 +104,7 @@ def executed_ops(
         >>> f"{executed_ops(config, 4128, last=16) / true_ops(config, 4128):.2f}"
         '0.58'
     """
+    _sizes(config, length, model)
     n = resolve_last(length, last)
     head = n * config.dim * config.outputs
     if model == "regular":

@@ -7,34 +7,21 @@ prompt runs alone or beside others, in one go or from a state that was saved on 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from mlx_rtx.generation.sampling import Sampler, make_sampler
+from mlx_rtx.generation.requests import check_drawn, check_finite, check_prompts, check_seeds, check_writer
+from mlx_rtx.generation.sampling import Sampler, is_own, make_sampler
+from mlx_rtx.generation.stream import Stream, check_stream, start
 from mlx_rtx.model.base import Transformer
 from mlx_rtx.support.errors import require
+from mlx_rtx.support.typed import require_whole
 from mlx_rtx.tasks.vocabulary import Vocabulary
 
 import mlx.core as mx
 import numpy as np
 
 PREFILL = 512  # tokens of a prompt fed at a time
-
-
-class Stream(NamedTuple):
-    """Where generation stands: the model's state, and tokens (B, n) that it has yet to be fed."""
-
-    state: Any
-    pending: mx.array
-
-    @property
-    def position(self) -> int:
-        """Tokens so far, those that wait included."""
-        return self.state.position + self.pending.shape[1]
-
-
-def start(model: Transformer, batch_size: int = 1) -> Stream:
-    """A stream before its first token."""
-    return Stream(model.initial_state(batch_size), mx.zeros((batch_size, 0), mx.int32))
+LOOK = 16  # tokens from one look at whether logits are finite to the next
 
 
 def token_stream(
@@ -63,11 +50,16 @@ def token_stream(
         generation stands). It ends early where the model's positions do (`Transformer.limit`).
 
     Raises:
-        UserError: there is nothing to begin with, or a prompt longer than the model's positions.
+        UserError: there is nothing to begin with, tokens that are none of the model's, a prompt longer than its
+            positions, a stream of another model, or logits that are not finite.
     """
-    sampler = sampler or make_sampler()
-    stream = stream or start(model, len(prompts))
-    begin, waiting = stream.state.position, np.array(stream.pending)
+    check_writer(model)
+    require_whole(max_tokens=max_tokens)
+    sampler, prompts = sampler or make_sampler(), check_prompts(model, prompts)
+    require(callable(sampler), f"sampler: is a {type(sampler).__name__}; give what make_sampler returns")
+    stream = start(model, len(prompts)) if stream is None else stream
+    check_stream(model, stream)
+    begin, waiting, own = stream.state.position, np.array(stream.pending), is_own(sampler)
     require(len(prompts) == len(waiting), f"prompts: {len(prompts)} for {len(waiting)} streams; give one for each")
     rows = [[*pending.tolist(), *prompt] for pending, prompt in zip(waiting, prompts, strict=True)]
     lengths = np.array([len(row) for row in rows])
@@ -78,38 +70,41 @@ def token_stream(
         f"{model.limit} (max_len); shorten it, or train with --positions block, which has no limit",
     )
     shortest, longest = int(lengths.min()), int(lengths.max())
-    given = mx.array([row + [0] * (longest - len(row)) for row in rows])
-    key_words = mx.array(list(seeds), dtype=mx.uint32)
+    given = mx.array([row + [0] * (longest - len(row)) for row in rows], dtype=mx.uint32)
+    key_words = mx.array(check_seeds(seeds, len(rows)), dtype=mx.uint32)
     state, logits, parameters = stream.state, mx.zeros((len(rows), 0)), model.parameters()
     for first in range(0, shortest, PREFILL):
-        logits, state = model.step(given[:, first : min(first + PREFILL, shortest)], state, parameters)
+        logits, state = model.feed(given[:, first : min(first + PREFILL, shortest)], state, parameters)
         logits = logits[:, -1]
         mx.eval(logits, state)
 
     def draw(logits: mx.array, at: int) -> mx.array:
         """Tokens (B,) at place ``at`` after ``begin``."""
         position = mx.full((len(rows),), begin + at, dtype=mx.uint32)
-        drawn = sampler(logits, mx.stack([key_words, position], axis=1)).astype(mx.int32)
-        if at < longest:
-            drawn = mx.where(mx.array(at < lengths), given[:, at], drawn)
-        return drawn
+        drawn = sampler(logits, mx.stack([key_words, position], axis=1))
+        if not own:  # it may give anything
+            drawn = check_drawn(model, drawn, len(rows))
+        return mx.where(mx.array(at < lengths), given[:, at], drawn) if at < longest else drawn
 
     end = longest + max_tokens
     if model.limit is not None:
         end = min(end, model.limit - begin + 1)  # the last token drawn need not be fed
-    tokens = draw(logits, shortest)
-    mx.async_eval(tokens)
+    tokens, looked = draw(logits, shortest), logits.sum()
+    mx.async_eval(tokens, looked)
     for at in range(shortest, end):
         before = state
+        check_finite(looked, begin + at)
         if at + 1 < end:
-            logits, state = model.step(tokens[:, None], state, parameters)
+            logits, state = model.feed(tokens[:, None], state, parameters)
             following = draw(logits[:, -1], at + 1)
-            mx.async_eval(following, state)
+            if at % LOOK == 0 or at + 2 == end:
+                looked = logits.sum()
+            mx.async_eval(following, looked, state)
         drawn = [
             token if length <= at < length + max_tokens else None
             for token, length in zip(np.array(tokens).tolist(), lengths, strict=True)
         ]
-        yield drawn, Stream(before, tokens[:, None])
+        yield drawn, Stream(before, tokens[:, None].astype(mx.int32))
         if at + 1 < end:
             tokens = following
 
@@ -172,9 +167,17 @@ def stream_generate(
         ...     print(response.text, end="", flush=True)
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
+    right = isinstance(prompts, Sequence) and all(isinstance(prompt, str) for prompt in prompts)
+    require(right, "prompts: give text, or a list of texts")
     require(len(prompts) >= 1, "prompts: there is none; give at least one")
-    require(max_tokens >= 1, f"max_tokens={max_tokens}: must be at least 1")
-    require(0 <= seed <= 2**32 - len(prompts), f"seed={seed}: must lie in 0 … {2**32 - len(prompts)}")
+    require_whole(least=0, seed=seed)
+    require(seed <= 2**32 - len(prompts), f"seed={seed}: must lie in 0 … {2**32 - len(prompts)}")
+    require_whole(max_tokens=max_tokens)
+    check_writer(model)
+    known, V = isinstance(vocabulary, Vocabulary) and len(vocabulary), model.config.vocab_size
+    require(known == V, f"vocabulary: has not the {V} tokens of the model; give what load_vocabulary returns")
+    if stream is not None:
+        check_stream(model, stream)
     encoded = [vocabulary.encode(prompt, "prompt").tolist() for prompt in prompts]
     prompt_tokens, drawn = sum(map(len, encoded)), 0
     before = np.array(stream.pending).tolist() if stream else [[]] * len(prompts)

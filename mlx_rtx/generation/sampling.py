@@ -4,12 +4,18 @@ Letters: B streams, V vocabulary.
 """
 
 from collections.abc import Callable
+from weakref import WeakSet
 
 from mlx_rtx.support.errors import require
+from mlx_rtx.support.inputs import check_array
+from mlx_rtx.support.typed import require_numbers, require_whole
 
 import mlx.core as mx
 
+COLDEST = 1e-6  # temperature above 0 by which logits can be divided
 Sampler = Callable[[mx.array, mx.array], mx.array]  # logits (B, V), a key for each stream (B, 2) → tokens (B,)
+
+_OWN: WeakSet[Sampler] = WeakSet()
 
 
 def make_sampler(temp: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Sampler:
@@ -22,7 +28,7 @@ def make_sampler(temp: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: f
         min_p: only tokens at least p times as probable as the likeliest one; 0 for all.
 
     Returns:
-        ``sampler(logits, keys)``. Where tokens are equally likely a rule keeps all or none of them.
+        ``sampler(logits, keys)``, of finite logits. Where tokens are equally likely a rule keeps all or none of them.
 
     Raises:
         UserError: a value out of range.
@@ -32,12 +38,16 @@ def make_sampler(temp: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: f
         >>> sampler(mx.array([[0.1, 0.7, 0.2]]), mx.array([[0, 1]], dtype=mx.uint32)).item()
         1
     """
-    require(temp >= 0, f"temp={temp}: must be 0 (the likeliest) or above, e.g. 0.8")
-    require(top_k >= 0, f"top_k={top_k}: must be 0 (off) or above")
+    require_numbers(temp=temp, top_p=top_p, min_p=min_p)
+    require(temp == 0 or temp >= COLDEST, f"temp={temp}: must be 0 (the likeliest), or {COLDEST} or above, e.g. 0.8")
+    require_whole(least=0, top_k=top_k)
     require(0 < top_p <= 1, f"top_p={top_p}: must be above 0 and at most 1 (off)")
     require(0 <= min_p <= 1, f"min_p={min_p}: must lie between 0 (off) and 1")
-    if temp == 0:
-        return lambda logits, _: mx.argmax(logits, axis=-1)
+
+    def likeliest(logits: mx.array, keys: mx.array) -> mx.array:
+        _check(logits, keys)
+        return mx.argmax(logits, axis=-1)
+
     rules: list[Callable[[mx.array], mx.array]] = []
     if top_k:
         rules.append(lambda probabilities: _kth(probabilities, top_k))
@@ -47,12 +57,27 @@ def make_sampler(temp: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: f
         rules.append(lambda probabilities: min_p * probabilities.max(axis=-1, keepdims=True))
 
     def sample(logits: mx.array, keys: mx.array) -> mx.array:
+        _check(logits, keys)
         probabilities = mx.softmax(logits, axis=-1, precise=True)
         for rule in rules:  # each gives the smallest probability that it keeps
             logits = mx.where(probabilities < rule(probabilities), -mx.inf, logits)
         return mx.vmap(lambda row, key: mx.random.categorical(row, key=key))(logits / temp, keys)
 
-    return sample
+    sampler = sample if temp else likeliest
+    _OWN.add(sampler)
+    return sampler
+
+
+def is_own(sampler: Sampler) -> bool:
+    """Whether `make_sampler` made it, so that it gives tokens and nothing else."""
+    return sampler in _OWN
+
+
+def _check(logits: mx.array, keys: mx.array) -> None:
+    check_array("logits", logits, "(streams, vocabulary)", mx.floating)
+    check_array("keys", keys, "(streams, 2)", mx.unsignedinteger)
+    fits = logits.ndim == 2 and logits.size > 0 and keys.shape == (logits.shape[0], 2)
+    require(fits, "logits, keys: must be (streams, vocabulary) and (streams, 2), a key for each stream")
 
 
 def _kth(probabilities: mx.array, k: int) -> mx.array:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mlx_rtx.generation.decoding import Stream
+from mlx_rtx.generation.stream import Stream, check_stream
 from mlx_rtx.model.base import Transformer
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.files import sha256
@@ -24,7 +24,12 @@ def fingerprint(model: Transformer) -> str:
 
 
 def save_stream(path: Path, model: Transformer, stream: Stream) -> None:
-    """Write ``stream`` of ``model``: one file, of constant size for a recurrent model."""
+    """Write ``stream`` of ``model``: one file, of constant size for a recurrent model.
+
+    Raises:
+        UserError: it cannot be written, or is none to go on from.
+    """
+    check_stream(model, stream)
     arrays = {"layers." + name: array for name, array in flat(stream.state.layers).items()}
     metadata = {"model": fingerprint(model), "position": str(stream.state.position)}
     write_arrays(path, {**arrays, "pending": stream.pending}, metadata)

@@ -6,12 +6,16 @@ are functions of (weights, tokens, carry), and the module only adds its configur
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from mlx_rtx.model.config import ModelConfig
 from mlx_rtx.model.dropout import fresh_key
 from mlx_rtx.model.embedding import Embedding
 from mlx_rtx.model.segment import Carries, Saved, Segment, SegmentOutput, resolve_last
+from mlx_rtx.support.errors import require
+from mlx_rtx.support.inputs import check_indices, check_key
+from mlx_rtx.support.trees import arrays
+from mlx_rtx.support.typed import require_whole
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -29,14 +33,24 @@ class ModelWeights(NamedTuple):
 
 
 class Transformer(nn.Module, ABC):
-    """A model of whole sequences and of streams; `run`, `spans` and the step interface are its kinds' own."""
+    """A model of whole sequences and of streams; `run`, `spans` and `feed` are its kinds' own.
 
-    def __init__(self, config: ModelConfig, layers: Sequence[nn.Module], implementation: Implementation):
+    Args:
+        config: its sizes and choices.
+        implementation: how it computes.
+    """
+
+    def __init__(self, config: ModelConfig, implementation: Implementation = "auto"):
         super().__init__()
+        right = isinstance(config, ModelConfig)
+        require(right, f"config: is a {type(config).__name__}; give a ModelConfig")
+        kinds = get_args(Implementation)
+        require(implementation in kinds, f"implementation={implementation!r}: must be one of {', '.join(kinds)}")
         self.config = config
         self.implementation = implementation
+        layers = [self.make_layer(config, implementation) for _ in range(config.layers)]  # they draw before the rest
         self.embedding = Embedding(config)
-        self.layers = list(layers)
+        self.layers = layers
 
     def __call__(
         self, tokens: mx.array, last: int | None = None, close: bool = True, key: mx.array | None = None
@@ -52,11 +66,21 @@ class Transformer(nn.Module, ABC):
 
         Returns:
             (B, L or last, outputs).
+
+        Raises:
+            UserError: tokens of another kind or shape, beyond the vocabulary, or more than there are positions for.
+                Their values are looked at, which waits for them, unless the call is being traced.
         """
+        self.check_tokens(tokens)
         L, weights = tokens.shape[1], self.fold_weights()
         keys = self.dropout_keys(L, key)
         y = self.run(weights, Segment(tokens, 0, resolve_last(L, last), close, keys)).y
         return self.embedding.readout(y, weights.embedding)
+
+    @staticmethod
+    @abstractmethod
+    def make_layer(config: ModelConfig, implementation: Implementation) -> nn.Module:
+        """One of the layers that are stacked, with fresh weights."""
 
     @property
     def alphas(self) -> list[mx.array]:
@@ -80,6 +104,8 @@ class Transformer(nn.Module, ABC):
 
     def dropout_keys(self, length: int, key: mx.array | None = None) -> mx.array | None:
         """A dropout key for each part of a sequence that draws its own masks; None when nothing is dropped."""
+        if key is not None:
+            check_key(key)
         if not self.training or self.config.dropout == self.config.attention_dropout == 0:
             return None
         return mx.random.split(fresh_key() if key is None else key, self.masked_parts(length))
@@ -112,19 +138,61 @@ class Transformer(nn.Module, ABC):
     def spans(self, length: int, segment: int | None) -> list[tuple[int, int]]:
         """Cut ``length`` tokens into segments, (start, end), of ``segment`` blocks; one for None."""
 
+    def check_tokens(self, tokens: mx.array, name: str = "tokens") -> None:
+        """Refuse what are no tokens (B, L) of the vocabulary."""
+        V = self.config.vocab_size
+        check_indices(name, tokens, V, f"the vocabulary of {V:,}")
+
+    def check_targets(self, targets: mx.array) -> None:
+        """Refuse what are no classes (B, n) of the outputs."""
+        count = self.config.outputs
+        check_indices("targets", targets, count, f"the {count:,} classes; none is ignored, only final positions count")
+
+    def check_state(self, state: Any, batch_size: int) -> None:
+        """Refuse what is no state of so many streams of this model."""
+        right = type(state) is type(self.initial_state(batch_size))
+        require(right, f"state: is a {type(state).__name__}; give what initial_state or the step before returned")
+        require_whole(least=0, position=state.position)
+        require(state.position < 2**31, f"position={state.position}: a stream is not so long; begin anew")
+        found, expected = (
+            [(array.shape, array.dtype) for array in arrays(one.layers)]
+            for one in (state, self.initial_state(batch_size, self.room(state)))
+        )
+        require(
+            found == expected,
+            f"state: is of another model, or not of {batch_size} streams; begin with initial_state({batch_size})",
+        )
+
+    def room(self, state: Any) -> int:
+        """Tokens that a state has room for, at least those that it has been fed."""
+        return state.position
+
     @abstractmethod
     def initial_state(self, batch_size: int = 1, room: int = 0) -> Any:
         """State of ``batch_size`` streams before their first token; with ``room`` as large as after so many tokens."""
 
     @abstractmethod
+    def carry_shapes(self, batch_size: int) -> list[tuple[int, ...]]:
+        """Shapes of all arrays that ``batch_size`` sequences carry from segment to segment."""
+
     def step(self, tokens: mx.array, state: Any, parameters: dict[str, Any] | None = None) -> tuple[mx.array, Any]:
         """Feed the next tokens of a stream, any number at a time: a pure function of its arguments.
 
         Args:
             tokens: (B, n) integers.
             state: from `initial_state` or the step before; it is not changed.
-            parameters: ``self.parameters()``, for loops that gather them once; gathered if not given.
+            parameters: a tree like ``self.parameters()``, which are taken if not given.
 
         Returns:
             (logits (B, n, outputs), state): what ``model(all_tokens, close=False)`` gives there.
+
+        Raises:
+            UserError: see `__call__`; and a state of another model, or of another number of streams.
         """
+        self.check_tokens(tokens)
+        self.check_state(state, len(tokens))
+        return self.feed(tokens, state, self.parameters() if parameters is None else parameters)
+
+    @abstractmethod
+    def feed(self, tokens: mx.array, state: Any, parameters: dict[str, Any]) -> tuple[mx.array, Any]:
+        """`step` that checks nothing, for loops that know what they feed and gather parameters once."""

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_rtx.support.errors import UserError, require, require_at_most, require_choices, require_positive
+from mlx_rtx.support.errors import UserError, require, require_at_most, require_positive
+from mlx_rtx.support.typed import require_types
 
 ModelKind = Literal["recurrent", "regular"]  # as commands and run folders call them; see `mlx_rtx.model.registry`
 NORM_EPS = 1e-5  # of every norm
@@ -51,6 +52,7 @@ class Architecture:
     """Numbers of the layers' products; weights, norms, what is carried, readout and loss stay float32."""
 
     def __post_init__(self):
+        require_types(self)
         require_positive(self, "dim", "heads", "block", "layers")
         require_at_most(self, dim=2**16, heads=2**16, block=2**20, layers=2**10)
         if self.dim % self.heads:
@@ -60,7 +62,6 @@ class Architecture:
             require(0 <= rate < 1, f"{name}={rate}: must lie in [0, 1)")
         require(self.embedding_std > 0, f"embedding_std={self.embedding_std}: must be above 0, e.g. 0.02")
         require(0 <= self.alpha <= 1, f"alpha={self.alpha}: must lie in [0, 1]")
-        require_choices(self)
         require(
             self.alpha_kind != "gated" or 0 < self.alpha < 1,
             f"alpha={self.alpha}: a gate starts between 0 and 1, and can't at either; e.g. 0.5",

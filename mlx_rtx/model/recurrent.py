@@ -5,12 +5,12 @@ Letters: B batch, L length, K block width, T = ⌈L/K⌉ blocks, D width.
 
 from typing import Any, NamedTuple
 
-from mlx_rtx.model.base import Implementation, Transformer
-from mlx_rtx.model.config import ModelConfig
+from mlx_rtx.model.base import Transformer
 from mlx_rtx.model.dropout import draw_scales, split_keys
 from mlx_rtx.model.recurrence import Recurrence, StepState
-from mlx_rtx.model.segment import SegmentOutput, resolve_last
+from mlx_rtx.model.segment import SegmentOutput
 from mlx_rtx.support.compiled import compiled
+from mlx_rtx.support.typed import require_whole
 
 import mlx.core as mx
 
@@ -36,8 +36,10 @@ class RecurrentTransformer(Transformer):
         (1, 3, 16)
     """
 
-    def __init__(self, config: ModelConfig, implementation: Implementation = "auto"):
-        super().__init__(config, [Recurrence(config, implementation) for _ in range(config.layers)], implementation)
+    @staticmethod
+    def make_layer(config, implementation):
+        """A recurrence."""
+        return Recurrence(config, implementation)
 
     def masked_parts(self, length):
         """The blocks, T, and what reads the last one."""
@@ -84,13 +86,16 @@ class RecurrentTransformer(Transformer):
 
     def initial_state(self, batch_size: int = 1, room: int = 0) -> State:
         """State of ``batch_size`` streams before their first token; its size is that of any other."""
+        require_whole(batch_size=batch_size)
         return State(0, tuple(layer.initial_state(batch_size) for layer in self.layers))
 
-    def step(self, tokens: mx.array, state: State, parameters: dict[str, Any] | None = None) -> tuple[mx.array, State]:
+    def carry_shapes(self, batch_size):
+        """Two of a block a layer."""
+        return [(batch_size, self.config.block, self.config.dim)] * 2 * self.config.layers
+
+    def feed(self, tokens: mx.array, state: State, parameters: dict[str, Any]) -> tuple[mx.array, State]:
         """Feed tokens (B, n), block by block: (logits (B, n, outputs) by Eq. 6, state)."""
         K, outputs, start = self.config.block, [], 0
-        resolve_last(tokens.shape[1], None)
-        parameters = self.parameters() if parameters is None else parameters
         position, layers = state
         while start < tokens.shape[1]:
             end = min(start + K - position % K, tokens.shape[1])

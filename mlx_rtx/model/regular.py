@@ -2,12 +2,13 @@
 
 from typing import Any, NamedTuple
 
-from mlx_rtx.model.base import Implementation, Transformer
-from mlx_rtx.model.config import ModelConfig
+from mlx_rtx.model.base import Transformer
 from mlx_rtx.model.dropout import DropoutScales, draw_scales, split_keys
 from mlx_rtx.model.layer import TransformerLayer
-from mlx_rtx.model.segment import SegmentOutput, resolve_last
+from mlx_rtx.model.segment import SegmentOutput
 from mlx_rtx.support.compiled import compiled
+from mlx_rtx.support.trees import arrays
+from mlx_rtx.support.typed import require_whole
 
 import mlx.core as mx
 
@@ -28,8 +29,10 @@ class RegularTransformer(Transformer):
     ``positions="block"`` and ``"axial"`` only; ``history``, ``alpha`` and ``close`` have no meaning here.
     """
 
-    def __init__(self, config: ModelConfig, implementation: Implementation = "auto"):
-        super().__init__(config, [TransformerLayer(config) for _ in range(config.layers)], implementation)
+    @staticmethod
+    def make_layer(config, implementation):
+        """The layer of the paper's τ; it is the same in every implementation."""
+        return TransformerLayer(config)
 
     def masked_parts(self, length):
         """One: the sequence is in one piece."""
@@ -64,20 +67,27 @@ class RegularTransformer(Transformer):
 
     def initial_state(self, batch_size: int = 1, room: int = 0) -> CacheState:
         """State of ``batch_size`` streams before their first token, with room for so many."""
+        require_whole(batch_size=batch_size)
+        require_whole(least=0, room=room)
         H = self.config.heads
         empty = mx.zeros((2, batch_size, H, _rows(room), self.config.dim // H))
         return CacheState(0, (empty,) * len(self.layers))
 
-    def step(
-        self, tokens: mx.array, state: CacheState, parameters: dict[str, Any] | None = None
-    ) -> tuple[mx.array, CacheState]:
+    def room(self, state):
+        """The rows of its caches, or what they should be."""
+        return max([state.position, *(cache.shape[3] for cache in arrays(state.layers) if cache.ndim == 5)])
+
+    def carry_shapes(self, batch_size):
+        """None: it has no segments."""
+        return []
+
+    def feed(self, tokens: mx.array, state: CacheState, parameters: dict[str, Any]) -> tuple[mx.array, CacheState]:
         """Feed tokens (B, n): (logits (B, n, outputs), state)."""
         position, caches = state
-        end = position + resolve_last(tokens.shape[1], None)
+        end = position + tokens.shape[1]
         self.embedding.check(end)
-        if grown := _rows(end) - caches[0].shape[3]:  # padding by nothing would copy it all
+        if (grown := _rows(end) - caches[0].shape[3]) > 0:  # padding by nothing would copy it all
             caches = tuple(mx.pad(cache, [(0, 0)] * 3 + [(0, grown), (0, 0)]) for cache in caches)
-        parameters = self.parameters() if parameters is None else parameters
         logits, caches = compiled(self, _step)(parameters, tokens, mx.array(position), caches)
         return logits, CacheState(end, caches)
 

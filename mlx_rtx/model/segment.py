@@ -6,6 +6,7 @@ Letters: B batch, n tokens of a segment, K block width, S blocks of a segment, D
 from typing import NamedTuple
 
 from mlx_rtx.support.errors import require
+from mlx_rtx.support.typed import require_whole
 
 import mlx.core as mx
 
@@ -48,7 +49,8 @@ class SegmentOutput(NamedTuple):
 
 def resolve_last(length: int, last: int | None) -> int:
     """The number of final positions to read: ``last``, or all of ``length``."""
-    require(length >= 1, "tokens: the sequence is empty")
+    require_whole(length=length)
     last = length if last is None else last
-    require(1 <= last <= length, f"last={last}: must lie in 1 … {length}, the length of the input")
+    require_whole(last=last)
+    require(last <= length, f"last={last}: must lie in 1 … {length}, the length of the input")
     return last

@@ -112,7 +112,7 @@ def train(point: GridPoint, text: str, source: str) -> Loss:
     steps = training.samples // training.batch
     for i in range(steps):
         tokens, targets, _ = data.batch(point.seed, i, training.batch)
-        step(tokens, targets, lr=progress.rate(i / steps))
+        step.take(tokens, targets, lr=progress.rate(i / steps))
     scores: Scores = evaluate(model, data.held_out("validation", None, EVALUATED, mx.random.key(point.seed)))
     return Loss(
         point,

@@ -16,6 +16,7 @@ and a model with a parameter for each unique sequence has D^γ of them, γ in [1
 from typing import NamedTuple
 
 from mlx_rtx.support.errors import require
+from mlx_rtx.support.typed import require_numbers
 
 OPERATIONS = 6  # of training, for each parameter and token
 
@@ -30,6 +31,7 @@ def gamma(beta: float) -> tuple[float, float]:
         >>> gamma(0.28)
         (0.44, 0.72)
     """
+    require_numbers(beta=beta)
     require(0 < beta < 1, f"beta={beta}: must lie between 0 and 1, such as 0.28")
     return round(1 - 2 * beta, 12), round(1 - beta, 12)
 

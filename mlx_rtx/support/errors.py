@@ -1,6 +1,6 @@
 """What a user can cause, said in one line."""
 
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 
 class UserError(ValueError):
@@ -28,11 +28,3 @@ def require_at_most(settings: Any, **bounds: int) -> None:
     for name, most in bounds.items():
         value = getattr(settings, name)
         require(value <= most, f"{name}={value}: must be at most {most:,}")
-
-
-def require_choices(settings: Any) -> None:
-    """Refuse what is not among a dataclass's own choices, its fields typed ``Literal``."""
-    for name, kind in get_type_hints(type(settings)).items():
-        if get_origin(kind) is Literal:
-            value, allowed = getattr(settings, name), get_args(kind)
-            require(value in allowed, f"{name}={value!r}: must be one of {', '.join(allowed)}")

@@ -24,3 +24,10 @@ def arrays(tree: Any) -> list[mx.array]:
 def count(tree: Any) -> int:
     """Numbers in all arrays of a tree."""
     return sum(array.size for array in flat(tree).values())
+
+
+def not_finite(tree: Any) -> list[str]:
+    """Names of the arrays of a tree that hold NaN or infinity; waits for them."""
+    finite = {name: mx.isfinite(leaf).all() for name, leaf in flat(tree).items() if isinstance(leaf, mx.array)}
+    mx.eval(finite)
+    return [name for name, every in finite.items() if not every]

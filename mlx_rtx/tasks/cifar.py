@@ -108,14 +108,26 @@ def _read_npz(path: Path) -> dict[str, Images]:
         ) from None
 
 
+def check_values(name: str, images: Images | None, source: Path | str) -> None:
+    """Refuse what are no grey levels and classes: without exception, since each one chooses a row of a table."""
+    require(images is not None, f"{source}: no images to {name}; {INSTEAD}")
+    pixels, labels = map(np.asarray, images or ())
+    kinds = {str(array.dtype) for array in (pixels, labels)}
+    require(kinds == {"uint8"}, f"{source}: {name} arrays are {' and '.join(sorted(kinds))}, not 8-bit; {INSTEAD}")
+    fits = labels.ndim == 1 and labels.size > 0 and pixels.shape == (labels.size, PIXELS)
+    require(
+        fits, f"{source}: {name} images have shape {pixels.shape}, labels {labels.shape}; must be (n, {PIXELS}), (n,)"
+    )
+    require(labels.max() < CLASSES, f"{source}: a label of {name} is {labels.max()}; must lie in 0 … {CLASSES - 1}")
+
+
 def _check(name: str, images: Images, path: Path) -> None:
     """Refuse what is not CIFAR-10."""
     count, pixels, labels = COUNTS[name], *images
     expected = ((count, PIXELS), (count,))
     found = (pixels.shape, labels.shape)
     require(found == expected, f"{path}: {name} images and labels have shapes {found}, not {expected}; {INSTEAD}")
-    kinds = {pixels.dtype, labels.dtype}
-    require(kinds == {np.dtype(np.uint8)}, f"{path}: {name} arrays are {kinds}, not 8-bit; {INSTEAD}")
+    check_values(name, images, path)
     per_class = np.bincount(labels, minlength=CLASSES)
     require(
         set(per_class) == {count // CLASSES},

@@ -12,7 +12,9 @@ from functools import partial
 from typing import Self
 
 from mlx_rtx.support.errors import UserError, require, require_at_most
-from mlx_rtx.tasks.task import Data, Sequences, Shape, Task
+from mlx_rtx.support.inputs import check_key
+from mlx_rtx.support.typed import require_types, require_whole
+from mlx_rtx.tasks.task import Data, Sequences, Shape, Task, check_draw
 from mlx_rtx.tasks.vocabulary import Vocabulary
 
 import mlx.core as mx
@@ -42,6 +44,7 @@ class CopyTask(Task, Data):
     splits = ("fresh",)
 
     def __post_init__(self):
+        require_types(self)
         require(self.noise >= 1, f"noise={self.noise}: must be at least 1 token, e.g. 4096")
         require(self.payload >= 1, f"payload={self.payload}: must be at least 1 token, e.g. 16")
         require_at_most(self, noise=2**30, payload=2**20, alphabet=2**24)
@@ -86,6 +89,7 @@ class CopyTask(Task, Data):
 
     def draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
         """Tokens (size, L) and targets (size, P), int32, fixed by ``key`` and made on the device."""
+        check_draw(key, size)
         places, payload = self._draw(key, size)
         return self._tokens(places, payload, 0, self.length), payload
 
@@ -93,6 +97,8 @@ class CopyTask(Task, Data):
         """Fresh sequences; of long ones only the piece that is read exists."""
         if samples is None:
             raise UserError("samples=None: fresh sequences have no end; give a number, e.g. 256")
+        require_whole(samples=samples, batch=batch)
+        check_key(key)
         for start, part in zip(range(0, samples, batch), mx.random.split(key, -(-samples // batch)), strict=True):
             places, payload = self._draw(part, min(batch, samples - start))
             yield Sequences(self.length, partial(self._tokens, places, payload), payload)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from mlx_rtx.support.errors import require_choices
 from mlx_rtx.support.files import sha256
+from mlx_rtx.support.typed import require_types
 from mlx_rtx.tasks import cifar
 from mlx_rtx.tasks.cifar import Images
-from mlx_rtx.tasks.task import Data, Sequences, Shape, StoredTask, columns
+from mlx_rtx.tasks.task import Data, Sequences, Shape, StoredTask, check_draw, check_held_out, columns
 from mlx_rtx.tasks.vocabulary import Vocabulary
 
 import mlx.core as mx
@@ -37,7 +37,7 @@ class ImageTask(StoredTask):
     """Mirror each training image left to right with probability 1/2."""
 
     def __post_init__(self):
-        require_choices(self)
+        require_types(self)
 
     @property
     def shape(self) -> Shape:
@@ -65,6 +65,8 @@ class ImageData(Data):
     vocab_size, length, chance = 256, cifar.PIXELS, math.log(cifar.CLASSES)
 
     def __init__(self, splits: dict[str, Images], source: str, on_test: bool, mirror: bool = False):
+        for name in cifar.COUNTS:
+            cifar.check_values(name, splits.get(name), source)
         train, test = splits["train"], splits["test"]
         kept = len(train.labels) - (0 if on_test else round(SET_ASIDE * len(train.labels)))
         aside = Images(train.pixels[kept:], train.labels[kept:])
@@ -85,6 +87,7 @@ class ImageData(Data):
 
     def draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
         """Grey levels (size, 1024) and classes (size, 1) of training images drawn with replacement."""
+        check_draw(key, size)
         rows = mx.random.randint(0, len(self._labels), (size,), key=key)
         pixels = self._pixels[rows].astype(mx.int32)
         if self._mirror:
@@ -94,6 +97,7 @@ class ImageData(Data):
 
     def held_out(self, split: str, samples: int | None, batch: int, key: mx.array) -> Iterator[Sequences]:
         """The images of a split in their order, or the first ``samples`` of them."""
+        check_held_out(self, split, samples, batch)
         images = self._held_out[split]
         count = min(samples or len(images.labels), len(images.labels))
         for start in range(0, count, batch):

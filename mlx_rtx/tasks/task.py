@@ -6,7 +6,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 from mlx_rtx.model.config import Architecture, ModelKind
+from mlx_rtx.support.errors import require
+from mlx_rtx.support.inputs import check_key
 from mlx_rtx.support.randomness import step_key
+from mlx_rtx.support.typed import require_whole
 from mlx_rtx.tasks.sources import absolute
 from mlx_rtx.tasks.vocabulary import Vocabulary
 
@@ -26,6 +29,18 @@ class Sequences(NamedTuple):
 def columns(rows: np.ndarray, start: int, end: int) -> mx.array:
     """Tokens at positions start … end of sequences (B, L) in memory, as `Sequences.read_tokens` gives them."""
     return mx.array(rows[:, start:end].astype(np.int32))
+
+
+def check_draw(key: mx.array, size: int) -> None:
+    """Refuse what is no key, or no number of sequences to draw."""
+    check_key(key)
+    require_whole(size=size)
+
+
+def check_held_out(data: "Data", split: str, samples: int | None, batch: int) -> None:
+    """Refuse what there is nothing of to score; arguments as of `Data.held_out`."""
+    require(split in data.splits, f"split={split!r}: must be one of {', '.join(data.splits)}")
+    require_whole(batch=batch, **({} if samples is None else {"samples": samples}))
 
 
 class Shape(NamedTuple):

@@ -14,11 +14,12 @@ from typing import Annotated
 from mlx_rtx.model.config import Architecture, ModelKind
 from mlx_rtx.support.errors import require, require_positive
 from mlx_rtx.support.files import sha256
+from mlx_rtx.support.typed import require_types
 from mlx_rtx.tasks import text_file
 from mlx_rtx.tasks.encoding import encode_part
 from mlx_rtx.tasks.sources import HUB, absolute
 from mlx_rtx.tasks.subwords import find_tokenizer, train_tokenizer
-from mlx_rtx.tasks.task import Batch, Data, Sequences, Shape, StoredTask, columns
+from mlx_rtx.tasks.task import Batch, Data, Sequences, Shape, StoredTask, check_draw, check_held_out, columns
 from mlx_rtx.tasks.text_file import Text
 from mlx_rtx.tasks.vocabulary import Characters, Vocabulary
 from mlx_rtx.tasks.windows import Reading, Windows
@@ -61,6 +62,7 @@ class TextTask(StoredTask):
     """Tokens to write at each validation, to look at; 0 for none."""
 
     def __post_init__(self):
+        require_types(self)
         require_positive(self, "length")
         require(self.sample >= 0, f"sample={self.sample}: must be 0 (off) or above")
         for name in ("characters", "documents"):
@@ -200,6 +202,7 @@ class TextData(Data):
 
     def draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
         """Tokens (size, L) from places drawn with replacement, and those that follow them (size, L)."""
+        check_draw(key, size)
         return self._windows.draw(key, size)
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
@@ -212,6 +215,7 @@ class TextData(Data):
         A stateful run validates in ``batch`` windows as long as they need be. ``samples`` windows are
         spread evenly over the text. The last window is filled up with text from before it, not scored twice.
         """
+        check_held_out(self, split, samples, batch)
         last = len(self._tokens) - 1  # number of targets
         length = self.length
         if split == "stream" or self.task.stateful:

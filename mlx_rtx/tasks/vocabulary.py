@@ -1,14 +1,16 @@
 """What tokens stand for: characters, or whatever a subclass says, kept as a JSON file of the ``tokenizers`` library."""
 
 import codecs
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from mlx_rtx.support.errors import UserError
+from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.files import read_json, write_json
+from mlx_rtx.support.typed import shown
 
 import numpy as np
 
@@ -107,6 +109,7 @@ class Characters(Vocabulary):
     unit = "character"
 
     def __init__(self, characters: str):
+        require(isinstance(characters, str), f"characters={shown(characters)}: is no text")
         self.characters = "".join(sorted(set(characters)))
         self._points = np.array([ord(c) for c in self.characters], np.uint32)
 
@@ -117,20 +120,31 @@ class Characters(Vocabulary):
         """Token of each character, int32 (n,).
 
         Raises:
-            UserError: ``text``, called ``name`` there, has characters that the vocabulary lacks.
+            UserError: ``text``, called ``name`` there, is no text or has characters that the vocabulary lacks.
         """
+        require(isinstance(text, str), f"{name}: is a {type(text).__name__}; give text")
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         tokens = np.searchsorted(self._points, points)
-        known = self._points[np.minimum(tokens, len(self) - 1)] == points
+        known = np.append(self._points, 2**32 - 1)[tokens] == points
         if not known.all():
             unknown = sorted({chr(point) for point in points[~known]})
             shown = ", ".join(repr(c) for c in unknown[:5]) + (", …" if len(unknown) > 5 else "")
             raise UserError(f"{name}: {shown} is not among the {len(self)} characters the model knows; leave it out")
         return tokens.astype(np.int32)
 
-    def decode(self, tokens) -> str:
-        """The characters of tokens (n,)."""
-        return "".join(self.characters[token] for token in tokens)
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The characters of tokens (n,).
+
+        Raises:
+            UserError: a token that stands for no character.
+        """
+        try:
+            numbers = list(map(operator.index, tokens))
+        except TypeError:
+            raise UserError(f"tokens: are {type(tokens).__name__}; give whole numbers (n,)") from None
+        outside = next((number for number in numbers if not 0 <= number < len(self)), None)
+        require(outside is None, f"tokens: {outside} is among them; must lie in 0 … {len(self) - 1}")
+        return "".join(self.characters[number] for number in numbers)
 
     @property
     def opening(self) -> str:

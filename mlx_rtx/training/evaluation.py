@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlx_rtx.model.base import ModelWeights, Transformer
-from mlx_rtx.model.segment import Carries, Segment
+from mlx_rtx.model.segment import Carries, Segment, resolve_last
 from mlx_rtx.support.compiled import Execution
 from mlx_rtx.support.errors import require
 from mlx_rtx.tasks import Sequences
@@ -81,19 +81,24 @@ def evaluate(model: Transformer, sequences: Iterable[Sequences], execution: Exec
     Returns:
         `Scores`: loss in nats per target token, accuracy per token, and per sequence (all its
         targets right). Standard errors are over sequences, which may differ in their number of targets.
+        Where a loss is not finite its token counts as wrong.
+
+    Raises:
+        UserError: there is nothing to score, or tokens or targets are none of this model's.
     """
     training = model.training
     model.eval()
     rows: list[np.ndarray] = []
     size = 0
-    for length, read_tokens, targets, sizes in sequences:
+    for batch in sequences:
+        length, read_tokens, targets, sizes = _checked(model, batch)
         sums, done, n = mx.zeros((2, len(targets))), 0, targets.shape[1]
         for logits in iter_logits(model, read_tokens, length, n, execution):
             classes = targets[:, done : done + logits.shape[1]]
             done += logits.shape[1]
-            loss = nn.losses.cross_entropy(logits, classes).sum(axis=1)
-            right = (mx.argmax(logits, axis=-1) == classes).sum(axis=1)
-            sums = sums + mx.stack([loss, right.astype(mx.float32)])
+            losses = nn.losses.cross_entropy(logits, classes)
+            right = (mx.argmax(logits, axis=-1) == classes) & mx.isfinite(losses)
+            sums = sums + mx.stack([losses.sum(axis=1), right.sum(axis=1).astype(mx.float32)])
             mx.eval(sums)
         each = np.array(sums, dtype=np.float64)
         size += 0 if sizes is None else int(sizes.sum())
@@ -102,8 +107,24 @@ def evaluate(model: Transformer, sequences: Iterable[Sequences], execution: Exec
     require(bool(rows), "samples: there is nothing to score; ask for at least 1")
     loss, right, whole, counts = np.concatenate(rows, axis=1)
     ones = np.ones_like(counts)
-    losses, rights, wholes = mean_and_error(loss, counts), mean_and_error(right, counts), mean_and_error(whole, ones)
-    return Scores(len(counts), int(counts.sum()), *losses, *rights, *wholes, size or None)
+    means = (*mean_and_error(loss, counts), *mean_and_error(right, counts), *mean_and_error(whole, ones))
+    return Scores(len(counts), int(counts.sum()), *means, size or None)
+
+
+def _checked(model: Transformer, batch: Sequences) -> Sequences:
+    """Sequences whose targets are classes of the model, and whose tokens are checked as they are read."""
+    length, read_tokens, targets, _ = batch
+    model.check_targets(targets)
+    resolve_last(length, targets.shape[1])
+
+    def read_checked(start: int, end: int) -> mx.array:
+        tokens = read_tokens(start, end)
+        model.check_tokens(tokens)
+        expected = len(targets), end - start
+        require(tokens.shape == expected, f"tokens: {start} … {end} have shape {tokens.shape}; must be {expected}")
+        return tokens
+
+    return batch._replace(read_tokens=read_checked)
 
 
 def mean_and_error(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:

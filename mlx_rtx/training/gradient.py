@@ -14,6 +14,7 @@ from mlx_rtx.model.segment import Carries, Saved, Segment, resolve_last
 from mlx_rtx.support.compiled import Execution
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.trees import flat
+from mlx_rtx.support.typed import require_whole
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -75,14 +76,35 @@ def loss_and_grad(
     Returns:
         (loss, a scalar in nats; gradients, a tree like ``model.trainable_parameters()``).
 
+    Raises:
+        UserError: tokens or targets of another kind or shape, beyond the vocabulary or the classes, or more than there
+            are positions for. Their values are looked at, which waits for them, unless the call is being traced.
+
     Example:
         >>> loss, gradients = loss_and_grad(model, tokens, targets)
         >>> optimizer.update(model, gradients)
     """
-    require(segment is None or segment >= 1, f"segment={segment}: must be at least 1 block, or None for the whole")
-    require(detach is None or detach >= 1, f"detach={detach}: must be at least 1 segment, or None")
+    check_batch(model, tokens, targets)
+    check_cut(segment, detach)
     found = carried_loss_and_grad(model, tokens, targets, None, segment=segment, detach=detach, close=close, key=key)
     return found.loss, found.gradients
+
+
+def check_batch(model: Transformer, tokens: mx.array, targets: mx.array) -> None:
+    """Refuse what is no batch for this model."""
+    require(isinstance(model, Transformer), f"model: is a {type(model).__name__}; give a RecurrentTransformer")
+    model.check_tokens(tokens)
+    model.check_targets(targets)
+    (B, n), (rows, L) = targets.shape, tokens.shape
+    fits = rows == B and n <= L
+    require(
+        fits, f"targets: have shape {targets.shape}, tokens {tokens.shape}; give those of the last n tokens of each"
+    )
+
+
+def check_cut(segment: int | None, detach: int | None) -> None:
+    """Refuse what is no number of blocks to a segment, or of segments to a cut of the gradient; None is for none."""
+    require_whole(**{name: n for name, n in {"segment": segment, "detach": detach}.items() if n is not None})
 
 
 def carried_loss_and_grad(
@@ -97,7 +119,7 @@ def carried_loss_and_grad(
     key: mx.array | None = None,
     execution: Execution | None = None,
 ) -> Gradient:
-    """`loss_and_grad` of sequences that go on from ``carry``, through which no gradient passes.
+    """`loss_and_grad` of sequences that go on from ``carry``, through which no gradient passes; it checks no values.
 
     The carry that it returns is for sequences of whole blocks, with ``close=False``.
     """

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from mlx_rtx.support.errors import require, require_choices
+from mlx_rtx.support.errors import require
 from mlx_rtx.support.trees import count, flat
+from mlx_rtx.support.typed import require_types
 from mlx_rtx.training.spikes import SpikeGuard
 
 import mlx.core as mx
@@ -42,7 +43,7 @@ class OptimizerConfig:
     before its samples do; 0 for none."""
 
     def __post_init__(self):
-        require_choices(self)
+        require_types(self)
         require(0 <= self.average < 1, f"average={self.average}: must be 0 (off) or below 1, e.g. 0.999")
         require(0 < self.lr < math.inf, f"lr={self.lr}: must be above 0 and finite, e.g. 1e-3")
         muon_lr = self.muon_lr
@@ -106,7 +107,7 @@ class Update(NamedTuple):
     """What came of gradients; nothing of it need be computed yet."""
 
     taken: mx.array  # scalar bool: whether they changed the weights
-    norm: mx.array  # scalar, of all gradients before clipping
+    norm: mx.array  # scalar, of all gradients before clipping; NaN where the weights would not have been finite
 
 
 def apply_gradients(
@@ -116,7 +117,7 @@ def apply_gradients(
     config: OptimizerConfig,
     guard: SpikeGuard | None = None,
 ) -> Update:
-    """One optimizer step, unless a gradient is not finite or too large: then weights and moments stay as they are.
+    """One optimizer step, unless it is not finite or too large: then weights and moments stay as they are.
 
     Args:
         model: its trainable parameters are updated.
@@ -128,8 +129,10 @@ def apply_gradients(
     own, state = model.trainable_parameters(), tree_map(lambda a: a, optimizer.state)
     weights, joined = _join(own, own, config), _join(own, gradients, config)
     joined, norm = optim.clip_grad_norm(joined, config.clip or math.inf)
-    taken = guard.accepts(norm) if guard else mx.isfinite(norm)
     after = optimizer.apply_gradients(joined, weights)
+    finite = mx.isfinite(sum(array.sum() for array in after.values()))  # their sum is, where all of them are
+    norm = mx.where(finite, norm, mx.nan)
+    taken = guard.accepts(norm) if guard else mx.isfinite(norm)
 
     def choose(new, old):
         return mx.where(taken, new, old)

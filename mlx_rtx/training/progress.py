@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-from mlx_rtx.support.errors import require, require_choices, require_positive
-from mlx_rtx.support.typed import fits, shown
+from mlx_rtx.support.errors import require, require_positive
+from mlx_rtx.support.typed import fits, require_types, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class ProgressConfig:
         least = self.test_samples is None or self.test_samples >= 1
         require(least, f"test_samples={self.test_samples}: must be at least 1")
         require(0 <= self.lr_floor <= 1, f"lr_floor={self.lr_floor}: must lie in [0, 1]")
-        require_choices(self)
+        require_types(self)
 
 
 STORED = {"passed": "stage"}  # names in run folders that differ

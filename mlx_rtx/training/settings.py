@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass
 
 from mlx_rtx.model.config import Architecture, ModelConfig, ModelKind
-from mlx_rtx.support.errors import require, require_at_most, require_choices, require_positive
+from mlx_rtx.support.errors import require, require_at_most, require_positive
+from mlx_rtx.support.typed import require_types
 from mlx_rtx.tasks import Data, Shape, Task
 from mlx_rtx.training.optimizer import OptimizerConfig
 from mlx_rtx.training.progress import ProgressConfig
@@ -36,6 +37,7 @@ class LoopConfig:
     """Fixes initial weights, data and dropout."""
 
     def __post_init__(self):
+        require_types(self)
         require_positive(self, "samples", "batch", "accumulate", "validate_every", "report_every")
         require_at_most(self, samples=2**50, batch=2**20, accumulate=2**20)
         for name in ("segment", "detach", "validate_samples"):
@@ -63,7 +65,7 @@ class RunConfig:
     training: LoopConfig
 
     def __post_init__(self):
-        require_choices(self)
+        require_types(self)
         self.task.check_model(self.model, self.architecture)
 
     def model_config(self, data: Data | Shape) -> ModelConfig:

@@ -5,8 +5,11 @@ from typing import Any, NamedTuple
 from mlx_rtx.model.base import Transformer
 from mlx_rtx.model.segment import Carries
 from mlx_rtx.support.compiled import Execution
+from mlx_rtx.support.errors import require
+from mlx_rtx.support.trees import arrays, flat
+from mlx_rtx.support.typed import require_numbers
 from mlx_rtx.training.averaging import WeightAverage
-from mlx_rtx.training.gradient import Gradient, carried_loss_and_grad
+from mlx_rtx.training.gradient import Gradient, carried_loss_and_grad, check_batch, check_cut
 from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 from mlx_rtx.training.spikes import SpikeGuard
 
@@ -18,9 +21,9 @@ class StepResult(NamedTuple):
     """What a step came to; nothing of it need be computed yet."""
 
     loss: mx.array  # scalar, nats
-    taken: mx.array  # scalar bool: whether the gradient was finite and not too large, else the weights are as before
-    norm: mx.array  # scalar, of the gradient before clipping
-    carry: Carries | None  # that the sequences leave
+    taken: mx.array  # scalar bool: whether the step was finite and not too large, else the weights are as before
+    norm: mx.array  # scalar, of the gradient before clipping; NaN where the weights would not have been finite
+    carry: Carries | None  # that the sequences leave; zeros where the loss was not finite
 
 
 class TrainingStep:
@@ -50,6 +53,7 @@ class TrainingStep:
         execution: Execution | None = None,
         accumulate: int = 1,
     ):
+        check_cut(segment, detach)
         self.model, self.config = model, config
         self.segment, self.detach, self.accumulate = segment, detach, accumulate
         self.execution = execution or Execution()
@@ -78,6 +82,9 @@ class TrainingStep:
 
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
+        here, given = ({name: array.shape for name, array in flat(tree).items()} for tree in (self.state, state))
+        other = next((name for name in sorted(here.keys() | given.keys()) if here.get(name) != given.get(name)), None)
+        require(other is None, f"state: {other} does not fit; it is of another model, or of another optimizer")
         state = dict(state)
         if self.average:
             self.average.state = state.pop("average")
@@ -99,8 +106,33 @@ class TrainingStep:
         Args:
             tokens, targets, key, close: see `loss_and_grad`.
             lr: learning rate.
-            carry: what the sequences go on from; None where they start.
+            carry: what the sequences go on from, in whole blocks; None where they start.
+
+        Raises:
+            UserError: see `loss_and_grad`; and a learning rate or a carry that can be none.
         """
+        check_batch(self.model, tokens, targets)
+        N = self.accumulate
+        require(len(tokens) % N == 0, f"tokens: {len(tokens)} sequences; must be a multiple of accumulate={N}")
+        require_numbers(lr=lr)
+        require(lr >= 0, f"lr={lr}: must be 0 or above")
+        if carry is not None:
+            B, L, K = *tokens.shape, self.model.config.block
+            found = [array.shape for array in arrays(carry)]
+            require(found == self.model.carry_shapes(B), f"carry: is of another model, or not of {B} sequences")
+            require(L % K == 0, f"tokens: {L} to go on from a carry; must be whole blocks, a multiple of block={K}")
+        return self.take(tokens, targets, lr=lr, key=key, carry=carry, close=close)
+
+    def take(
+        self,
+        tokens: mx.array,
+        targets: mx.array,
+        lr: float,
+        key: mx.array | None = None,
+        carry: Carries | None = None,
+        close: bool = True,
+    ) -> StepResult:
+        """The step itself, of what is known to be right: it checks nothing, and so need not wait for the batch."""
         self.model.train()
         found = self._gradient(tokens, targets, carry, close, key)
         self.optimizer.learning_rate = lr
@@ -110,7 +142,9 @@ class TrainingStep:
         self.execution.queue(self.model.parameters(), self.state, found.loss, taken)
         self.execution.wait(self._in_flight)
         self._in_flight = found.loss
-        return StepResult(found.loss, taken, norm, found.carry)
+        usable = mx.isfinite(found.loss)  # else the sequences start anew: what is not finite would stay so for ever
+        carry = found.carry and tree_map(lambda part: mx.where(usable, part, 0), found.carry)
+        return StepResult(found.loss, taken, norm, carry)
 
     def _gradient(
         self, tokens: mx.array, targets: mx.array, carry: Carries | None, close: bool, key: mx.array | None

@@ -1,6 +1,7 @@
 """What steps came to since the last report, and since the last validation; a run that resumes goes on with it."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -65,6 +66,20 @@ class Tally:
         self.reported.append(loss)
         self.begin_report()
         return {"loss": loss, "length": length, "steps": steps, "seconds": seconds}
+
+    @property
+    def untaken(self) -> int:
+        """Steps since the last validation that were not taken, as far as they are settled."""
+        return self.skipped + self.spikes
+
+    def warnings(self, limit: float) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What to say of steps that were not taken, in words and as fields; ``limit`` is what was too large."""
+        for skipped, reason, mark in (
+            (self.skipped, "that is not finite", {}),
+            (self.spikes, f"more than {limit:g} times as large as usual", {"above": limit}),
+        ):
+            if skipped:
+                yield f"warning: {skipped} steps with a gradient {reason} were not taken", {"skipped": skipped, **mark}
 
     def begin_report(self) -> None:
         """Forget the steps and the time that the next report would tell of."""

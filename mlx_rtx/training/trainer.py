@@ -14,6 +14,7 @@ from mlx_rtx.support.compiled import BreakableExecution
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.randomness import Purpose, step_key
 from mlx_rtx.support.stopping import Stopped, stop_requests
+from mlx_rtx.support.trees import not_finite
 from mlx_rtx.support.typed import make
 from mlx_rtx.tasks import Data
 from mlx_rtx.training.checkpoint import AGAIN, RunFolder
@@ -60,6 +61,7 @@ class Trainer:
         self._best = self.model.trainable_parameters()
         self._due = False  # a validation, before the next step
         self._tally = Tally()
+        self._checked: set[int] = set()  # lengths whose first batch was looked at: others are like it
         self._signs = FailureSigns(data.chance, data.long_range)
         self._resumed, self._scored = resume, False
         if resume:
@@ -102,6 +104,7 @@ class Trainer:
         if self._resumed:
             marks = {"step": self.step, "samples": self.samples, "validated": not self._due}
             self.log.note("resume", **marks, environment=backend.environment())
+            self._mend()
         if self.step == 0:
             self.save()  # so that what has begun can go on
 
@@ -111,9 +114,11 @@ class Trainer:
             self.execution.poll()
             if not self._due:
                 self._take_step()
+                self._due = self.step % training.validate_every == 0 or self._used_up
                 if self.step % training.report_every == 0:
                     self._report()
-                self._due = self.step % training.validate_every == 0 or self._used_up
+                    if self._tally.untaken and not self._due:
+                        self._mend()
             if self._due:
                 self._validate()
                 self._due = False
@@ -124,13 +129,9 @@ class Trainer:
     def save(self) -> None:
         """Save all that `resume` needs."""
         counters = Counters(
-            step=self.step,
-            finished=self.finished,
-            due=self._due,
-            progress=self.progress.state(),
-            tally=self._tally.state(),
-            signs=self._signs.lasted,
-        )
+            step=self.step, finished=self.finished, due=self._due, progress=self.progress.state(),
+            tally=self._tally.state(), signs=self._signs.lasted,
+        )  # fmt: skip
         self.folder.write_training(self.model, self.train_step.state, counters, self._carry)
         self._saved = time.perf_counter()
 
@@ -161,14 +162,10 @@ class Trainer:
         stage = self.progress.drawn_stage(training.seed, self.step)
         data = self.data.at_stage(stage)
         batch = data.batch(training.seed, self.step, training.rows)
-        result = self.train_step(
-            batch.tokens,
-            batch.targets,
-            lr=self._rate(),
-            key=self._key("dropout"),
-            carry=self._carry if batch.continues else None,
-            close=not self.data.stateful,
-        )
+        step = self.train_step.take if data.length in self._checked else self.train_step
+        self._checked.add(data.length)
+        carry, rate, key = self._carry if batch.continues else None, self._rate(), self._key("dropout")
+        result = step(batch.tokens, batch.targets, lr=rate, key=key, carry=carry, close=not self.data.stateful)
         self._carry = result.carry
         self._tally.add(result, data.length, counts=stage == self.progress.stage)
         self.step += 1
@@ -186,18 +183,37 @@ class Trainer:
             fields["accuracy"] = self._tally.accuracy
         longer = self.data.length / came["length"]
         self.log.report(
-            left=(self.config.training.samples - self.samples) / samples_per_s * longer,
-            stages=self.progress.place,
-            **fields,
-            alpha=self._alphas(),
-            **self.progress.stage,
-            length=came["length"],
-            lr=self._rate(),
-            samples_per_s=samples_per_s,
-            tokens_per_s=samples_per_s * came["length"],
+            left=(self.config.training.samples - self.samples) / samples_per_s * longer, stages=self.progress.place,
+            **fields, alpha=self._alphas(), **self.progress.stage, length=came["length"], lr=self._rate(),
+            samples_per_s=samples_per_s, tokens_per_s=samples_per_s * came["length"],
             peak_gb=mx.get_peak_memory() / 1e9,
-        )
+        )  # fmt: skip
         mx.reset_peak_memory()
+
+    def _mend(self) -> None:
+        """Do away with numbers that are not finite; no step is taken that follows from any."""
+        if not_finite(self.model.parameters()):
+            self.progress.observe(math.nan)
+            self._go_back("weights that are not finite")
+            bad = not_finite(self.model.parameters())  # where they are frozen
+            require(not bad, f"{self.folder.path}: {bad[:1]} is not finite, and nothing better is kept; train anew")
+        elif not_finite(self.train_step.state):
+            self.train_step.reset_optimizer()
+            text = "warning: moments, norms or averaged weights that are not finite: all of them start anew"
+            self.log.event("restart", text, **self._where)
+
+    def _go_back(self, why: str) -> None:
+        """Have the best weights again, and nothing else of what training went by."""
+        self.model.update(self._best)
+        self._carry = None
+        self.train_step.reset_optimizer()
+        text = f"{why}: back to the best weights, lr={self._rate():.3g}"
+        self.log.event("collapse", text, **self._where, lr=self._rate())
+
+    @property
+    def _where(self) -> dict[str, int]:
+        """Where training stands, for events."""
+        return {"step": self.step, "samples": self.samples, **self.progress.stage}
 
     def _alphas(self) -> list[float]:
         return [float(alpha) for alpha in self.model.alphas]
@@ -205,8 +221,7 @@ class Trainer:
     def _validate(self) -> None:
         """Score the weights and act on it: keep them, move on, go back, or end."""
         self._report()
-        training, tally = self.config.training, self._tally
-        where = {"step": self.step, "samples": self.samples, **self.progress.stage}
+        tally, where = self._tally, self._where
         with self.log.all_or_none():  # what takes long comes first: until it is done nothing has changed
             candidates = self._score_candidates()
             steadiest = candidates[-1]  # the average where there is one: weights themselves waver from step to step
@@ -214,15 +229,9 @@ class Trainer:
             confirmed = solved and self._confirm(steadiest)
             sample = self.data.illustrate(self._write)
         scores = candidates[0].scores
-        limit = self.config.optimizer.skip_above
-        for skipped, reason, mark in (
-            (tally.skipped, "that is not finite", {}),
-            (tally.spikes, f"more than {limit:g} times as large as usual", {"above": limit}),
-        ):
-            if skipped:
-                text = f"warning: {skipped} steps with a gradient {reason} were not taken"
-                self.log.event("skipped", text, step=self.step, skipped=skipped, **mark)
-        stuck = tally.skipped >= training.validate_every
+        for text, counted in tally.warnings(self.config.optimizer.skip_above):
+            self.log.event("skipped", text, step=self.step, **counted)
+        stuck = tally.skipped >= self.config.training.validate_every
         ranked = sorted(candidates, key=lambda one: one.scores.loss if math.isfinite(one.scores.loss) else math.inf)
         losses = [math.nan] if stuck else [one.scores.loss for one in candidates]
         verdict = self.progress.observe(*losses)
@@ -234,11 +243,9 @@ class Trainer:
             text = f"stage passed: {line(following)} lr={self._rate():.3g}"
             self.log.event("stage", text, **where, **following, lr=self._rate())
         elif verdict is Verdict.COLLAPSED:
-            self.model.update(self._best)
-            self._carry = None
-            self.train_step.reset_optimizer()
-            text = f"training collapsed: back to the best weights, lr={self._rate():.3g}"
-            self.log.event("collapse", text, **where, lr=self._rate())
+            self._go_back("training collapsed")
+        if tally.untaken or not all(math.isfinite(one.scores.loss) for one in candidates):
+            self._mend()
         if sample is not None:
             self.log.event("sample", "\n".join("  | " + row for row in sample.splitlines()), **where, sample=sample)
         recent = sum(tally.reported) / len(tally.reported) if tally.reported else scores.loss
@@ -256,11 +263,11 @@ class Trainer:
         """Score what may be kept on the same held-out sequences: the weights, then their average if there is one."""
         own, average = self.model.trainable_parameters(), self.train_step.average
         trees = [own, average.weights] if average else [own]
-        samples, found = self.config.training.validate_samples, []
+        data, samples, found = self.data.at_stage(self.progress.stage), self.config.training.validate_samples, []
         for weights in trees:
             key, averaged = self._key("validation"), weights is not own
             with put_in(self.model, weights):
-                scores = self._score("validation", self._stage_data(), samples, key, averaged)
+                scores = self._score("validation", data, samples, key, averaged)
             found.append(Candidate(scores, weights, averaged))
         return found
 
@@ -272,11 +279,9 @@ class Trainer:
 
     def _confirm(self, candidate: Candidate) -> bool:
         """Whether weights that a validation found all right are so on more fresh sequences."""
-        fresh = mx.random.split(self._key("test"))[0]
+        fresh, samples = mx.random.split(self._key("test"))[0], self.config.progress.test_samples
         with put_in(self.model, candidate.weights):
-            scores = self._score(
-                "confirmation", self.data, self.config.progress.test_samples, fresh, candidate.averaged
-            )
+            scores = self._score("confirmation", self.data, samples, fresh, candidate.averaged)
         return scores.sequence_accuracy == 1
 
     def _score(self, event: str, data: Data, samples: int | None, key: mx.array, averaged: bool = False) -> Scores:
@@ -287,10 +292,6 @@ class Trainer:
         text = " ".join([event, *mark, *filter(None, [line(data.stage)]), scores.text(data.metrics)])
         self.log.event(event, text, step=self.step, samples=self.samples, **mark, **data.stage, **scores.stored())
         return scores
-
-    def _stage_data(self) -> Data:
-        """The data of the stage that training is in."""
-        return self.data.at_stage(self.progress.stage)
 
     def _rate(self) -> float:
         """Learning rate of the next step."""

@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 from mlx_rtx import UserError, generate
-from mlx_rtx.generation.decoding import Stream, start
-from mlx_rtx.generation.saved_state import load_stream, save_stream
+from mlx_rtx.generation.saved_state import fingerprint, load_stream, save_stream
+from mlx_rtx.generation.stream import Stream, start
 from mlx_rtx.support.safetensors import write_arrays
 from mlx_rtx.support.trees import flat
 
@@ -24,6 +24,13 @@ def stream_of(model, length=9, batch=1):
     """A stream after some tokens, with one more to be fed."""
     _, state = model.step(make_tokens(length, batch), start(model, batch).state)
     return Stream(state, make_tokens(1, batch))
+
+
+def put(path, model, stream):
+    """Write what `save_stream` would refuse to."""
+    arrays = {"layers." + name: array for name, array in flat(stream.state.layers).items()}
+    about = {"model": fingerprint(model), "position": str(stream.state.position)}
+    write_arrays(path, arrays | {"pending": stream.pending}, about)
 
 
 def contents(stream):
@@ -73,10 +80,7 @@ def test_positions_that_make_no_sense_are_refused(said, written):
     model, path, content = written
     path.write_bytes(content)
     stream = load_stream(path, model)
-    arrays = {"layers." + name: array for name, array in flat(stream.state.layers).items()}
-    from mlx_rtx.generation.saved_state import fingerprint
-
-    write_arrays(path, arrays | {"pending": stream.pending}, {"model": fingerprint(model), "position": said})
+    put(path, model, stream._replace(state=stream.state._replace(position=said)))
     with pytest.raises(UserError, match=r"s\.state: position=.* must lie in 0 … 40; begin anew"):
         load_stream(path, model)
 
@@ -84,14 +88,14 @@ def test_positions_that_make_no_sense_are_refused(said, written):
 @pytest.mark.parametrize("tokens", [[[7]], [[-1]], [[2**31 - 1]]])
 def test_tokens_that_the_model_does_not_know_are_refused(tokens, tmp_path):
     model = make_model()
-    save_stream(tmp_path / "s", model, stream_of(model)._replace(pending=mx.array(tokens)))
+    put(tmp_path / "s", model, stream_of(model)._replace(pending=mx.array(tokens)))
     with pytest.raises(UserError, match="holds tokens that its model does not know"):
         load_stream(tmp_path / "s", model)
 
 
 def test_a_state_of_no_stream_is_refused(tmp_path):
     model = make_model()
-    save_stream(tmp_path / "s", model, stream_of(model)._replace(pending=mx.zeros((0, 1), mx.int32)))
+    put(tmp_path / "s", model, stream_of(model)._replace(pending=mx.zeros((0, 1), mx.int32)))
     with pytest.raises(UserError, match="pending"):
         load_stream(tmp_path / "s", model)
 
@@ -100,7 +104,7 @@ def test_a_state_that_overflowed_is_refused(tmp_path):
     model = make_model()
     stream = stream_of(model)
     first = stream.state.layers[0]._replace(m_prev=stream.state.layers[0].m_prev * mx.inf)
-    save_stream(tmp_path / "s", model, stream._replace(state=stream.state._replace(layers=(first,))))
+    put(tmp_path / "s", model, stream._replace(state=stream.state._replace(layers=(first,))))
     with pytest.raises(UserError, match="holds numbers that are not finite"):
         load_stream(tmp_path / "s", model)
 

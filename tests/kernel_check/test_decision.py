@@ -214,14 +214,14 @@ def test_a_training_keeps_its_decision_and_survives_a_failing_gpu(on_metal, tmp_
     monkeypatch.setattr(kernels, "available", lambda: False)
     file, out = VerdictFile.named(on_metal.question.key), tmp_path / "run"
     file.write(on_metal)
-    step, fails = TrainingStep.__call__, [False, True]
+    step, fails = TrainingStep.take, [False, True]
 
     def failing(*arguments, **settings):
         if fails.pop(0):
             raise RuntimeError("[METAL] Command buffer execution failed: Caused GPU Hang Error")
         return step(*arguments, **settings)
 
-    monkeypatch.setattr(TrainingStep, "__call__", failing)
+    monkeypatch.setattr(TrainingStep, "take", failing)
     command = [*FLAGS, "--samples=32", "--validate-every=1", f"--out={out}"]
     with pytest.raises(UserError, match="--resume"):
         train.main(command)

@@ -33,8 +33,10 @@ class Fixed(nn.Module):
     def spans(self, length, segment):
         return [(0, length)]
 
-    def check(self, length):
+    def check(self, *_):
         pass
+
+    check_tokens = check_targets = check
 
     def fold_weights(self, parameters):
         return ModelWeights({}, ())
@@ -106,6 +108,8 @@ def test_nothing_is_dropped_in_any_mode(kind):
 
 def test_no_samples_are_refused():
     with pytest.raises(UserError, match="nothing to score"):
+        evaluate(Fixed(), [])
+    with pytest.raises(UserError, match="samples=0"):
         evaluate(Fixed(), TASK.held_out("fresh", 0, 2, mx.random.key(0)))
 
 

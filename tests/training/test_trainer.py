@@ -118,13 +118,13 @@ def test_a_stateful_run_goes_on_bit_exactly(tmp_path):
 
 def test_a_stateful_run_forgets_where_it_begins_again(tmp_path):
     trainer = make(tmp_path / "run", text_run(tmp_path, stateful=True))
-    real, carries, continues = trainer.train_step, [], []
+    real, carries, continues = trainer.train_step.take, [], []
 
     def step(*batch, carry, **settings):
         carries.append(carry)
         return real(*batch, carry=carry, **settings)
 
-    trainer.train_step = step
+    trainer.train_step.take = step
     for _ in range(40):
         continues.append(trainer.data.batch(0, trainer.step, 16).continues)
         trainer._take_step()

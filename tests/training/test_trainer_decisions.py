@@ -50,13 +50,13 @@ def scoring(trainer, monkeypatch, scores):
 
 def watch_steps(monkeypatch, name):
     """The list of what each training step to come is given by that name."""
-    given, real = [], TrainingStep.__call__
+    given, real = [], TrainingStep.take
 
     def noting(self, *batch, **settings):
         given.append(settings[name])
         return real(self, *batch, **settings)
 
-    monkeypatch.setattr(TrainingStep, "__call__", noting)
+    monkeypatch.setattr(TrainingStep, "take", noting)
     return given
 
 
