@@ -82,6 +82,8 @@ def main(arguments: list[str]) -> None:
     if folder.unjudged:
         print(f"note: {folder.unjudged}")
     print(scores.text(data.metrics))
+    if not math.isfinite(scores.loss):
+        print("note: some losses are not finite, where the state has outgrown all numbers; their tokens count as wrong")
     if scores.sequences > 1:
         print(f"95 % intervals: {intervals(scores, data)}")
     if command.json:

@@ -30,7 +30,7 @@ class Tally:
     reported: list[float] = field(default_factory=list)
     """Losses reported since the last validation."""
     skipped: int = 0
-    """Steps since the last validation that were not taken, for a gradient that was not finite."""
+    """Steps since the last validation that were not taken, for gradients or weights that would not be finite."""
     spikes: int = 0
     """The same for one that was too large."""
     accuracy: float | None = None
@@ -75,7 +75,7 @@ class Tally:
     def warnings(self, limit: float) -> Iterator[tuple[str, dict[str, Any]]]:
         """What to say of steps that were not taken, in words and as fields; ``limit`` is what was too large."""
         for skipped, reason, mark in (
-            (self.skipped, "that is not finite", {}),
+            (self.skipped, "or weights that would not be finite", {}),
             (self.spikes, f"more than {limit:g} times as large as usual", {"above": limit}),
         ):
             if skipped:

@@ -1,0 +1,168 @@
+"""Numbers that are not finite are found where they are made or enter; nothing is trained on them, and runs go on."""
+
+import math
+from dataclasses import replace
+
+from mlx_rtx import Characters, UserError, evaluate, make_sampler, train
+from mlx_rtx.generation import decoding
+from mlx_rtx.generation.decoding import generate, token_stream
+from mlx_rtx.support.trees import flat, not_finite
+from mlx_rtx.tasks import Sequences
+from mlx_rtx.training.evaluation import evaluate as score
+from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
+from mlx_rtx.training.step import TrainingStep
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_map
+
+from tiny import FLAGS, HISTORIES, TINY, K, events, make_model, make_tokens, make_trainer, text_run
+
+GUARDED = OptimizerConfig(lr=1e-2, average=0.9, skip_above=5.0)
+
+
+def spoilt(tree, by=math.nan):
+    return tree_map(lambda array: array * by if array.dtype == mx.float32 else array, tree)
+
+
+def kept(*trees):
+    return {name: np.array(array) for name, array in flat(list(trees)).items()}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("what", ["rate", "moments"])
+def test_a_step_to_weights_that_are_not_finite_is_not_taken(optimizer, what):
+    """Of a gradient that is. One such step once left nothing to train."""
+    model = make_model()
+    config = OptimizerConfig(optimizer=optimizer, weight_decay=0.1)
+    opt = make_optimizer(config, model)
+    gradients = tree_map(mx.ones_like, model.trainable_parameters())
+    assert apply_gradients(model, opt, gradients, config).taken.item()
+    if what == "moments":
+        opt.state = spoilt(opt.state)
+    opt.learning_rate = 1e38 if what == "rate" else 1e-3
+    before = kept(model.parameters(), opt.state)
+    update = apply_gradients(model, opt, tree_map(lambda g: 1e3 * g, gradients), config)
+    assert not update.taken.item()
+    assert math.isnan(update.norm.item())
+    for name, array in kept(model.parameters(), opt.state).items():
+        assert np.array_equal(array, before[name], equal_nan=True), name
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_carry_that_is_not_finite_lasts_one_step(history, bad):
+    """It once stayed until the text began again, and no step was taken until then."""
+    step = TrainingStep(make_model(history=history, positions="block"), OptimizerConfig(), segment=1)
+    tokens = make_tokens(3 * K)
+    carry = spoilt(step(tokens, tokens, 1e-3, close=False).carry, bad)
+    first = step(tokens, tokens, 1e-3, carry=carry, close=False)
+    second = step(tokens, tokens, 1e-3, carry=first.carry, close=False)
+    assert [first.taken.item(), second.taken.item()] == [False, True]
+    assert not not_finite([first.carry, second.carry, step.model.parameters()])
+
+
+def spoil(trainer, what):
+    """Let some of what training goes by be no numbers."""
+    step = trainer.train_step
+    if what == "moments":
+        step.optimizer.state = spoilt(step.optimizer.state)
+    elif what == "average":
+        step.average.state = spoilt(step.average.state)
+    elif what == "norms":
+        step.guard.state = spoilt(step.guard.state)
+    else:
+        trainer.model.layers[0].tau.mlp_in = trainer.model.layers[0].tau.mlp_in * math.inf
+
+
+@pytest.mark.parametrize(
+    ("what", "kind"), [("moments", "restart"), ("average", "restart"), ("norms", "restart"), ("weights", "collapse")]
+)
+@pytest.mark.parametrize("stored", [False, True], ids=["on the way", "in a checkpoint"])
+def test_a_run_goes_on_without_them(what, kind, stored, tmp_path):
+    """Found by the next report or validation, or where the run is taken up; averages and norms once stayed so."""
+    config = replace(TINY, optimizer=GUARDED, training=replace(TINY.training, report_every=3, validate_every=20))
+    trainer = make_trainer(tmp_path, config)
+    while trainer.step < 22:
+        trainer._take_step()
+        if trainer.step == 20:
+            trainer._validate()
+    spoil(trainer, what)
+    if stored:
+        trainer.save()
+        trainer = make_trainer(tmp_path, config, resume=True)
+    scores = trainer.fit()
+    assert math.isfinite(scores.loss)
+    assert not not_finite([trainer.model.parameters(), trainer.train_step.state])
+    (found,) = events(tmp_path, kind)
+    assert found["step"] == (22 if stored else 40 if what == "average" else 24)
+    assert trainer.step == 40
+
+
+def test_weights_that_are_frozen_and_not_finite_end_the_run(tmp_path):
+    """There is nothing to go back to: the reason in one line."""
+    trainer = make_trainer(tmp_path, replace(TINY, architecture=replace(TINY.architecture, train_alpha=False)))
+    trainer.model.layers[0].alpha = mx.array(math.nan)
+    with pytest.raises(UserError, match=r"layers\.0\.alpha.* is not finite, and nothing better is kept") as error:
+        trainer.fit()
+    assert "\n" not in str(error.value)
+
+
+def test_a_validation_of_such_weights_writes_no_sample(tmp_path):
+    """But says why not, and goes back to the best weights."""
+    trainer = make_trainer(tmp_path / "run", text_run(tmp_path))
+    for _ in range(2):
+        trainer._take_step()
+        trainer._validate()
+        spoil(trainer, "weights")
+    samples = [event["sample"] for event in events(tmp_path / "run", "sample")]
+    assert [sample.startswith("no sample: model: its logits") for sample in samples] == [False, True]
+    assert len(events(tmp_path / "run", "collapse")) == 1
+
+
+def test_tokens_that_are_scored_by_no_numbers_are_wrong():
+    """The likeliest of no numbers is class 0: of images one in ten once was right."""
+    model = make_model()
+    model.layers[0].alpha = mx.array(math.nan)
+    tokens, targets = make_tokens(3 * K), mx.zeros((2, 1), mx.int32)
+    scores = score(model, [Sequences(3 * K, lambda start, end: tokens[:, start:end], targets)])
+    assert math.isnan(scores.loss)
+    assert scores.accuracy == scores.sequence_accuracy == 0
+
+
+@pytest.mark.parametrize("sampler", [make_sampler(), make_sampler(temp=1.0)], ids=["likeliest", "drawn"])
+def test_generation_ends_on_logits_that_are_not_finite(kind, sampler, monkeypatch):
+    """It once wrote the first character for ever. From the start, or once a state has grown beyond all numbers."""
+    model = make_model(kind, positions="block")
+    model.embedding.norm.weight = model.embedding.norm.weight * mx.nan
+    with pytest.raises(UserError, match=r"^model: its logits before token 3 are not finite"):
+        generate(model, Characters("abcdefg"), "abc", sampler=sampler)
+    model, drawn, feed = make_model(kind, positions="block"), [], type(model).feed
+
+    def overflowing(self, tokens, state, parameters):
+        logits, state = feed(self, tokens, state, parameters)
+        return logits * (mx.inf if len(drawn) >= 20 else 1), state
+
+    monkeypatch.setattr(type(model), "feed", overflowing)
+
+    def draw(count):
+        drawn.clear()
+        for tokens, _ in token_stream(model, [[1, 2, 3]], count, sampler):
+            drawn.append(tokens)
+
+    with pytest.raises(UserError, match="not finite"):
+        draw(1000)
+    assert 20 <= len(drawn) <= 20 + decoding.LOOK
+    monkeypatch.setattr(decoding, "LOOK", 1000)
+    with pytest.raises(UserError, match="not finite"):  # at the end, whenever it last looked
+        draw(30)
+    assert len(drawn) == 29
+
+
+def test_a_score_that_is_not_finite_is_explained(tmp_path, capsys, monkeypatch):
+    train.main([*FLAGS, f"--out={tmp_path / 'run'}"])
+    monkeypatch.setattr(evaluate, "evaluate", lambda *a: replace(score(*a), loss=math.nan, loss_se=math.nan))
+    capsys.readouterr()
+    evaluate.main([str(tmp_path / "run"), "--samples=4"])
+    assert "note: some losses are not finite" in capsys.readouterr().out
