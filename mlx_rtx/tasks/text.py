@@ -161,8 +161,9 @@ class TextData(Data):
         require(len(self._tokens) > 1, f"{other.name}: there is nothing to score; give more than one {unit}")
         self._windows = Windows(train, task.length, task.reading)
         self.fingerprint = whole.sha256
-        if held_out:
-            self.fingerprint = sha256(f"{whole.sha256} {held_out.survey.sha256}".encode())
+        if held_out or share != HELD_OUT:
+            cut_off = held_out.survey.sha256 if held_out else share
+            self.fingerprint = sha256(f"{whole.sha256} {cut_off}".encode())
         counted = ("bits_per_character",) if isinstance(V, Characters) else ()
         self.metrics = ("loss", *counted, "bits_per_byte", "accuracy")
         self._described = {

@@ -77,6 +77,8 @@ def test_subwords_end_each_document_and_hold_out_the_same_text(folder):
 def test_what_is_held_out_can_be_a_share_or_other_text(folder, tmp_path, wrong):
     half, tenth = (len(scored(load_text(folder, validation=share))[0]) for share in (0.5, 0.1))
     assert half == pytest.approx(5 * tenth, rel=0.02)
+    hashes = {load_text(folder, validation=share).fingerprint for share in (0.1, 0.2, 0.5)}
+    assert len(hashes) == 3  # a run that goes on may name its data anew, but not train on other parts of it
     (tmp_path / "other.txt").write_text("7 grüne Äpfel")
     other = load_text(folder, validation=str(tmp_path / "other.txt"))
     assert scored(other) == (" grüne Äpfel", 14)
