@@ -26,7 +26,7 @@ from mlx_rtx.support import backend
 from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.parsing import parse
-from mlx_rtx.support.reports import write_picture, write_report
+from mlx_rtx.support.reports import add_picture, write_report
 from mlx_rtx.support.trees import arrays
 from mlx_rtx.training.recipes import TEXT
 
@@ -87,9 +87,9 @@ def main(arguments: list[str]) -> None:
     require(bool(rows), "generation: nothing could be measured; give it more --seconds or --memory")
     folder = results_folder(generation.out)
     write_report(folder, "generation", {"left_out": left_out, "rows": [asdict(row) for row in rows]})
-    write_picture(folder, "generation", picture(rows))
+    add_picture(folder, "generation", lambda: picture(rows))
     answer = compare(rows)
-    print("", words(answer), "", f"report and picture: {folder}", sep="\n")
+    print("", words(answer), "", f"report: {folder}", sep="\n")
     print(json.dumps(answer))
 
 

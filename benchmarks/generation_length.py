@@ -22,7 +22,7 @@ from mlx_rtx.generation.stream import Stream
 from mlx_rtx.model.base import Transformer
 from mlx_rtx.model.registry import MODELS
 from mlx_rtx.support.command import run_command
-from mlx_rtx.support.errors import require, require_positive
+from mlx_rtx.support.errors import require, require_at_most, require_positive
 from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.reports import write_report
 from mlx_rtx.training.recipes import TEXT
@@ -52,6 +52,7 @@ class Benchmark:
 
     def __post_init__(self):
         require_positive(self, "batch")
+        require_at_most(self, batch=2**20, tokens=2**31)
         require(self.tokens >= FIRST, f"tokens={self.tokens}: must be at least {FIRST}")
         require(self.kind in MODELS, f"kind={self.kind}: must be one of {', '.join(MODELS)}")
 

@@ -16,9 +16,9 @@ from typing import Any
 from mlx_rtx.plots.figures import COLOURS, DASHES, doubling, new_axes
 from mlx_rtx.support import backend
 from mlx_rtx.support.command import run_command
-from mlx_rtx.support.errors import require, require_positive
+from mlx_rtx.support.errors import require, require_at_most, require_positive
 from mlx_rtx.support.parsing import parse
-from mlx_rtx.support.reports import write_picture, write_report
+from mlx_rtx.support.reports import add_picture, write_report
 
 from lib.budget import Budget
 from lib.machine_results import results_folder
@@ -46,6 +46,7 @@ class GrowthCommand(Budget):
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "batch")
+        require_at_most(self, batch=2**20)
         self.require_sizes("lengths", "widths")
 
 
@@ -61,8 +62,8 @@ def main(arguments: list[str]) -> None:
     write_report(
         folder, "growth", {"exponents": exponents, "left_out": left_out, "points": [asdict(point) for point in points]}
     )
-    write_picture(folder, "growth", picture(points))
-    print(f"\nreport and picture: {folder}")
+    add_picture(folder, "growth", lambda: picture(points))
+    print(f"\nreport: {folder}")
     print(json.dumps(exponents))
 
 

@@ -23,7 +23,7 @@ from mlx_rtx.support import backend
 from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.parsing import parse
-from mlx_rtx.support.reports import write_picture, write_report
+from mlx_rtx.support.reports import add_picture, write_report
 from mlx_rtx.support.typed import require_types
 
 from lib.budget import Budget
@@ -68,8 +68,8 @@ class Sweep(Budget):
         require_types(self)
         super().__post_init__()
         for name in ("batches", "lengths", "blocks", "widths"):
-            values = getattr(self, name)
-            require(not values or min(values) >= 1, f"{name}={values}: must be at least 1 each")
+            if getattr(self, name):
+                self.require_sizes(name)
         for name in ("shapes", "models", "modes"):
             require(bool(getattr(self, name)), f"{name}: name at least one")
         require(not (self.quick and self.full), "quick, full: choose one of the two")
@@ -125,9 +125,9 @@ def main(arguments: list[str]) -> None:
     answer, folder = conclude(points, ceilings), results_folder(sweep.out)
     report = {"ceilings": asdict(ceilings), "answer": asdict(answer), "left_out": left_out}
     write_report(folder, "ops_vs_wallclock", {**report, "points": [asdict(point) for point in points]})
-    write_picture(folder, "ops_vs_wallclock", counts_picture(points, answer))
-    write_picture(folder, "ops_vs_wallclock_axes", axes_picture(points))
-    print("", table(points, answer), "", words(answer), "", beside(), "", f"report, pictures: {folder}", sep="\n")
+    add_picture(folder, "ops_vs_wallclock", lambda: counts_picture(points, answer))
+    add_picture(folder, "ops_vs_wallclock_axes", lambda: axes_picture(points))
+    print("", table(points, answer), "", words(answer), "", beside(), "", f"report: {folder}", sep="\n")
     print(json.dumps(report["answer"]))
 
 

@@ -20,7 +20,7 @@ from typing import Literal
 from mlx_rtx.model.config import ModelKind
 from mlx_rtx.support import backend
 from mlx_rtx.support.command import run_command
-from mlx_rtx.support.errors import require
+from mlx_rtx.support.errors import require, require_at_most
 from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.reports import write_report
 from mlx_rtx.training.recipes import COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
@@ -71,6 +71,7 @@ class Peers:
         for name in ("repeats", "segment"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name}={value}: must be at least 1")
+        require_at_most(self, batch=2**20, repeats=10**6)
 
 
 @dataclass(frozen=True)

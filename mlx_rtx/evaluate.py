@@ -5,10 +5,11 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mlx_rtx.forecast.room import require_evaluation_room
 from mlx_rtx.support import backend
 from mlx_rtx.support.backend import DeviceName
 from mlx_rtx.support.command import run_command
-from mlx_rtx.support.errors import UserError, require, require_positive
+from mlx_rtx.support.errors import UserError, require, require_at_most, require_positive
 from mlx_rtx.support.files import write_json
 from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.trees import count
@@ -53,6 +54,7 @@ class EvaluateCommand:
         require_positive(self, "batch")
         require(self.samples is None or self.samples >= 1, f"samples={self.samples}: must be at least 1")
         require(self.seed >= 0, f"--seed {self.seed}: must be 0 or above")
+        require_at_most(self, batch=2**20, samples=2**26, seed=2**63 - 1)
 
 
 def main(arguments: list[str]) -> None:
@@ -72,6 +74,7 @@ def main(arguments: list[str]) -> None:
     samples = command.samples
     if samples is None:
         samples = settings.progress.test_samples
+    require_evaluation_room(settings, data, command.batch)
     model, _ = load(command.run)
     started = time.perf_counter()
     scores = evaluate(model, data.held_out(split, samples, command.batch, mx.random.key(command.seed)))

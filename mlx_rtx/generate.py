@@ -10,7 +10,7 @@ from mlx_rtx.generation.saved_state import load_stream, save_stream
 from mlx_rtx.support import backend
 from mlx_rtx.support.backend import DeviceName
 from mlx_rtx.support.command import run_command
-from mlx_rtx.support.errors import UserError, require, require_positive
+from mlx_rtx.support.errors import UserError, require, require_at_most, require_positive
 from mlx_rtx.support.locks import alone
 from mlx_rtx.support.parsing import parse
 from mlx_rtx.training.checkpoint import RunFolder, load, load_vocabulary
@@ -43,6 +43,7 @@ class GenerateCommand:
 
     def __post_init__(self):
         require_positive(self, "max_tokens")
+        require_at_most(self, max_tokens=2**31)
 
 
 def main(arguments: list[str]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mlx_rtx.forecast.room import require_training_room
 from mlx_rtx.kernel_check import decide
 from mlx_rtx.support import backend
 from mlx_rtx.support.backend import DeviceName
@@ -48,6 +49,7 @@ def main(arguments: list[str]) -> None:
     backend.use_device(command.device)
     folder, settings = RunFolder(command.out), command.settings
     data = settings.task.load(folder.vocabulary() if command.resume else None)
+    require_training_room(settings, data)
     with folder.alone():
         before = resumed_config(folder, data) if command.resume else None
         if before is None:

@@ -17,7 +17,7 @@ from typing import Literal
 
 from mlx_rtx.plan import duration
 from mlx_rtx.support.command import run_command
-from mlx_rtx.support.errors import require
+from mlx_rtx.support.errors import require, require_at_most, require_each
 from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.reports import make_folder, write_picture
 
@@ -66,10 +66,13 @@ class ReproduceCommand:
 
     def __post_init__(self):
         require(bool(self.what), "WHAT: name at least one of table2, table4, table6, ablations, figures, tables")
-        require(len(self.seeds) > 0 and min(self.seeds) >= 0, f"--seeds {self.seeds}: name some, 0 or above")
+        require_each(self, "seeds", least=0, most=2**31 - 1)
         require(self.jobs is None or self.jobs >= 1, f"--jobs {self.jobs}: must be at least 1")
         require(self.gpus >= 0, f"--gpus {self.gpus}: must be 0 or above")
         require(self.samples is None or self.samples >= 1, f"--samples {self.samples}: must be at least 1")
+        require(self.seconds is None or self.seconds > 0, f"--seconds {self.seconds}: must be above 0")
+        require(self.keep_mb >= 0, f"--keep-mb {self.keep_mb}: must be 0 or above")
+        require_at_most(self, jobs=1000, gpus=1000, samples=2**50)
 
     @property
     def setting(self) -> Setting:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_rtx.support.errors import require
+from mlx_rtx.support.errors import require, require_each
+
+LARGEST = 2**31 - 1  # size of an array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,5 @@ class Budget:
         require(0 < self.memory <= 1, f"memory={self.memory}: must be above 0 and at most 1")
 
     def require_sizes(self, *names: str) -> None:
-        """Refuse lists of sizes that hold none, or one below 1."""
-        for name in names:
-            values = getattr(self, name)
-            require(bool(values) and min(values) >= 1, f"{name}={values}: give values of at least 1")
+        """Refuse lists of sizes that hold none, or one that no array has."""
+        require_each(self, *names, least=1, most=LARGEST)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlx_rtx.plots.run_history import History
-from mlx_rtx.support.errors import UserError
+from mlx_rtx.support.errors import NotInstalled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,7 +105,7 @@ def new_axes(rows: int, columns: int, **sharing: Any) -> tuple["Figure", Any]:
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter
     except ImportError:
-        raise UserError("plot: needs matplotlib; pip install 'mlx-rtx[plot]'") from None
+        raise NotInstalled("plot: needs matplotlib; pip install 'mlx-rtx[plot]'") from None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(6.4, 4.6 * columns), 1.2 + 3.0 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **sharing)

@@ -23,10 +23,10 @@ from mlx_rtx.scaling.theory import gamma
 from mlx_rtx.scaling.unique import LENGTHS, Growth, growth, rising_sizes
 from mlx_rtx.support import backend
 from mlx_rtx.support.command import run_command
-from mlx_rtx.support.errors import require
+from mlx_rtx.support.errors import require, require_at_most, require_each
 from mlx_rtx.support.json_lines import append_line
 from mlx_rtx.support.parsing import parse_subcommand
-from mlx_rtx.support.reports import make_folder, write_picture, write_report
+from mlx_rtx.support.reports import add_picture, make_folder, write_report
 from mlx_rtx.tasks import text_file
 from mlx_rtx.tasks.text import HELD_OUT
 
@@ -36,6 +36,7 @@ import tyro
 PROGRAM = "python -m mlx_rtx.scaling"
 RESULTS = Path("runs", "scaling")
 LAYERS = {"recurrent": 1, "regular": 4}
+LEAST = 10  # sequences of a length, for it to be counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,10 @@ class Theory:
     """Say what follows from this exponent of the data only."""
     operations: float = 5.76e23
     """Operations of a training, 6 N D, for which to give N and D of least loss; Gopher's if not given."""
+
+    def __post_init__(self):
+        require(self.beta is None or 0 < self.beta < 1, f"beta={self.beta}: must lie between 0 and 1")
+        require(0 < self.operations < 1e100, f"operations={self.operations}: must be above 0 and below 1e100")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +75,10 @@ class Count:
     def __post_init__(self):
         require(self.made or bool(self.texts), "texts: name at least one, or drop --no-made")
         require(self.size >= 10, f"size={self.size}: must be at least 10")
-        require(self.decades > 0, f"decades={self.decades}: must be above 0")
+        require(0 < self.decades <= 20, f"decades={self.decades}: must be above 0 and at most 20")
         require(self.starts >= 2, f"starts={self.starts}: an interval needs 2 or more")
+        require_at_most(self, size=10**9, starts=1000)
+        require_each(self, "lengths", least=1, most=2**31 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +103,13 @@ class Train:
     """Folder of losses.jsonl, to which a row a run is added; what is there already is not run again."""
 
     def __post_init__(self):
-        for name in ("models", "dims", "lrs", "seeds"):
-            require(bool(getattr(self, name)), f"{name}: name at least one")
-        require(min(self.dims) >= 1, f"dims={self.dims}: must be at least 1")
-        require(min(self.lrs) > 0, f"lrs={self.lrs}: must be above 0")
+        require(bool(self.models), "models: name at least one")
+        require_each(self, "dims", least=1, most=2**16)
+        require_each(self, "lrs", least=1e-30, most=1e30)
+        require_each(self, "seeds", least=0, most=2**31 - 1)
         require(self.halvings >= 0, f"halvings={self.halvings}: must be at least 0")
         require(self.jobs >= 1, f"jobs={self.jobs}: must be at least 1")
+        require_at_most(self, halvings=40, jobs=1000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +125,7 @@ class FitCommand:
 
     def __post_init__(self):
         require(self.resamples >= 20, f"resamples={self.resamples}: an interval needs 20 or more")
+        require_at_most(self, resamples=10**6)
 
 
 def main(arguments: list[str]) -> None:
@@ -159,28 +168,38 @@ def theory(command: Theory) -> None:
 
 def count(command: Count) -> None:
     """Count, print a table a corpus, write the report and the pictures."""
-    band = gamma(PAPER.beta)
+    band, out = gamma(PAPER.beta), make_folder(command.out)
     texts = [found for path in command.texts for found in corpora.of_text(path)]
     made = [corpora.Corpus(name, make(command.size)) for name, make in (corpora.MADE if command.made else {}).items()]
     groups: dict[str, list[Growth]] = {"texts": [], "made corpora": []}
     for group, found in (("texts", texts), ("made corpora", made)):
         for one in found:
-            groups[group].append(counted(one, command, band))
-    out, report = make_folder(command.out), {name: [one.report() for one in found] for name, found in groups.items()}
+            groups[group] += counted(one, command, band)
+    require(
+        any(groups.values()), f"lengths={command.lengths}: too long for all of it; give longer texts, or shorter ones"
+    )
+    report = {name: [one.report() for one in found] for name, found in groups.items()}
     print(write_report(out, "unique", {"band": band, **report}))
     for name, growths in (("unique", groups["texts"]), ("unique_made", groups["made corpora"])):
         if growths:
-            print(write_picture(out, name, pictures.unique(growths, band)))
+            add_picture(out, name, partial(pictures.unique, growths, band))
     shown = {name: growths for name, growths in groups.items() if growths}
-    print(write_picture(out, "gamma", pictures.exponents(shown, band)))
+    add_picture(out, "gamma", lambda: pictures.exponents(shown, band))
 
 
-def counted(one: corpora.Corpus, command: Count, band: tuple[float, float]) -> Growth:
-    """Count one corpus, and print what came of it."""
+def counted(one: corpora.Corpus, command: Count, band: tuple[float, float]) -> list[Growth]:
+    """Count one corpus, and print what came of it; none where it is too short for any of the lengths."""
     began = time.perf_counter()
-    sizes = rising_sizes(max(len(one.tokens) - max(command.lengths) + 1, 1), command.decades)
-    found = growth(one, command.lengths, sizes, command.starts)
+    lengths = [length for length in command.lengths if len(one.tokens) - length + 1 >= LEAST]
+    left_out = [str(length) for length in command.lengths if length not in lengths]
+    if not lengths:
+        print(f"{one.name}: not counted, {len(one.tokens):,} tokens are too few for any of the lengths")
+        return []
+    sizes = rising_sizes(len(one.tokens) - max(lengths) + 1, command.decades)
+    found = growth(one, lengths, sizes, command.starts)
     print(f"{one.name}: {found.tokens:,} tokens, {found.symbols:,} different; D from {sizes[0]:,} to {sizes[-1]:,}")
+    if left_out:
+        print(f"not counted, for want of {LEAST} such sequences: l = {', '.join(left_out)}")
     print(f"{'l':>6} {'|S| of all':>12} {'exponent':>9} {'95 %':>16} {'first decade':>13} {'last':>6}")
     for row, length in enumerate(found.lengths):
         value, low, high = found.exponents[row]
@@ -189,7 +208,7 @@ def counted(one: corpora.Corpus, command: Count, band: tuple[float, float]) -> G
         ends = f"{found.first[row]:>z13.3f} {found.last[row]:>z6.3f}"
         print(f"{length:>6} {found.counts[row][-1]:>12,} {value:>z9.3f} {spread:>16} {ends}{mark}")
     print(f"counted from {command.starts} places in {time.perf_counter() - began:.1f} s", flush=True)
-    return found
+    return [found]
 
 
 def train(command: Train) -> None:
@@ -260,7 +279,7 @@ def fit(command: FitCommand) -> None:
                 panels[f"{model}, {LAYERS[model]} layer{'s' * (LAYERS[model] > 1)}"] = own, found
     out = make_folder(command.out)
     print(write_report(out, "fits", report))
-    print(write_picture(out, "losses", pictures.losses(panels)))
+    add_picture(out, "losses", lambda: pictures.losses(panels))
 
 
 def print_fit(name: str, found: LossFit, runs: int) -> None:

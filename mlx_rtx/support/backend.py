@@ -7,8 +7,10 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,14 +48,24 @@ def use_device(name: DeviceName | None) -> None:
 
 
 def memory_gb() -> float:
-    """Memory that the device has, or may use where it says so, in GB."""
+    """Memory that the device has, or may use where it or the system says so, in GB."""
     import mlx.core as mx
 
     info = mx.device_info()
     for name in ("max_recommended_working_set_size", "total_memory", "memory_size"):
         if size := info.get(name):
             return int(size) / 1e9
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits()) / 1e9
+
+
+def _limits() -> Iterator[int]:
+    """Bytes that this process may take, where there is a limit: its own (ulimit -v), or a container's."""
+    own, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if own != resource.RLIM_INFINITY:
+        yield own
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of version 2 of control groups, and of version 1
+        with contextlib.suppress(OSError, ValueError):
+            yield int(Path("/sys/fs/cgroup", name).read_text())
 
 
 def device_name() -> str | None:

@@ -40,6 +40,8 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     except OSError as error:
         _lose(sys.stdout)
         _complain(_describe(error))
+    except MemoryError as error:
+        _complain(f"memory: {str(error) or 'there is no more'}; ask for less at a time")
     except RuntimeError as error:
         if GPU_ENDED not in str(error):
             raise
@@ -71,9 +73,14 @@ def _describe(error: OSError) -> str:
     """What the system refused, and what may help."""
     reason = error.strerror or str(error)
     if error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {reason[:1].lower() + reason[1:]}; name another, or make it accessible"
+        return f"{_text(error.filename)}: {reason[:1].lower() + reason[1:]}; name another, or make it accessible"
     remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "see to it"
     return f"reading or writing failed: {reason[:1].lower() + reason[1:]}; {remedy}, and call again"
+
+
+def _text(name: str | bytes | int) -> str:
+    """A file's name as the system was given it: a descriptor, perhaps."""
+    return os.fsdecode(name) if isinstance(name, str | bytes) else str(name)
 
 
 def _lose(stream: TextIO) -> None:

@@ -18,11 +18,16 @@ LARGEST = 2**26  # bytes of a file that is read in one piece
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file, then put it in the place of ``path``, on the disk before anything later is.
 
+    What is no file, as ``/dev/stdout`` or a pipe, is written to as it stands.
+
     Raises:
         UserError: it could not be written; what stood at ``path`` still does.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            write(path)
+            return
         temporary.unlink(missing_ok=True)  # a link that lies there would lead to another file
         write(temporary)
         _sync(temporary)

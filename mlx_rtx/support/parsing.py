@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import difflib
+import math
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,8 +22,9 @@ def parse(command: type, arguments: Sequence[str], program: str) -> Any:
     Raises:
         UserError: one line on what was wrong.
     """
-    with _errors_in_one_line(set(_flags(command))):
-        return tyro.cli(command, args=list(arguments), prog=program, config=(tyro.conf.OmitArgPrefixes,))
+    _refuse_nul(arguments)
+    with _errors_in_one_line({"": set(_flags(command))}):
+        return _checked(tyro.cli(command, args=list(arguments), prog=program, config=(tyro.conf.OmitArgPrefixes,)))
 
 
 def parse_subcommand(
@@ -38,16 +41,39 @@ def parse_subcommand(
     Raises:
         UserError: one line on what was wrong.
     """
+    _refuse_nul(arguments)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in choices:
         raise UserError(f"{arguments[0]}: is no subcommand; choose one of {', '.join(choices)}")
-    with _errors_in_one_line({flag for _, settings in choices.values() for flag in _flags(settings)}):
-        return tyro.extras.overridable_config_cli(
+    with _errors_in_one_line({name: set(_flags(settings)) for name, (_, settings) in choices.items()}):
+        settings = tyro.extras.overridable_config_cli(
             choices,
             args=list(arguments),
             prog=program,
-            description=description,
+            description=f"{description.strip()}\n\nEach has flags of its own: {program} {next(iter(choices))} --help",
             config=(tyro.conf.OmitArgPrefixes,),
         )
+    return _checked(settings)
+
+
+def _checked(settings: Any) -> Any:
+    """Settings, without numbers that no flag means."""
+    for field in dataclasses.fields(settings):
+        value, flag = getattr(settings, field.name), "--" + field.name.replace("_", "-")
+        for one in value if isinstance(value, tuple) else [value]:
+            if dataclasses.is_dataclass(one):
+                _checked(one)
+            elif isinstance(one, float) and not math.isfinite(one):
+                raise UserError(f"{flag} {one}: must be a finite number")
+            elif isinstance(one, int) and abs(one) >= 2**63:
+                raise UserError(f"{flag} {one}: must have less than 64 bits")
+    return settings
+
+
+def _refuse_nul(arguments: Sequence[str]) -> None:
+    """Refuse what no file name and no text may hold; a shell cannot pass it, but a config file can."""
+    for argument in arguments:
+        if "\0" in argument:
+            raise UserError(f"{argument!r}: holds a NUL character; leave it out")
 
 
 def _flags(settings: Any) -> Iterator[str]:
@@ -61,30 +87,27 @@ def _flags(settings: Any) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _errors_in_one_line(flags: set[str]) -> Iterator[None]:
-    """Make a `UserError` of what the parser refuses, in place of its box of text."""
+def _errors_in_one_line(flags: dict[str, set[str]]) -> Iterator[None]:
+    """Make a `UserError` of what the parser refuses, in place of its box of text; ``flags`` are those by subcommand."""
 
     def refuse(event: tyro_errors.ParseErrorEvent) -> None:
-        if text := _describe(event, flags):
-            raise UserError(text)
+        raise UserError(_describe(event, flags))
 
     with tyro_errors.on_parse_error(refuse):
         yield
 
 
-def _describe(event: tyro_errors.ParseErrorEvent, flags: set[str]) -> str | None:
-    """A refusal in one line; None of a kind that this version does not know, which the parser then prints itself."""
+def _describe(event: tyro_errors.ParseErrorEvent, flags: dict[str, set[str]]) -> str:
+    """A refusal in one line."""
     help_text = f"{event.prog} --help lists what there is"
     match event:
         case tyro_errors.InstantiationFailure(message=message, argument=argument):
-            return " ".join(message.split()) if argument is None else f"{_name(argument)}: {' '.join(message.split())}"
+            return message if argument is None else f"{_name(argument)}{_refused_value(argument, message)}"
         case tyro_errors.MissingSubcommand(subcommand_spec=spec, found_token=found):
             given = "a subcommand is missing" if found is None else f"{found}: is no subcommand"
             return f"{given}; choose one of {', '.join(spec.parser_from_name)}"
         case tyro_errors.UnrecognizedArgs(tokens=tokens):
-            near = difflib.get_close_matches(tokens[0], flags, n=2)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
-            return f"Unrecognized: {' '.join(tokens)}; {hint}{help_text}"
+            return f"Unrecognized: {' '.join(tokens)}; {_hint(tokens[0].partition('=')[0], flags)}{help_text}"
         case tyro_errors.MissingArgs(missing_arguments=missing):
             return f"Missing: {', '.join(_name(each.arg) for each in missing)}; {help_text}"
         case tyro_errors.InvalidChoice(argument=argument, value=value, choices=allowed):
@@ -93,7 +116,31 @@ def _describe(event: tyro_errors.ParseErrorEvent, flags: set[str]) -> str | None
             return f"{_name(argument)}: needs a value ({argument.lowered.metavar}); {help_text}"
         case tyro_errors.BadValue(argument=argument, offending_value=value):
             return f"{_name(argument)}: takes no value {value}; {help_text}"
-    return None
+    return f"the command line is not understood; {help_text}"  # of a kind that this version does not know
+
+
+def _hint(word: str, flags: dict[str, set[str]]) -> str:
+    """What an unknown flag may be meant for."""
+    if owners := [name for name, own in flags.items() if word in own]:
+        return f"it is a flag of {', '.join(owners)}, after that word; "
+    near = difflib.get_close_matches(word, set().union(*flags.values()), n=2)
+    return f"did you mean {' or '.join(near)}? " if near else ""
+
+
+def _refused_value(argument: Any, message: str) -> str:
+    """What was given that a flag does not take, and what it takes, of the parser's own words on both."""
+    for pattern, kind in (
+        (r"invalid literal for int\(\) with base 10: (.*)", "must be a whole number"),
+        (r"could not convert string to float: (.*)", "must be a number"),
+        (
+            r"no type matching .*? could be instantiated from \[(.*?)\]\.",
+            f"must be {argument.lowered.metavar.replace('{None}|', 'None or ')}",
+        ),
+        (r"(Exceeds the limit) .*for integer string conversion", "has too many digits"),
+    ):
+        if found := re.match(pattern, message, re.DOTALL):
+            return f": {kind}" if found[1].startswith("Exceeds") else f" {found[1]}: {kind}"
+    return f": {message}"
 
 
 def _name(argument: Any) -> str:

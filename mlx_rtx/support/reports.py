@@ -1,12 +1,14 @@
 """Reports and pictures in a folder: what was found, and what it was made with."""
 
 import json
+import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlx_rtx.support import backend
-from mlx_rtx.support.errors import UserError
+from mlx_rtx.support.errors import NotInstalled, UserError
 from mlx_rtx.support.files import write_whole
 
 
@@ -18,8 +20,9 @@ def make_folder(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {path}: cannot make this folder ({error.strerror}); choose another") from None
+    except (OSError, RecursionError) as error:  # the latter of paths with a thousand parts
+        reason = error.strerror if isinstance(error, OSError) else "its path is too long"
+        raise UserError(f"--out {path}: cannot make this folder ({reason}); choose another") from None
     return path
 
 
@@ -34,3 +37,11 @@ def write_picture(folder: Path, name: str, figure: Any, kind: str = "png") -> Pa
     """Write ``name``.png, or another kind of picture."""
     write_whole(folder / f"{name}.{kind}", partial(figure.savefig, dpi=150))
     return folder / f"{name}.{kind}"
+
+
+def add_picture(folder: Path, name: str, draw: Callable[[], Any]) -> None:
+    """Draw and write a picture beside a report, and name it; where there is nothing to draw with, say so."""
+    try:
+        print(write_picture(folder, name, draw()))
+    except NotInstalled as error:
+        print(f"the picture {name} is left out ({error})", file=sys.stderr)

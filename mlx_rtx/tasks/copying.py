@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
+from mlx_rtx.support import backend
 from mlx_rtx.support.errors import UserError, require, require_at_most
 from mlx_rtx.support.inputs import check_key
 from mlx_rtx.support.typed import require_types, require_whole
@@ -61,6 +62,11 @@ class CopyTask(Task, Data):
         return self.noise + 2 * self.payload
 
     @property
+    def targets(self) -> int:
+        """The payload is read."""
+        return self.payload
+
+    @property
     def chance(self) -> float:
         """Loss of a uniform guess among the payload symbols, ln(V - 2) nats."""
         return math.log(self.alphabet - 2)
@@ -68,7 +74,7 @@ class CopyTask(Task, Data):
     @property
     def shape(self) -> Shape:
         """The payload is read."""
-        return Shape(self.vocab_size, self.length, self.payload)
+        return Shape(self.vocab_size, self.length, self.targets)
 
     @property
     def stage(self) -> dict[str, int]:
@@ -130,5 +136,9 @@ class SelectiveCopyTask(CopyTask):
     summary = "Recall 16 tokens scattered over thousands of noise tokens (paper §6.2)."
 
     def _places(self, key: mx.array, size: int) -> mx.array:
+        needed, there = 8e-9 * size * (self.noise + self.payload), backend.memory_gb()
+        require(
+            needed <= there, f"noise={self.noise}: places take {needed:,.0f} GB of {there:,.0f}; use a smaller --batch"
+        )
         order = mx.random.uniform(shape=(size, self.noise + self.payload), key=key)
         return mx.sort(mx.argpartition(order, kth=self.payload - 1, axis=1)[:, : self.payload], axis=1)

@@ -62,7 +62,7 @@ class ImageData(Data):
 
     splits = ("validation", "test")
     out_size = cifar.CLASSES
-    vocab_size, length, chance = 256, cifar.PIXELS, math.log(cifar.CLASSES)
+    vocab_size, length, targets, chance = 256, cifar.PIXELS, 1, math.log(cifar.CLASSES)
 
     def __init__(self, splits: dict[str, Images], source: str, on_test: bool, mirror: bool = False):
         for name in cifar.COUNTS:

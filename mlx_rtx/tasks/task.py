@@ -89,6 +89,11 @@ class Data(ABC):
         """Length L of a training sequence in tokens."""
 
     @property
+    def targets(self) -> int:
+        """The last n positions of a training sequence, which have targets; all by default."""
+        return self.length
+
+    @property
     @abstractmethod
     def chance(self) -> float:
         """Loss in nats of a model that knows the classes and nothing else."""

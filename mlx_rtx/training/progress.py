@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-from mlx_rtx.support.errors import require, require_positive
+from mlx_rtx.support.errors import require, require_at_most, require_positive
 from mlx_rtx.support.typed import fits, require_types, shown
 
 
@@ -33,6 +33,7 @@ class ProgressConfig:
         require(self.patience is None or self.patience >= 1, f"patience={self.patience}: must be at least 1")
         least = self.test_samples is None or self.test_samples >= 1
         require(least, f"test_samples={self.test_samples}: must be at least 1")
+        require_at_most(self, test_samples=2**26)
         require(0 <= self.lr_floor <= 1, f"lr_floor={self.lr_floor}: must lie in [0, 1]")
         require_types(self)
 

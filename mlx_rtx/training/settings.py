@@ -39,7 +39,7 @@ class LoopConfig:
     def __post_init__(self):
         require_types(self)
         require_positive(self, "samples", "batch", "accumulate", "validate_every", "report_every")
-        require_at_most(self, samples=2**50, batch=2**20, accumulate=2**20)
+        require_at_most(self, samples=2**50, batch=2**20, accumulate=2**20, validate_samples=2**26)
         for name in ("segment", "detach", "validate_samples"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name}={value}: must be at least 1, or None")

@@ -12,6 +12,7 @@ from typing import Any
 
 from mlx_rtx.support.errors import UserError
 from mlx_rtx.support.files import write_json
+from mlx_rtx.support.reports import make_folder
 from mlx_rtx.training.evaluation import interval
 
 from reproduction.rows import ROWS, Row, is_share, scorings
@@ -42,7 +43,7 @@ def summarise(results: Path, table: str) -> list[dict[str, Any]]:
 def write_summary(results: Path, table: str) -> None:
     """Write a table's ``summary.json`` anew if any run of it is kept."""
     if entries := summarise(results, table):
-        (results / table).mkdir(parents=True, exist_ok=True)
+        make_folder(results / table)
         write_json(results / table / SUMMARY, entries)
 
 

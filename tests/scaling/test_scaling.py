@@ -1,6 +1,7 @@
 """The scaling law: the paper's numbers, fits that find what losses were made with, and the commands."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,14 +199,34 @@ def test_theory_from_end_to_end(capsys):
     assert "grow as D^0.44 to D^0.72" in capsys.readouterr().out
 
 
+def test_of_a_short_text_the_lengths_that_it_has_are_counted(tmp_path, capsys):
+    (tmp_path / "short.txt").write_text("the quick brown fox jumps over the lazy dog")
+    command.main(["count", str(tmp_path / "short.txt"), "--no-made", "--starts=2", "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert "not counted, for want of 10 such sequences: l = 48, 64, 128, 256, 512, 1024" in said
+    assert "short, words: not counted, 9 tokens are too few" in said
+    (growth,) = json.loads((tmp_path / "out" / "unique.json").read_text())["texts"]
+    assert growth["lengths"] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32]
+
+
+def test_a_picture_that_cannot_be_drawn_is_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    command.main(["count", "--size=200", "--starts=2", "--lengths", "1", "2", "--out", str(tmp_path)])
+    assert "the picture gamma is left out (plot: needs matplotlib" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["unique.json"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["count", "empty.txt", "--no-made"], "empty.txt: the corpus is empty"),
-        (["count", "short.txt", "--no-made"], "length=1024: the corpus has only"),
+        (["count", "short.txt", "--no-made", "--lengths", "8"], "too long for all of it"),
+        (["count", "--no-made", "short.txt", "--lengths"], "lengths: name at least one"),
+        (["count", "--decades", "1e9"], "decades=1000000000.0: must be above 0 and at most 20"),
+        (["train", "--halvings", "2147483647"], "halvings=2147483647: must be at most 40"),
         (["count", "missing.txt", "--no-made"], "missing.txt"),
         (["count", "--no-made"], "texts: name at least one"),
-        (["count", "--size", "100"], "length=1024: the corpus has only 100 tokens"),
+        (["count", "--size", "10000000000"], "size=10000000000: must be at most 1,000,000,000"),
         (["count", "--starts", "1"], "starts=1"),
         (["theory", "--beta", "2"], "beta=2"),
         (["theory", "--operations", "0"], "operations=0"),

@@ -310,7 +310,7 @@ def test_a_failure_is_named_at_the_end(tmp_path, monkeypatch, capsys):
         (["table3"], "table3"),
         (["table2", "--only", "copy"], "--only copy: no such row; there are recurrent, recurrent:default"),
         (["table2", "--jobs", "0"], "--jobs 0"),
-        (["table2", "--seeds", "-1"], "--seeds"),
+        (["table2", "--seeds", "-1"], "seeds=-1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -1,37 +1,86 @@
-"""How programs end."""
+"""How programs end: whatever their user and system bring about, in one line and an exit code."""
 
-from mlx_rtx.support.command import run_command
+import errno
+import os
+import subprocess
+import sys
+
+from mlx_rtx.support.command import LONGEST, run_command
+from mlx_rtx.support.errors import UserError
 
 import pytest
 
-ENDED = "[METAL] Command buffer execution failed: "
-
-
-def raising(error: Exception):
-    def main(_: list[str]) -> None:
-        raise error
-
-    return main
-
 
 @pytest.mark.parametrize(
-    ("reason", "remedy"),
+    ("error", "said"),
     [
-        ("Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity).", "docs/mac.md"),
-        ("Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory).", "--batch"),
+        (UserError("noise=0: must be at least 1,\n e.g. 4096"), "noise=0: must be at least 1, e.g. 4096"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/x"), "runs/x: permission denied; name another"),
+        (OSError(errno.ENOSPC, "No space left on device"), "reading or writing failed: no space left on device; free"),
+        (OSError(errno.EBADF, "Bad file descriptor", 7), "7: bad file descriptor"),
+        (MemoryError("Unable to allocate 16.0 GiB"), "memory: Unable to allocate 16.0 GiB; ask for less"),
     ],
+    ids=lambda value: type(value).__name__,
 )
-def test_what_macos_breaks_off_is_said_in_one_line(reason, remedy, capsys):
+def test_trouble_gets_one_line(error, said, capsys):
+    def main(arguments):
+        raise error
+
     with pytest.raises(SystemExit) as stop:
-        run_command(raising(RuntimeError(ENDED + reason)))
+        run_command(main)
     assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {said}")
+    assert printed.err.count("\n") == 1
+
+
+def test_a_bug_shows_its_traceback():
+    def main(arguments):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_command(main)
+
+
+def test_what_is_echoed_is_cut_in_the_middle(capsys):
+    """A complaint begins with what is wrong and ends with the remedy."""
+
+    def main(arguments):
+        raise UserError(f"--data {'x' * 10_000}: not found; name a file")
+
+    with pytest.raises(SystemExit):
+        run_command(main)
     said = capsys.readouterr().err
-    assert said.startswith(f"error: macOS ended work on the GPU ({ENDED}{reason})")
-    assert "--resume" in said
-    assert remedy in said
-    assert said.count("\n") == 1
+    assert said.startswith("error: --data xxx")
+    assert said.endswith("xxx: not found; name a file\n")
+    assert " … " in said
+    assert len(said) < LONGEST + 20
 
 
-def test_any_other_error_is_a_bug():
-    with pytest.raises(RuntimeError, match="no such thing"):
-        run_command(raising(RuntimeError("no such thing")))
+def shell(words, **environment):
+    """Run a command of the package in a shell; its exit code and what it says."""
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m mlx_rtx{words}"],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_closed_output_takes_all():
+    assert shell(".scaling >&- 2>&-") == (0, "", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a device that is always full")
+def test_a_full_output_is_said():
+    code, _, said = shell(".scaling --help >/dev/full")
+    assert code == 2
+    assert said == "error: reading or writing failed: no space left on device; free some space, and call again\n"
+
+
+def test_what_an_encoding_lacks_is_escaped():
+    code, out, err = shell(".scaling", PYTHONIOENCODING="ascii")
+    assert (code, err) == (0, "")
+    assert out.startswith("\\u03b3 in [1 - 2\\u03b2, 1 - \\u03b2]")
