@@ -63,6 +63,8 @@ def shown(value: Any) -> str:
     """A value of unknown size in one short line."""
     if isinstance(value, str):
         text = ascii(value)
+    elif isinstance(value, int) and value.bit_length() >= 64:
+        text = f"a number of {value.bit_length()} bits"
     else:
         text = repr(value) if fits(value, bool | float | None) else type(value).__name__
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
