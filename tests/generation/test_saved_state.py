@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from mlx_rtx import UserError, generate
+from mlx_rtx import RecurrentTransformer, RegularTransformer, UserError, generate
 from mlx_rtx.generation.saved_state import fingerprint, load_stream, save_stream
 from mlx_rtx.generation.stream import Stream, start
 from mlx_rtx.support.safetensors import write_arrays
@@ -55,7 +55,6 @@ def test_a_stream_before_its_first_token_comes_back(kind, tmp_path):
 @pytest.fixture(scope="module", params=["recurrent", "regular"])
 def written(request, tmp_path_factory):
     """A model, the file of a stream, and what is in it."""
-    from mlx_rtx import RecurrentTransformer, RegularTransformer
 
     model = make_model({"recurrent": RecurrentTransformer, "regular": RegularTransformer}[request.param])
     path = tmp_path_factory.mktemp("stream") / "s.state"
@@ -117,8 +116,8 @@ def test_a_file_without_its_sha256_is_refused(written):
         load_stream(path, model)
 
 
-def test_two_processes_do_not_write_one_state(kind, tmp_path, capsys, monkeypatch):
-    run, state = make_run(tmp_path / "run", kind, positions="block"), tmp_path / "s.state"
+def test_two_processes_do_not_write_one_state(tmp_path, capsys, monkeypatch):
+    run, state = make_run(tmp_path / "run", RecurrentTransformer, positions="block"), tmp_path / "s.state"
     arguments = ["--model", str(run), "--prompt", "a", "--state-file", str(state), "--max-tokens"]
     command = [sys.executable, "-m", "mlx_rtx.generate", *arguments, "1000000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as first:

@@ -90,7 +90,7 @@ def unlucky_runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("trouble", ["not finite", "too large"])
-@settings(max_examples=5)
+@settings(max_examples=2)
 @example(stop=17)
 @given(stop=st.integers(1, 39))
 def test_a_run_stopped_amid_skipped_steps_is_the_undisturbed_one(trouble, stop, unlucky_runs, tmp_path_factory):
@@ -152,6 +152,17 @@ def test_a_run_of_which_nothing_came_begins(run):
         (run / name).unlink()
     train.main(["copy", "--resume", "--out", str(run)])
     assert saved(run)[1]["step"] == 10
+
+
+def test_a_run_killed_before_it_had_come_to_a_validation_goes_on(tmp_path):
+    """There are lines in its log, and only what it began with is saved."""
+    trainer = make_trainer(tmp_path / "run")
+    trainer._validate = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit()
+    assert [event["step"] for event in events(tmp_path / "run", "train")] == [5]
+    train.main(["copy", "--resume", "--out", str(tmp_path / "run"), "--samples=160"])
+    assert [event["step"] for event in events(tmp_path / "run", "train")] == [5, 7, 10]
 
 
 @pytest.mark.parametrize("left", ["metrics.jsonl", "model.safetensors", "training.safetensors"])

@@ -135,6 +135,23 @@ def test_arrays_of_other_names_or_types_are_refused(change, run):
         load(run)
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("config.json", '"heads": 2', '"heads": 4'),
+        ("config.json", '"lr": 0.01', '"lr": 0.02'),
+        ("config.json", '"sha256"', '"sha265"'),
+        ("tokenizer.json", '"type": "Fuse"', '"type": "Else"'),
+    ],
+)
+def test_settings_that_were_changed_are_refused(name, before, after, run, written):
+    """Weights may fit other settings as well: these are of one shape whatever the number of heads."""
+    begin, _, end = (run / name).read_text().rpartition(before)
+    (run / name).write_text(begin + after + end)
+    with pytest.raises(UserError, match=rf"{name}: is not what was written"):
+        read_all(written)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors"])
 def test_a_file_of_another_run_is_refused(name, run, written, tmp_path):
     """Of the same settings and sizes: only its name tells."""
@@ -214,18 +231,17 @@ def deep_header(content):
     return len(DEEP).to_bytes(8, "little") + DEEP
 
 
-def sparse(content):
-    """A file of a terabyte, none of which is on the disk."""
-    return
+def large_header(content):
+    return (2**30).to_bytes(8, "little") + content[8:]
 
 
-@pytest.mark.parametrize("change", [long_header, deep_header, sparse])
-def test_impossible_sizes_are_refused_before_memory_is_taken(change, run, written):
-    file, content = run / "model.safetensors", written[2]["model.safetensors"]
-    if change is sparse:
-        os.truncate(file, 2**40)
-    else:
-        file.write_bytes(change(content))
+@pytest.mark.parametrize("size", [None, 2**40])
+@pytest.mark.parametrize("change", [bytes, long_header, large_header, deep_header])
+def test_impossible_sizes_are_refused_before_memory_is_taken(change, size, run, written):
+    """Of a terabyte as well, none of which is on the disk."""
+    file = run / "model.safetensors"
+    file.write_bytes(change(written[2]["model.safetensors"]))
+    os.truncate(file, size or len(written[2]["model.safetensors"]) - 1)
     refused_without_memory(run)
 
 
