@@ -126,7 +126,7 @@ def test_every_value(part, kept, say):
         for value in ODD:
             kept.restore()
             forge(kept.folder, part, change_at(stored, place, value))
-            refused = refused_or_same(kept.folder.path / name, lambda: all(map(kept.read, readers)), True)
+            refused = refused_or_same(kept.folder.path / name, lambda: all(map(kept.read, readers)), True, *readers)
             found["refused" if refused else "read"] += 1
     kept.restore()
     say(f"{found.total():,} values: {dict(found)}")

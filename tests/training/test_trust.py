@@ -307,4 +307,4 @@ def test_values_that_make_no_sense_are_refused_in_one_line(part, data, written):
     stored = RunFolder(path).read_config() if part == "config" else saved(path)[1]
     at, value = data.draw(st.sampled_from(list(places(stored)))), data.draw(st.sampled_from(ODD))
     forge(RunFolder(path), part, change_at(stored, at, value))
-    refused_or_same(where, lambda: bool(read_all(written)), True)
+    refused_or_same(where, lambda: bool(read_all(written)), True, *FILES)
