@@ -138,7 +138,7 @@ class VerdictFile:
                 form=form and Form(*form),
                 **stored,
             )
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def write(self, verdict: Verdict) -> Verdict:

@@ -153,7 +153,7 @@ def _documents(files: Iterable[Path], column: str) -> Iterator[Iterable[str]]:
             try:
                 text = json.loads(line)[column]
                 text.encode()
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise UserError(f'{path}: line {number} is not like {{"{column}": "…"}}; see --column') from None
             yield [text]
 

@@ -59,3 +59,9 @@ def test_no_launch_is_long(timed, monkeypatch):
     assert timed(plain=100, narrow=60, wide=70).form == NARROW._replace(windows=1)
     assert list(timed(plain=100, narrow=60, wide=70).plain) == [1]
     assert timed(plain=1, narrow=1, wide=0.5).form == WIDE
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "null", "[" * 100_000, "\xff"], ids=lambda text: text[:4])
+def test_what_is_no_verdict_is_none(content, tmp_path):
+    (tmp_path / "verdict.json").write_text(content, encoding="latin-1")
+    assert VerdictFile(tmp_path / "verdict.json").read() is None

@@ -114,6 +114,7 @@ def test_data_sets_are_read_once_by_split_and_column(folder, tmp_path, cache, ca
     [
         ("a.jsonl", '{"text": "a"}\n\n{"text": 1}\n', r"a\.jsonl: line 2 is not like .*see --column"),
         ("a.jsonl", "[]\n", r"a\.jsonl: line 1 is not like"),
+        pytest.param("a.jsonl", "[" * 100_000 + "\n", r"a\.jsonl: line 1 is not like", id="deep"),
         ("*.txt", None, r"\*\.txt: no file is called so"),
     ],
 )
