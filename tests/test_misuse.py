@@ -19,6 +19,7 @@ from mlx_rtx.model.base import Transformer
 from mlx_rtx.tasks import CopyTask, Sequences
 from mlx_rtx.tasks.cifar import Images
 from mlx_rtx.tasks.image import ImageData
+from mlx_rtx.tasks.subwords import train_tokenizer
 from mlx_rtx.training.evaluation import evaluate
 from mlx_rtx.training.optimizer import OptimizerConfig
 from mlx_rtx.training.step import TrainingStep
@@ -288,14 +289,16 @@ def test_samplers_and_what_they_are_given():
             complains(sampler, *wrong, words="^(logits|keys)")
 
 
-def test_characters():
+def test_vocabularies():
     letters = Characters("abc")
     for wrong in (5, None, b"abc", ["ab", "c"]):
         complains(Characters, wrong, words="^characters=")
     for wrong in (5, None, ["a"], b"a"):
         complains(letters.encode, wrong, words="^text: is a")
-    for wrong in ([-1], [3], [0, 99], [1.5], 3, [[1]], "ab", None):
-        complains(letters.decode, wrong, words="^tokens: ")
+    for vocabulary in (letters, train_tokenizer(["abc"], 259)):
+        for wrong in ([-1], [len(vocabulary)], [0, 999], [1.5], 3, [[1]], "ab", None):
+            complains(vocabulary.decode, wrong, words="^tokens: ")
+        complains(vocabulary.encode, b"a", words="^text: is a bytes")
 
 
 @given(st.data())

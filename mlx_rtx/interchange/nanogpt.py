@@ -15,7 +15,7 @@ from mlx_rtx.model.config import ModelConfig, ModelKind
 from mlx_rtx.model.registry import MODELS
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.files import write_whole
-from mlx_rtx.support.trees import flat
+from mlx_rtx.support.trees import flat, not_finite
 
 import mlx.core as mx
 
@@ -44,7 +44,7 @@ def read_checkpoint(path: Path) -> dict[str, mx.array]:
     """The arrays of a ``.safetensors`` or ``.npz`` file in float32, by nanoGPT's names, without what is no weight.
 
     Raises:
-        UserError: another kind of file, one that cannot be read, or one with biases.
+        UserError: another kind of file, one that cannot be read, or one with biases or numbers that are not finite.
     """
     require(path.suffix not in PICKLES, f"{path}: {INSTEAD_OF_PICKLE.format(path=path)}")
     require(path.suffix in (".safetensors", ".npz"), f"{path}: must be a .safetensors or .npz file")
@@ -65,6 +65,8 @@ def read_checkpoint(path: Path) -> dict[str, mx.array]:
             require(not mx.any(array).item(), f"{path}: {name} is not zero; models with biases can't be converted")
             continue
         weights[name] = array.astype(mx.float32)
+    bad = not_finite(weights)
+    require(not bad, f"{path}: {bad[:1]} holds numbers that are not finite; make it again")
     return weights
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlx_rtx.support.cache import cache_folder
+from mlx_rtx.support.errors import require
 from mlx_rtx.support.files import sha256, write_whole
 from mlx_rtx.tasks.pieces import cut
 from mlx_rtx.tasks.text_file import Text
@@ -31,7 +32,7 @@ def encode_part(text: Text, begin: int, end: int, vocabulary: Vocabulary, sized:
         sized: whether the bytes that tokens stand for are kept as well; else they are none.
 
     Raises:
-        UserError: the vocabulary lacks characters of the text, or a file cannot be written.
+        UserError: the vocabulary lacks characters of the text, or a file cannot be written or is not what was written.
     """
     kinds = {"tokens": np.dtype(np.uint16 if len(vocabulary) <= 2**16 else np.uint32), "sizes": np.dtype(np.uint32)}
     if end - begin <= IN_MEMORY:
@@ -50,6 +51,8 @@ def encode_part(text: Text, begin: int, end: int, vocabulary: Vocabulary, sized:
         if not paths[name].exists():
             write_whole(paths[name], partial(write, name))
     tokens = np.memmap(paths["tokens"], kinds["tokens"], "r")
+    known = int(tokens.max(initial=0)) < len(vocabulary)
+    require(known, f"{paths['tokens']}: holds tokens that the vocabulary has not; delete it, so that it is made anew")
     return Encoded(tokens, np.memmap(paths["sizes"], kinds["sizes"], "r") if sized else np.zeros(0, kinds["sizes"]))
 
 

@@ -11,7 +11,7 @@ from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.files import read_json, write_text
 from mlx_rtx.tasks.pieces import cut
 from mlx_rtx.tasks.sources import quiet_hub
-from mlx_rtx.tasks.vocabulary import Characters, Encoded, Vocabulary
+from mlx_rtx.tasks.vocabulary import Characters, Encoded, Vocabulary, check_text
 
 import numpy as np
 
@@ -48,6 +48,7 @@ class Subwords(Vocabulary):
 
     def encode(self, text: str, name: str = "text") -> np.ndarray:
         """Tokens of a text, int32 (n,), encoded in pieces if it is long."""
+        check_text(text, name)
         parts = [encoding.ids for encoding in self._encode(list(cut(text, PIECE)))]
         return np.array(list(chain(*parts)), np.int32)
 
@@ -67,7 +68,7 @@ class Subwords(Vocabulary):
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of tokens (n,); bytes that are no UTF-8 become replacement characters."""
-        return self.tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False)
+        return self.tokenizer.decode(self.known(tokens), skip_special_tokens=False)
 
     @property
     def opening(self) -> str:

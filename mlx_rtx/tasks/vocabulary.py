@@ -22,6 +22,11 @@ class Encoded(NamedTuple):
     sizes: np.ndarray  # (n,), bytes of the text in UTF-8 that each token stands for; together all there are
 
 
+def check_text(text: str, name: str) -> None:
+    """Refuse what is no text."""
+    require(isinstance(text, str), f"{name}: is a {type(text).__name__}; give text")
+
+
 class Vocabulary(ABC):
     """Tokens 0 … V-1 and the text that they stand for."""
 
@@ -42,7 +47,25 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens (n,)."""
+        """The text of tokens (n,).
+
+        Raises:
+            UserError: a token that stands for nothing.
+        """
+
+    def known(self, tokens: Iterable[int]) -> list[int]:
+        """Tokens (n,), all of which are of this vocabulary.
+
+        Raises:
+            UserError: one is not.
+        """
+        try:
+            numbers = list(map(operator.index, tokens))
+        except TypeError:
+            raise UserError(f"tokens: are {type(tokens).__name__}; give whole numbers (n,)") from None
+        outside = next((number for number in numbers if not 0 <= number < len(self)), None)
+        require(outside is None, f"tokens: {outside} is among them; must lie in 0 … {len(self) - 1}")
+        return numbers
 
     @abstractmethod
     def save(self, path: Path) -> None:
@@ -122,7 +145,7 @@ class Characters(Vocabulary):
         Raises:
             UserError: ``text``, called ``name`` there, is no text or has characters that the vocabulary lacks.
         """
-        require(isinstance(text, str), f"{name}: is a {type(text).__name__}; give text")
+        check_text(text, name)
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         tokens = np.searchsorted(self._points, points)
         known = np.append(self._points, 2**32 - 1)[tokens] == points
@@ -133,18 +156,8 @@ class Characters(Vocabulary):
         return tokens.astype(np.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The characters of tokens (n,).
-
-        Raises:
-            UserError: a token that stands for no character.
-        """
-        try:
-            numbers = list(map(operator.index, tokens))
-        except TypeError:
-            raise UserError(f"tokens: are {type(tokens).__name__}; give whole numbers (n,)") from None
-        outside = next((number for number in numbers if not 0 <= number < len(self)), None)
-        require(outside is None, f"tokens: {outside} is among them; must lie in 0 … {len(self) - 1}")
-        return "".join(self.characters[number] for number in numbers)
+        """The characters of tokens (n,)."""
+        return "".join(self.characters[token] for token in self.known(tokens))
 
     @property
     def opening(self) -> str:

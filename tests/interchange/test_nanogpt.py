@@ -97,6 +97,11 @@ def test_text_is_scored_and_written_on(tmp_path, capsys):
         ({"extra": np.ones(2)}, ["--heads=2"], "extra: not in nanoGPT's layout"),
         ({"transformer.ln_f.bias": np.ones(8)}, ["--heads=2"], "ln_f.bias is not zero"),
         ({"transformer.ln_f.weight": np.ones(7)}, ["--heads=2"], "ln_f.weight: has shape (7,)"),
+        (
+            {"transformer.ln_f.weight": np.full(8, np.nan)},
+            ["--heads=2"],
+            "ln_f.weight'] holds numbers that are not finite",
+        ),
         ({}, ["--heads=2", "--data=text.txt"], "--data text.txt: goes with --task text alone"),
         ({}, ["--heads=2", "--task=text", "--data=text.txt"], "has 3 characters, the model knows 7"),
     ],

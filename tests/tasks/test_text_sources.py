@@ -163,6 +163,18 @@ def test_large_texts_are_encoded_once_and_mapped(folder, cache, monkeypatch):
     assert len(list((cache / "tokens").iterdir())) == 6
 
 
+def test_tokens_that_were_changed_where_they_are_kept_are_refused(folder, cache, monkeypatch):
+    """They would choose rows beyond the model's tables."""
+    monkeypatch.setattr(encoding, "IN_MEMORY", 10)
+    load_text(folder, vocab_size=300)
+    for path in (cache / "tokens").glob("*.tokens"):
+        tokens = np.memmap(path, np.uint16, "r+")
+        tokens[-1] = 300
+        tokens.flush()
+    with pytest.raises(UserError, match=r"\.tokens: holds tokens that the vocabulary has not; delete it"):
+        load_text(folder, vocab_size=300)
+
+
 @pytest.mark.parametrize("reading", ["drawn", "without_replacement", "contiguous"])
 def test_texts_too_large_for_the_device_are_read_alike(reading, monkeypatch):
     tokens = np.arange(16 * 20 + 5, dtype=np.uint16)
