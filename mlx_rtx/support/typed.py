@@ -23,6 +23,10 @@ def fits(value: Any, kind: Any) -> bool:
         >>> fits(3, float), fits(True, int), fits([1, "2"], list[int]), fits(None, int | None)
         (True, False, False, True)
     """
+    if type(value) is kind and kind is not int:  # as most are
+        return True
+    if kind is int:
+        return isinstance(value, int | Integral) and type(value) is not bool and -(2**63) <= int(value) < 2**63
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return any(value is choice or (isinstance(value, str) and value == choice) for choice in arguments)
@@ -32,8 +36,6 @@ def fits(value: Any, kind: Any) -> bool:
         return isinstance(value, list) and all(fits(one, arguments[0]) for one in value)
     if origin is dict:
         return isinstance(value, dict) and all(fits(one, arguments[1]) for one in value.values())
-    if kind is int:
-        return isinstance(value, int | Integral) and type(value) is not bool and -(2**63) <= int(value) < 2**63
     if kind is float:
         return fits(value, int) if isinstance(value, Integral) else isinstance(value, Real)
     return isinstance(value, kind)
@@ -78,7 +80,9 @@ def require_types(settings: Any) -> None:
     """
     for name, kind in _checkable(settings.__class__).items():
         value = getattr(settings, name)
-        if not fits(value, kind) or (isinstance(value, Real) and not abs(float(value)) <= LARGEST):
+        if not fits(value, kind) or (
+            type(value) is not int and isinstance(value, Real) and not abs(float(value)) <= LARGEST
+        ):
             raise UserError(f"{name}={shown(value)}: must be {_words(kind)}")
 
 

@@ -83,7 +83,7 @@ class CopyTask(Task, Data):
 
     def at_stage(self, stage: dict[str, int]) -> Self:
         """The same task with another noise."""
-        return replace(self, **stage)
+        return self if stage == self.stage else replace(self, **stage)
 
     def load(self, vocabulary: Vocabulary | None = None) -> Self:
         """The task itself: its sequences are made, not read."""
