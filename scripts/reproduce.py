@@ -90,7 +90,7 @@ class ReproduceCommand:
 
 
 def main(arguments: list[str]) -> None:
-    """Do what is asked for; end with code 1 where a run failed, 130 after Ctrl-C."""
+    """Do what is asked for; end with code 1 where a run failed, 128 and its number after a signal."""
     command = parse(ReproduceCommand, arguments, "python scripts/reproduce.py")
     require_scipy()
     setting = command.setting
@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> None:
     for name, reason in outcome.failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     if outcome.failed or outcome.interrupted:
-        sys.exit(130 if outcome.interrupted else 1)
+        sys.exit(128 + outcome.interrupted if outcome.interrupted else 1)
 
 
 def reproduce(command: ReproduceCommand, setting: Setting) -> Outcome:

@@ -19,7 +19,8 @@ LONGEST = 200  # letters of a reason
 
 def call(request: Request) -> ContenderTiming | str:
     """`run` in a process of its own; a line that says why where nothing came back."""
-    process = subprocess.run([*WORKER, json.dumps(asdict(request))], cwd=BENCHMARKS, capture_output=True, text=True)
+    command = [*WORKER, json.dumps(asdict(request))]
+    process = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, start_new_session=True)
     if process.returncode:
         *_, last = "no word of it", *process.stderr.splitlines()
         return _one_line(f"its process ended with {process.returncode}: {last}")

@@ -1,5 +1,6 @@
 """Points of a sweep: models of the paper's shapes at some size, timed and weighed, with what they were made to do."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -197,12 +198,18 @@ def call_group(group: Group, sizes: Sequence[Size], seconds: float, memory_gb: f
     while todo:
         order = json.dumps([asdict(group), [asdict(size) for size in todo], end - time.perf_counter(), memory_gb])
         done = 0
-        with subprocess.Popen([*WORKER, order], cwd=BENCHMARKS, stdout=subprocess.PIPE, text=True) as process:
+        # of a session of its own: Ctrl-C is heard here, and what it interrupts ends the process
+        worker = subprocess.Popen(
+            [*WORKER, order], cwd=BENCHMARKS, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        with worker as process, contextlib.ExitStack() as unless_done:
+            unless_done.callback(process.kill)
             assert process.stdout is not None
             for line in process.stdout:
                 done += 1
                 read = json.loads(line)
                 yield read if isinstance(read, str) else Point(**{**read, "group": group, "size": Size(**read["size"])})
+            unless_done.pop_all()
         if process.returncode and done < len(todo):
             yield f"{todo[done]} left out: its process ended with {process.returncode}"
             done += 1

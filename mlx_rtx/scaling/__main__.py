@@ -5,11 +5,9 @@ paper's band. train: losses over model width and data size. fit: Eq. 3 fitted to
 """
 
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 from mlx_rtx.model.config import ModelKind
 from mlx_rtx.scaling import corpora, grid, pictures
+from mlx_rtx.scaling.jobs import run_all
 from mlx_rtx.scaling.published import PAPER, PUBLISHED
 from mlx_rtx.scaling.regression import Interval, LossFit, fit_losses
 from mlx_rtx.scaling.theory import gamma
@@ -230,8 +229,7 @@ def train(command: Train) -> None:
     print(f"{len(points)} runs, {len(points) - len(todo)} there already; device: {backend.device()}", flush=True)
     groups = sorted({(point.model, point.dim) for point in todo}, key=lambda group: -group[1])  # the longest first
     if command.jobs > 1 and len(groups) > 1:
-        with ThreadPoolExecutor(command.jobs) as pool:
-            codes = list(pool.map(partial(_in_process, command, path), groups))
+        codes = run_all([_words(command, path, group) for group in groups], command.jobs)
         require(not any(codes), "a process of the grid failed; see above, and call again to go on")
         return
     for point in todo:
@@ -244,12 +242,12 @@ def train(command: Train) -> None:
         )
 
 
-def _in_process(command: Train, path: Path, group: tuple[str, int]) -> int:
-    """The part of the grid with one kind and width, in a process of its own: its exit code."""
+def _words(command: Train, path: Path, group: tuple[str, int]) -> list[object]:
+    """What trains the part of the grid with one kind and width in a process of its own."""
     model, dim = group
-    words = [sys.executable, "-m", "mlx_rtx.scaling", "train", path, "--models", model, "--dims", dim]
-    words += ["--halvings", command.halvings, "--lrs", *command.lrs, "--seeds", *command.seeds, "--out", command.out]
-    return subprocess.run([str(word) for word in words]).returncode
+    words: list[object] = [sys.executable, "-m", "mlx_rtx.scaling", "train", path, "--models", model, "--dims", dim]
+    words += ["--halvings", command.halvings, "--lrs", *command.lrs, "--seeds", *command.seeds]
+    return [*words, "--out", command.out]
 
 
 def fit(command: FitCommand) -> None:

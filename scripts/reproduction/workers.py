@@ -28,8 +28,8 @@ class Outcome:
     """Stopped before their end, or not begun."""
     failed: dict[str, str] = field(default_factory=dict)
     """With the reason."""
-    interrupted: bool = False
-    """By Ctrl-C, not by time."""
+    interrupted: int = 0
+    """By which signal, if not by time."""
 
 
 class Processes:
@@ -111,7 +111,7 @@ def carry_out_all(runs: list[Run], jobs: int, gpus: list[str], seconds: float | 
                 if len(requests) > heard or time.perf_counter() - stopped_at > GRACE:
                     processes.stop(signal.SIGKILL)
             elif requests or (seconds is not None and time.perf_counter() - begun > seconds):
-                heard, stopped_at, outcome.interrupted = len(requests), time.perf_counter(), bool(requests)
+                heard, stopped_at, outcome.interrupted = len(requests), time.perf_counter(), (requests or [0])[0]
                 print("stopping: what runs saves itself; the same command goes on", flush=True)
                 processes.stop()
     while not waiting.empty():

@@ -1,0 +1,35 @@
+"""Commands under long ill-treatment: trainings killed at any moment, and command lines as nobody should type them.
+
+Each part prints its counts. It runs in a process of its own, which forks: one that has computed anything must not.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.soak
+TESTS = Path(__file__).parents[1]
+
+
+def run(program, count, capsys, seed=0):
+    """Run a program of this folder; what it says is shown, and its last line returned."""
+    command = [sys.executable, str(TESTS / program), str(count), str(seed)]
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    with capsys.disabled():
+        print(f"\n{done.stdout.rstrip()}")
+    assert done.returncode == 0
+    return done.stdout.splitlines()[-1]
+
+
+def test_trainings_that_are_killed_go_on_bit_exactly(capsys):
+    assert re.fullmatch(r"3\d\d kills .*: 0 faults", run("kills.py", 300, capsys))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_command_line_ends_in_a_traceback(seed, capsys):
+    assert run("command_lines.py", 2500, capsys, seed).endswith(": 0 faults")
