@@ -248,24 +248,13 @@ def test_impossible_sizes_are_refused_before_memory_is_taken(change, size, run, 
 @pytest.mark.parametrize(
     "entry",
     [
-        {"shape": [2**31 - 1] * 8},
-        {"shape": [2**40, 2**40]},
-        {"shape": [-1, -8]},
-        {"shape": [10**30]},
-        {"shape": [1] * 9},
-        {"shape": [True]},
-        {"shape": "16"},
-        {"shape": None},
-        {"dtype": "F64"},
-        {"dtype": ["F32"]},
-        {"data_offsets": [0, 2**62]},
-        {"data_offsets": [-8, 0]},
-        {"data_offsets": []},
-        {"data_offsets": [0.0, 64.0]},
+        {"shape": [2**31 - 1] * 8}, {"shape": [2**40, 2**40]}, {"shape": [-1, -8]}, {"shape": [10**30]},
+        {"shape": [1] * 9}, {"shape": [True]}, {"shape": "16"}, {"shape": None}, {"dtype": "F64"}, {"dtype": ["F32"]},
+        {"data_offsets": [0, 2**62]}, {"data_offsets": [-8, 0]}, {"data_offsets": []}, {"data_offsets": [0.0, 64.0]},
         {"more": 1},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_impossible_entries_are_refused(entry, run):
     def change(header, data):
         header["layers.0.alpha"] |= entry
