@@ -166,10 +166,19 @@ def waits(log, text):
 
 def test_processes_hear_of_a_stop(tmp_path):
     """By SIGTERM, which they may use to save; then by SIGKILL, which ends them."""
-    code = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.default_int_handler); print('ready', flush=True)\n"
-    )
-    code += "try: time.sleep(600)\nexcept KeyboardInterrupt: "
+    code = """
+import signal, time
+
+def stop(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGTERM, stop)
+try:
+    print("ready", flush=True)
+    time.sleep(600)
+except KeyboardInterrupt:
+    """
     for number, (ending, how) in enumerate([("print('saved')", signal.SIGTERM), ("time.sleep(600)", signal.SIGKILL)]):
         processes, log, raised = Processes(), tmp_path / f"log{number}", []
 
