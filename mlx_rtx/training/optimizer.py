@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal, NamedTuple
 
 from mlx_rtx.support.errors import require
@@ -130,8 +131,8 @@ def apply_gradients(
     weights, joined = _join(own, own, config), _join(own, gradients, config)
     joined, norm = optim.clip_grad_norm(joined, config.clip or math.inf)
     after = optimizer.apply_gradients(joined, weights)
-    finite = mx.isfinite(sum(array.sum() for array in after.values()))  # their sum is, where all of them are
-    norm = mx.where(finite, norm, mx.nan)
+    total = reduce(mx.add, (array.sum() for array in after.values()))
+    norm = norm + (total - total)  # which is 0, or NaN where not all of them are finite
     taken = guard.accepts(norm) if guard else mx.isfinite(norm)
 
     def choose(new, old):
