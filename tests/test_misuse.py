@@ -20,6 +20,7 @@ from mlx_rtx.tasks import CopyTask, Sequences
 from mlx_rtx.tasks.cifar import Images
 from mlx_rtx.tasks.image import ImageData
 from mlx_rtx.tasks.subwords import train_tokenizer
+from mlx_rtx.tasks.text_file import Text
 from mlx_rtx.training.evaluation import evaluate
 from mlx_rtx.training.optimizer import OptimizerConfig
 from mlx_rtx.training.step import TrainingStep
@@ -299,6 +300,7 @@ def test_vocabularies():
         for wrong in ([-1], [len(vocabulary)], [0, 999], [1.5], 3, [[1]], "ab", None):
             complains(vocabulary.decode, wrong, words="^tokens: ")
         complains(vocabulary.encode, b"a", words="^text: is a bytes")
+    complains(Text.of, b"a", "a file", words="^a file: is a bytes")
 
 
 @given(st.data())

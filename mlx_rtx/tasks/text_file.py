@@ -19,6 +19,7 @@ from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks.pieces import line_end
 from mlx_rtx.tasks.sources import HUB, VARIABLE, download, kept, locate
+from mlx_rtx.tasks.vocabulary import check_text
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 FILE = "tinyshakespeare.txt"
@@ -52,6 +53,7 @@ class Text:
     @classmethod
     def of(cls, text: str, name: str) -> "Text":
         """A text in memory, of one document."""
+        check_text(text, name)
         return cls(name, lambda: [text])
 
     @cached_property
