@@ -127,7 +127,7 @@ class FakeHub(BaseHTTPRequestHandler):
 
 @pytest.mark.filterwarnings("default")
 def test_it_is_put_on_the_hub(tmp_path, monkeypatch, capsys):
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     run = str(make_run(tmp_path / "run", RecurrentTransformer))
     web = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     threading.Thread(target=web.serve_forever).start()
