@@ -6,7 +6,7 @@ import signal
 import sys
 from dataclasses import replace
 
-from mlx_rtx import ModelConfig, RecurrentTransformer, train
+from mlx_rtx import ModelConfig, RecurrentTransformer, UserError, train
 from mlx_rtx.model.config import Architecture
 from mlx_rtx.support.command import run_command
 from mlx_rtx.tasks import CopyTask, TextTask
@@ -102,6 +102,14 @@ def complaint(arguments, capsys, monkeypatch, main=train.main):
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     return printed.err
+
+
+def complains(call, *arguments, words="."):
+    """Make a call that must be refused; its one line."""
+    with pytest.raises(UserError, match=words) as error:
+        mx.eval(call(*arguments))
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def same(first, second):
