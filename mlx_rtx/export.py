@@ -11,7 +11,7 @@ from mlx_rtx.interchange.model_folder import check_empty, make_exported, write_f
 from mlx_rtx.interchange.quantization import compare_losses, measure_losses, quantize
 from mlx_rtx.interchange.step_function import write_step
 from mlx_rtx.support.command import run_command
-from mlx_rtx.support.errors import require
+from mlx_rtx.support.errors import require, require_at_most
 from mlx_rtx.support.files import write_text
 from mlx_rtx.support.parsing import parse
 from mlx_rtx.support.reports import make_folder
@@ -57,6 +57,7 @@ class ExportCommand:
             f"--bits {self.bits}: quantized weights are mlx-lm's; drop it, or --format {self.format}",
         )
         require(self.samples is None or self.samples >= 1, f"samples={self.samples}: must be at least 1")
+        require_at_most(self, samples=2**26)
 
 
 def main(arguments: list[str]) -> None:

@@ -243,7 +243,9 @@ def axes_picture(points: list[Point]) -> Any:
     def lines(rows: list[Point], field: str) -> dict[Group, list[Point]]:
         return by_group(over_batches(rows)) if field == "batch" else along(rows, field)
 
-    panels = {field: title for field, title in {"batch": "batch B", **AXES}.items() if lines(points, field)}
+    titles = {"batch": "batch B", **AXES}
+    panels = {field: title for field, title in titles.items() if lines(points, field)}
+    panels = panels or {"batch": titles["batch"]}  # empty, where no axis was swept
     names = list(dict.fromkeys(point.group.name for point in points))
     figure, axes = new_axes(2, len(panels))
     for row, mode in zip(axes, ("forward", "training"), strict=True):
@@ -260,6 +262,6 @@ def axes_picture(points: list[Point]) -> Any:
             axis.set_xlabel(title if field == "batch" else f"{title}, at batch {at}")
             axis.set_ylabel(f"{'tokens a second' if field == 'batch' else 'ms a batch'}, {mode}")
     handles = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    columns = min(len(handles), 3 * len(panels))
+    columns = max(min(len(handles), 3 * len(panels)), 1)
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, fontsize=9)
     return figure

@@ -29,6 +29,9 @@ class Arguments:
     limit: float = LIMIT
     """Seconds that compiling may take, and again all the rest. A third of it gone, no other form is begun."""
 
+    def __post_init__(self):
+        require(0 < self.limit <= 86400, f"limit={self.limit}: must be above 0 and at most 86400, a day")
+
 
 def main(arguments: list[str]) -> None:
     """Forget the verdict on a training's kernels, find it anew and print it; end with 1 where a form is not right."""

@@ -121,9 +121,10 @@ def _describe(event: tyro_errors.ParseErrorEvent, flags: dict[str, set[str]]) ->
 
 def _hint(word: str, flags: dict[str, set[str]]) -> str:
     """What an unknown flag may be meant for."""
-    if owners := [name for name, own in flags.items() if word in own]:
+    owners = [name for name, own in flags.items() if word in own]
+    if any(owners):  # else there are no subcommands, and the word is no flag where it stands
         return f"it is a flag of {', '.join(owners)}, after that word; "
-    near = difflib.get_close_matches(word, set().union(*flags.values()), n=2)
+    near = [] if owners else difflib.get_close_matches(word, set().union(*flags.values()), n=2)
     return f"did you mean {' or '.join(near)}? " if near else ""
 
 

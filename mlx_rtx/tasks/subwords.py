@@ -1,6 +1,7 @@
 """Subwords as tokens: any tokenizer of the ``tokenizers`` library, from a file, by name, or trained on the text."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
@@ -49,6 +50,8 @@ class Subwords(Vocabulary):
     def encode(self, text: str, name: str = "text") -> np.ndarray:
         """Tokens of a text, int32 (n,), encoded in pieces if it is long."""
         check_text(text, name)
+        if lone := re.search("[\ud800-\udfff]", text):  # of bytes that are no UTF-8
+            raise UserError(f"{name}: {lone[0]!r} is no character; leave it out")
         parts = [encoding.ids for encoding in self._encode(list(cut(text, PIECE)))]
         return np.array(list(chain(*parts)), np.int32)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mlx_rtx.model.config import Architecture, ModelKind
-from mlx_rtx.support.errors import require, require_positive
+from mlx_rtx.support.errors import require, require_at_most, require_positive
 from mlx_rtx.support.files import sha256
 from mlx_rtx.support.typed import require_types
 from mlx_rtx.tasks import text_file
@@ -65,6 +65,7 @@ class TextTask(StoredTask):
         require_types(self)
         require_positive(self, "length")
         require(self.sample >= 0, f"sample={self.sample}: must be 0 (off) or above")
+        require_at_most(self, length=2**31 - 1, sample=2**20, vocab_size=2**24)
         for name in ("characters", "documents"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name}={value}: must be at least 1")

@@ -49,6 +49,13 @@ def test_what_is_encoded_comes_back(make):
     assert tokens.max() < len(vocabulary)
 
 
+@pytest.mark.parametrize("make", [trained, spaces])
+def test_half_a_character_is_refused(make):
+    """As a shell passes bytes that are no UTF-8."""
+    with pytest.raises(UserError, match=r"prompt: '\\udcff' is no character; leave it out"):
+        make().encode("a\udcff", "prompt")
+
+
 def test_one_that_is_trained_knows_every_byte_and_the_same_text_trains_the_same():
     vocabulary = trained()
     assert len(vocabulary) == 300
