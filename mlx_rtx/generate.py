@@ -1,5 +1,6 @@
 """Write text with a trained model: ``python -m mlx_rtx.generate --model runs/text --prompt "ROMEO:"``."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,8 @@ def main(arguments: list[str]) -> None:
     file = command.state_file
     if file is None:
         return write(command)
-    require(file.parent.is_dir(), f"--state-file {file}: no such folder; make it, or name another file")
+    require(os.path.isdir(file.parent), f"--state-file {file}: no such folder; make it, or name another file")
+    require(not os.path.isdir(file), f"--state-file {file}: is a folder; name a file")
     with alone(file.with_name(f".{file.name}.lock"), f"--state-file {file}"):
         return write(command)
 

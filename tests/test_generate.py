@@ -99,6 +99,8 @@ def test_positions_that_run_out_are_said(text, capsys):
         (["--model", "RUN", "--prompt", "-", "-"], ["can be read once"]),
         (["--model", "RUN", "--prompt", "a", "b", "--state-file", "s"], ["--state-file s", "one prompt"]),
         (["--model", "RUN", "--prompt", "a", "--state-file", "no/s"], ["--state-file no/s", "no such folder"]),
+        (["--model", "RUN", "--prompt", "a", "--state-file", "."], ["--state-file .", "is a folder"]),
+        (["--model", "RUN", "--prompt", "a", "--state-file", "s" * 300], ["s" * 300, "too long"]),
         (["--model", "RUN", "--prompt", "a", "--state-file", "bottles.txt"], ["bottles.txt: cut off or no"]),
         (["--model", "absolute", "--prompt", "a" * 33], ["ends at 33 tokens", "--positions block"]),
     ],

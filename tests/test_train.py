@@ -1,6 +1,7 @@
 """The command line: what a user types wrong gets one line, exit code 2, and changes nothing."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -168,6 +169,18 @@ def test_evaluate_writes_its_scores_for_programs(run, tmp_path, capsys):
     assert scores.text(("loss", "accuracy", "sequence_accuracy")) in said
     evaluate.main([str(run[0]), "--noise", "20", "--samples", "1", "--json", str(tmp_path / "scores.json")])
     assert json.loads((tmp_path / "scores.json").read_text())["scores"]["loss_se"] is None  # of one sequence
+
+
+def test_scores_go_to_what_is_no_file_as_it_stands(run, tmp_path, capsys):
+    """A pipe, or /dev/stdout, which is not replaced by a file; a folder is refused."""
+    os.mkfifo(tmp_path / "pipe")
+    flags = [str(run[0]), "--noise", "8", "--samples", "4", "--json"]
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True) as reader:
+        evaluate.main([*flags, str(tmp_path / "pipe")])
+        assert json.loads(reader.communicate()[0])["noise"] == 8
+    assert (tmp_path / "pipe").is_fifo()
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        evaluate.main([*flags, str(tmp_path)])
 
 
 def test_the_revision_says_whether_sources_were_changed(tmp_path, monkeypatch):

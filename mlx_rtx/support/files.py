@@ -23,9 +23,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         UserError: it could not be written; what stood at ``path`` still does.
     """
+    require(not os.path.isdir(path), f"{path}: is a folder; name a file")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if path.exists() and not path.is_file():
             write(path)
             return
         temporary.unlink(missing_ok=True)  # a link that lies there would lead to another file
