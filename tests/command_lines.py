@@ -88,105 +88,26 @@ PROGRAMS = [
 UNTRIED = {"--help", "--upload", "--private", "--verify"}  # they leave the machine, or are long
 
 NUMBERS = ["1", "2", "4", "8", "16", "0.1", "0.5", "1e-3"] * 3 + [
-    "0",
-    "3",
-    "7",
-    "-1",
-    "1e400",
-    "-1e400",
-    "nan",
-    "inf",
-    "-inf",
-    "1e-400",
-    "0.5",
-    "1e3",
-    "007",
-    "0x10",
-    "1_0",
-]
-NUMBERS += [
-    "4294967296",
-    "2147483647",
-    "2147483648",
-    "-2147483648",
-    "9223372036854775807",
-    "9223372036854775808",
-    "9" * 40,
-]
-NUMBERS += [
-    "1" * 5000,
-    "65536",
-    "65537",
-    "1048577",
-    "1073741824",
-    "1024",
-    "1125899906842624",
-    "100000",
-    "٣",
-    "１２",
-    "½",
-]
+    "0", "3", "7", "-1", "1e400", "-1e400", "nan", "inf", "-inf", "1e-400", "0.5", "1e3", "007", "0x10", "1_0",
+    "4294967296", "2147483647", "2147483648", "-2147483648", "9223372036854775807", "9223372036854775808", "9" * 40,
+    "1" * 5000, "65536", "65537", "1048577", "1073741824", "1024", "1125899906842624", "100000", "٣", "１２", "½",
+]  # fmt: skip
 WORDS = [
-    "",
-    " ",
-    "-",
-    "--",
-    "---",
-    "-x",
-    "=",
-    "None",
-    "True",
-    "false",
-    "a",
-    "\n",
-    "a\nb",
-    "\t",
-    "é",
-    "≤§",
-    "😀",
-    "\udcff",
-    "a\udc80b",
-]
-WORDS += ["%s", "{}", "{x}", "%", "\\", "'", '"', "a" * 300, "é" * 5000, "\u202e", "\x1b[31m", "\ufeff", "\x01"]
+    "", " ", "-", "--", "---", "-x", "=", "None", "True", "false", "a", "\n", "a\nb", "\t", "é", "≤§", "😀", "\udcff",
+    "a\udc80b", "%s", "{}", "{x}", "%", "\\", "'", '"', "a" * 300, "é" * 5000, "\u202e", "\x1b[31m", "\ufeff", "\x01",
+]  # fmt: skip
 PATHS = [
-    "missing",
-    "text.txt",
-    "empty",
-    "folder",
-    "run/copy",
-    "run/text",
-    "locked/x",
-    "locked",
-    "sealed/x",
-    "sealed",
-    "loop",
-    "/proc",
-]
-PATHS += [
-    "a" * 256,
-    "b" * 255,
-    "d/" * 2000 + "x",
-    "/proc/1/mem",
-    "/proc/self/mem",
-    "~",
-    "~nobody/x",
-    "..",
-    ".",
-    "text.txt/x",
-    "fifo",
-]
-PATHS += [
-    "binary",
-    "latin.txt",
-    "deep.toml",
-    "wrong.toml",
-    "latin.toml",
-    "right.toml",
-    "zero.toml",
-    "broken.json",
-    "/dev/null/x",
-]
-PATHS += ["run/bare", "run/cut", "http://127.0.0.1:1/x", "s3://x/y", "nul\0x"]
+    "missing", "text.txt", "empty", "folder", "run/copy", "run/text", "locked/x", "locked", "sealed/x", "sealed",
+    "loop", "/proc", "a" * 256, "b" * 255, "d/" * 2000 + "x", "/proc/1/mem", "/proc/self/mem", "~", "~nobody/x", "..",
+    ".", "text.txt/x", "fifo", "binary", "latin.txt", "deep.toml", "wrong.toml", "latin.toml", "right.toml",
+    "zero.toml", "broken.json", "/dev/null/x", "run/bare", "run/cut", "http://127.0.0.1:1/x", "s3://x/y", "nul\0x",
+]  # fmt: skip
+LIKELY = {  # what a flag may well take, so that a line gets further
+    "INT": ["1", "2", "3", "4", "8", "16", "32"],
+    "FLOAT": ["0.1", "0.5", "1e-3", "1", "0.9", "0"],
+    "PATH": ["run/copy", "run/text", "text.txt", "new", "folder", "right.toml", "losses.jsonl", "other"],
+    "STR": ["a", "text.txt", "1GB", "fresh", "validation", "stream", "run/text", "None"],
+}
 SIZES = ["16GB", "0", "1e400GB", "1KB", "-1GB", "9" * 400 + "GB", "٣GB", "1 TB", "inf", "nan", ".", "1.2.3"]
 OUTPUTS = ["utf-8"] * 12 + ["ascii", "latin-1", "closed", "full", "pipe"]
 
@@ -204,18 +125,17 @@ class Flag:
         return "..." in self.takes
 
     def value(self, generator: random.Random) -> str:
-        """Something to give it."""
+        """Something to give it: half of the time what it may well take."""
         choices = re.findall(r"\{([^}]*)\}", self.takes)
+        number = "INT" in self.takes or "FLOAT" in self.takes
+        if generator.random() < 0.5:
+            if choices and (not number or generator.random() < 0.2):
+                return generator.choice(",".join(choices).split(","))
+            likely = [kind for kind in LIKELY if kind in self.takes]
+            return generator.choice(LIKELY[likely[0] if likely else "STR"])
         pools = [NUMBERS, WORDS, PATHS, SIZES]
-        if generator.random() < 0.7:
-            if "PATH" in self.takes or self.name in ("--data",):
-                pools = [PATHS]
-            elif "INT" in self.takes or "FLOAT" in self.takes:
-                pools = [NUMBERS]
-            elif self.name == "--memory":
-                pools = [SIZES]
-            elif choices:
-                pools = [",".join(choices).split(",")]
+        if generator.random() < 0.6:
+            pools = [PATHS] if "PATH" in self.takes or self.name == "--data" else [NUMBERS] if number else pools
         return generator.choice(generator.choice(pools))
 
 
