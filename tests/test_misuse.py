@@ -9,10 +9,13 @@ from mlx_rtx import (
     RecurrentTransformer,
     RegularTransformer,
     UserError,
+    load,
+    load_vocabulary,
     loss_and_grad,
     make_sampler,
 )
 from mlx_rtx.generation.decoding import token_stream
+from mlx_rtx.generation.saved_state import load_stream
 from mlx_rtx.model.base import Transformer
 from mlx_rtx.tasks import CopyTask, Sequences
 from mlx_rtx.tasks.cifar import Images
@@ -29,7 +32,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiny import TINY, K, complains, make_config, make_model, make_tokens, make_trainer
+from tiny import TINY, K, complains, make_config, make_model, make_tokens, make_trainer, text_run
 
 V, L = 7, 2 * K + 1  # of the models of `tiny`
 MODELS = {kind: make_model(kind) for kind in (RecurrentTransformer, RegularTransformer)}
@@ -183,6 +186,7 @@ def test_vocabularies():
     letters = Characters("abc")
     for wrong in (5, None, b"abc", ["ab", "c"]):
         complains(Characters, wrong, words="^characters=")
+    complains(Characters, "", words="^characters='': there is none")
     for wrong in (5, None, ["a"], b"a"):
         complains(letters.encode, wrong, words="^text: is a")
     for vocabulary in (letters, train_tokenizer(["abc"], 259)):
@@ -190,6 +194,19 @@ def test_vocabularies():
             complains(vocabulary.decode, wrong, words="^tokens: ")
         complains(vocabulary.encode, b"a", words="^text: is a bytes")
     complains(Text.of, b"a", "a file", words="^a file: is a bytes")
+
+
+@pytest.mark.parametrize("call", [load, load_vocabulary, lambda path: load_stream(path, make_model())])
+def test_what_names_no_file(call):
+    for wrong in (None, 5, b"run", ["run"], "", "a\0b"):
+        complains(call, wrong, words="^path(: is a|=.*: names nothing)")
+
+
+def test_steps_that_are_none(tmp_path):
+    for data in (TINY.task.load(), text_run(tmp_path).task.load(), text_run(tmp_path, stateful=True).task.load()):
+        for wrong in ((0, -1, 2), (-1, 0, 2), (0, 2**32, 2), (0, 0.5, 2), (0, None, 2), (0, 0, 0), (0, 0, "2")):
+            complains(lambda wrong=wrong, data=data: data.batch(*wrong), words="^(seed|step|size)=")
+        assert data.batch(0, 2**20, 2).tokens.shape[0] == 2
 
 
 @given(st.data())

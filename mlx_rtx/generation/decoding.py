@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_rtx.generation.requests import check_drawn, check_finite, check_prompts, check_seeds, check_writer
-from mlx_rtx.generation.sampling import Sampler, is_own, make_sampler
+from mlx_rtx.generation.sampling import CheckedSampler, Sampler, make_sampler
 from mlx_rtx.generation.stream import Stream, check_stream, start
 from mlx_rtx.model.base import Transformer
 from mlx_rtx.support.errors import require
@@ -59,7 +59,7 @@ def token_stream(
     require(callable(sampler), f"sampler: is a {type(sampler).__name__}; give what make_sampler returns")
     stream = start(model, len(prompts)) if stream is None else stream
     check_stream(model, stream)
-    begin, waiting, own = stream.state.position, np.array(stream.pending), is_own(sampler)
+    begin, waiting = stream.state.position, np.array(stream.pending)
     require(len(prompts) == len(waiting), f"prompts: {len(prompts)} for {len(waiting)} streams; give one for each")
     rows = [[*pending.tolist(), *prompt] for pending, prompt in zip(waiting, prompts, strict=True)]
     lengths = np.array([len(row) for row in rows])
@@ -81,9 +81,11 @@ def token_stream(
     def draw(logits: mx.array, at: int) -> mx.array:
         """Tokens (B,) at place ``at`` after ``begin``."""
         position = mx.full((len(rows),), begin + at, dtype=mx.uint32)
-        drawn = sampler(logits, mx.stack([key_words, position], axis=1))
-        if not own:  # it may give anything
-            drawn = check_drawn(model, drawn, len(rows))
+        keys = mx.stack([key_words, position], axis=1)
+        if isinstance(sampler, CheckedSampler):  # logits are looked at below
+            drawn = sampler.unchecked(logits, keys)
+        else:  # it may give anything
+            drawn = check_drawn(model, sampler(logits, keys), len(rows))
         return mx.where(mx.array(at < lengths), given[:, at], drawn) if at < longest else drawn
 
     end = longest + max_tokens

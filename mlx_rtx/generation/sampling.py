@@ -4,21 +4,33 @@ Letters: B streams, V vocabulary.
 """
 
 from collections.abc import Callable
-from weakref import WeakSet
+from dataclasses import dataclass
 
 from mlx_rtx.support.errors import require
-from mlx_rtx.support.inputs import check_array
+from mlx_rtx.support.inputs import check_array, values_of
 from mlx_rtx.support.typed import require_numbers, require_whole
 
 import mlx.core as mx
+import numpy as np
 
 COLDEST = 1e-6  # temperature above 0 by which logits can be divided
 Sampler = Callable[[mx.array, mx.array], mx.array]  # logits (B, V), a key for each stream (B, 2) → tokens (B,)
 
-_OWN: WeakSet[Sampler] = WeakSet()
+
+@dataclass(frozen=True)
+class CheckedSampler:
+    """A sampler that looks at what it is given; one of `make_sampler`."""
+
+    unchecked: Sampler
+    """The same without a look, which would wait for the device."""
+
+    def __call__(self, logits: mx.array, keys: mx.array) -> mx.array:
+        """A token for each stream."""
+        _check(logits, keys)
+        return self.unchecked(logits, keys)
 
 
-def make_sampler(temp: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Sampler:
+def make_sampler(temp: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> CheckedSampler:
     """A sampler of the usual kind; what several rules leave out is left out.
 
     Args:
@@ -28,7 +40,8 @@ def make_sampler(temp: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: f
         min_p: only tokens at least p times as probable as the likeliest one; 0 for all.
 
     Returns:
-        ``sampler(logits, keys)``, of finite logits. Where tokens are equally likely a rule keeps all or none of them.
+        ``sampler(logits, keys)``. A token of logit -inf is not drawn; NaN, or nothing finite, is refused. Where tokens
+        are equally likely a rule keeps all or none of them.
 
     Raises:
         UserError: a value out of range.
@@ -45,7 +58,6 @@ def make_sampler(temp: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: f
     require(0 <= min_p <= 1, f"min_p={min_p}: must lie between 0 (off) and 1")
 
     def likeliest(logits: mx.array, keys: mx.array) -> mx.array:
-        _check(logits, keys)
         return mx.argmax(logits, axis=-1)
 
     rules: list[Callable[[mx.array], mx.array]] = []
@@ -57,20 +69,12 @@ def make_sampler(temp: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: f
         rules.append(lambda probabilities: min_p * probabilities.max(axis=-1, keepdims=True))
 
     def sample(logits: mx.array, keys: mx.array) -> mx.array:
-        _check(logits, keys)
         probabilities = mx.softmax(logits, axis=-1, precise=True)
         for rule in rules:  # each gives the smallest probability that it keeps
             logits = mx.where(probabilities < rule(probabilities), -mx.inf, logits)
         return mx.vmap(lambda row, key: mx.random.categorical(row, key=key))(logits / temp, keys)
 
-    sampler = sample if temp else likeliest
-    _OWN.add(sampler)
-    return sampler
-
-
-def is_own(sampler: Sampler) -> bool:
-    """Whether `make_sampler` made it, so that it gives tokens and nothing else."""
-    return sampler in _OWN
+    return CheckedSampler(sample if temp else likeliest)
 
 
 def _check(logits: mx.array, keys: mx.array) -> None:
@@ -78,6 +82,9 @@ def _check(logits: mx.array, keys: mx.array) -> None:
     check_array("keys", keys, "(streams, 2)", mx.unsignedinteger)
     fits = logits.ndim == 2 and logits.size > 0 and keys.shape == (logits.shape[0], 2)
     require(fits, "logits, keys: must be (streams, vocabulary) and (streams, 2), a key for each stream")
+    if (largest := values_of(logits.max(axis=-1).astype(mx.float32))) is not None:  # NaN where any is
+        bad = np.flatnonzero(~np.isfinite(largest)).tolist()
+        require(not bad, f"logits: stream {bad[:1]} has a NaN, or no largest one that is finite; give finite numbers")
 
 
 def _kth(probabilities: mx.array, k: int) -> mx.array:

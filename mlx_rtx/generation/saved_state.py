@@ -5,7 +5,7 @@ from pathlib import Path
 from mlx_rtx.generation.stream import Stream, check_stream
 from mlx_rtx.model.base import Transformer
 from mlx_rtx.support.errors import require
-from mlx_rtx.support.files import sha256
+from mlx_rtx.support.files import as_path, sha256
 from mlx_rtx.support.safetensors import open_arrays, write_arrays
 from mlx_rtx.support.trees import flat
 from mlx_rtx.support.typed import shown
@@ -29,6 +29,7 @@ def save_stream(path: Path, model: Transformer, stream: Stream) -> None:
     Raises:
         UserError: it cannot be written, or is none to go on from.
     """
+    path = as_path("path", path, "a file")
     check_stream(model, stream)
     arrays = {"layers." + name: array for name, array in flat(stream.state.layers).items()}
     metadata = {"model": fingerprint(model), "position": str(stream.state.position)}
@@ -41,6 +42,7 @@ def load_stream(path: Path, model: Transformer) -> Stream:
     Raises:
         UserError: the file is missing, cut off or changed, or of another model.
     """
+    path = as_path("path", path, "a file")
     with open_arrays(path) as file:
         require(
             file.metadata.get("model") == fingerprint(model),

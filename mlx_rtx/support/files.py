@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlx_rtx.support.errors import UserError, require
+from mlx_rtx.support.typed import shown
 
 LARGEST = 2**26  # bytes of a file that is read in one piece
 
@@ -53,6 +54,14 @@ def remedy(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         return "make this place writable or choose another"
     return "free some space or choose another place"
+
+
+def as_path(name: str, given: Any, what: str) -> Path:
+    """A path, or a refusal of what names no file or folder; ``what`` it should name, for the message."""
+    if isinstance(given, str | os.PathLike) and isinstance(path := os.fspath(given), str):
+        require(path != "" and "\0" not in path, f"{name}={shown(path)}: names nothing; give {what}")
+        return Path(path)
+    raise UserError(f"{name}: is a {type(given).__name__}; give {what}, as text or a pathlib.Path")
 
 
 def open_data(path: Path) -> BinaryIO:

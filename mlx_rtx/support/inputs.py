@@ -29,14 +29,20 @@ def check_indices(name: str, given: Any, count: int, of: str) -> None:
     check_array(name, given, "(batch, length)", mx.integer)
     require(given.ndim == 2, f"{name}: has shape {given.shape}; must be (batch, length), for one sequence (1, length)")
     require(given.size > 0, f"{name}: has shape {given.shape}: is empty; give at least one sequence of one token")
-    try:
-        mx.eval(given)
-    except ValueError:  # as MLX has it of what is being traced
+    if (values := values_of(given)) is None:
         return
-    values = np.asarray(given)
     if values.min() < 0 or values.max() >= count:
         row, column = np.argwhere((values < 0) | (values >= count))[0].tolist()
         raise UserError(f"{name}: {values[row, column]} at ({row}, {column}); must lie in 0 … {count - 1}, {of}")
+
+
+def values_of(array: mx.array) -> np.ndarray | None:
+    """The values of an array, which this waits for; None of what is being traced, which has none."""
+    try:
+        mx.eval(array)
+    except ValueError:  # as MLX has it
+        return None
+    return np.asarray(array)
 
 
 def check_array(name: str, given: Any, shape: str, kind: mx.DtypeCategory) -> None:

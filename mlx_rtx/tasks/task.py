@@ -9,7 +9,7 @@ from mlx_rtx.model.config import Architecture, ModelKind
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.inputs import check_key
 from mlx_rtx.support.randomness import step_key
-from mlx_rtx.support.typed import require_whole
+from mlx_rtx.support.typed import require_whole, shown
 from mlx_rtx.tasks.sources import absolute
 from mlx_rtx.tasks.vocabulary import Vocabulary
 
@@ -35,6 +35,13 @@ def check_draw(key: mx.array, size: int) -> None:
     """Refuse what is no key, or no number of sequences to draw."""
     check_key(key)
     require_whole(size=size)
+
+
+def check_step(seed: int, step: int, size: int) -> None:
+    """Refuse what is no step of a training; arguments as of `Data.batch`."""
+    require_whole(least=0, seed=seed, step=step)
+    require_whole(size=size)
+    require(max(seed, step) < 2**32, f"seed={shown(seed)}, step={shown(step)}: must be below {2**32:,}")
 
 
 def check_held_out(data: "Data", split: str, samples: int | None, batch: int) -> None:
@@ -117,6 +124,7 @@ class Data(ABC):
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
         """The batch of a training step, fixed by the run's seed and the step's number; freshly drawn by default."""
+        check_step(seed, step, size)
         return Batch(*self.draw(step_key(seed, step, "data"), size))
 
     @abstractmethod

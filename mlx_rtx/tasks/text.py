@@ -19,7 +19,17 @@ from mlx_rtx.tasks import text_file
 from mlx_rtx.tasks.encoding import encode_part
 from mlx_rtx.tasks.sources import HUB, absolute
 from mlx_rtx.tasks.subwords import find_tokenizer, train_tokenizer
-from mlx_rtx.tasks.task import Batch, Data, Sequences, Shape, StoredTask, check_draw, check_held_out, columns
+from mlx_rtx.tasks.task import (
+    Batch,
+    Data,
+    Sequences,
+    Shape,
+    StoredTask,
+    check_draw,
+    check_held_out,
+    check_step,
+    columns,
+)
 from mlx_rtx.tasks.text_file import Text
 from mlx_rtx.tasks.vocabulary import Characters, Vocabulary
 from mlx_rtx.tasks.windows import Reading, Windows
@@ -143,6 +153,7 @@ class TextData(Data):
     def __init__(self, task: TextTask, text: Text, held_out: Text | None = None, vocabulary: Vocabulary | None = None):
         self.task, self.stateful = task, task.stateful
         whole, source = text.survey, text.name
+        require(whole.characters > 0, f"{source}: is empty; give a text")
         share = task.validation if isinstance(task.validation, float) else 0.0
         cut = whole.characters if held_out else int((1 - share) * whole.characters)
         read = cut if task.characters is None else task.characters
@@ -209,6 +220,7 @@ class TextData(Data):
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
         """Windows drawn with replacement, without, or contiguous ones, as the task says."""
+        check_step(seed, step, size)
         return self._windows.batch(seed, step, size)
 
     def held_out(self, split: str, samples: int | None, batch: int, key: mx.array) -> Iterator[Sequences]:

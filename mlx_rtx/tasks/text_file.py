@@ -91,7 +91,9 @@ class Text:
 def load(data: str | None) -> tuple[str, Path]:
     """The whole text in memory, and the file that it came from; see `find`."""
     (path,) = _files(data)[:1]
-    return "".join(_read(path)), path
+    text = "".join(_read(path))
+    require(bool(text), f"{path}: is empty; give a text")
+    return text, path
 
 
 def find(

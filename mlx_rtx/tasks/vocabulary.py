@@ -133,6 +133,7 @@ class Characters(Vocabulary):
 
     def __init__(self, characters: str):
         require(isinstance(characters, str), f"characters={shown(characters)}: is no text")
+        require(characters != "", "characters='': there is none; give at least one")
         self.characters = "".join(sorted(set(characters)))
         self._points = np.array([ord(c) for c in self.characters], np.uint32)
 
@@ -204,7 +205,7 @@ class Characters(Vocabulary):
             vocabulary = found["model"]["vocab"]
             loaded = cls("".join(vocabulary))
             loaded.characters.encode()  # half a character is none
-            if not vocabulary or dict(zip(loaded.characters, range(len(loaded)), strict=True)) != vocabulary:
+            if dict(zip(loaded.characters, range(len(loaded)), strict=True)) != vocabulary:
                 raise ValueError("its tokens are not characters in order")
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: no vocabulary of this project ({error}); {again}") from None

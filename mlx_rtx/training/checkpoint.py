@@ -23,7 +23,7 @@ from mlx_rtx.model.config import ModelConfig
 from mlx_rtx.model.registry import MODELS
 from mlx_rtx.model.segment import Carries, Carry
 from mlx_rtx.support.errors import UserError, require
-from mlx_rtx.support.files import read_data, read_json, remove_left_over, sha256, write_text
+from mlx_rtx.support.files import as_path, read_data, read_json, remove_left_over, sha256, write_text
 from mlx_rtx.support.locks import alone
 from mlx_rtx.support.reports import make_folder
 from mlx_rtx.support.safetensors import FORMAT, FORMATS, ArrayFile, open_arrays, write_arrays
@@ -44,7 +44,7 @@ class RunFolder:
     """The files of one run at ``path``."""
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = as_path("path", path, "the folder of a run")
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.tokenizer = self.path / "tokenizer.json"

@@ -7,6 +7,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from tiny import complains
+
 P = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
 
 
@@ -119,3 +121,16 @@ def test_values_at_the_ends_of_their_ranges_switch_a_rule_off():
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         make_sampler(**wrong)
+
+
+@pytest.mark.parametrize("rules", [{}, {"temp": 1.0}, {"temp": 1.0, "top_k": 2}, {"temp": 1.0, "top_p": 0.5}], ids=str)
+def test_logits_that_are_no_numbers_are_refused(rules):
+    """Of NaN, the likeliest token was the first, or none of the vocabulary's; one that is to be left out is -inf."""
+    sampler, keys = make_sampler(**rules), mx.zeros((2, 2), mx.uint32)
+    for wrong in ([np.nan, 1, 2], [1, 2, np.nan], [np.inf, 1, 2], [-np.inf] * 3):
+        for dtype in (mx.float32, mx.bfloat16):
+            logits = mx.array([[0, 1, 2], wrong], dtype)
+            complains(sampler, logits, keys, words=r"^logits: stream \[1\] has a NaN, or no largest one")
+    left = mx.array([[-np.inf, 9, -np.inf], [9, -np.inf, -np.inf]])
+    assert sampler(left, keys).tolist() == [1, 0]
+    assert mx.compile(sampler)(left, keys).tolist() == [1, 0]  # of what is traced nothing is known

@@ -219,7 +219,7 @@ def test_a_picture_that_cannot_be_drawn_is_left_out(tmp_path, capsys, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["count", "empty.txt", "--no-made"], "empty.txt: the corpus is empty"),
+        (["count", "empty.txt", "--no-made"], "empty.txt: is empty; give a text"),
         (["count", "short.txt", "--no-made", "--lengths", "8"], "too long for all of it"),
         (["count", "--no-made", "short.txt", "--lengths"], "lengths: name at least one"),
         (["count", "--decades", "1e9"], "decades=1000000000.0: must be above 0 and at most 20"),

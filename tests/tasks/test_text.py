@@ -108,7 +108,7 @@ def test_what_goes_by_the_name_must_be_tiny_shakespeare(file, monkeypatch):
     ("content", "words"),
     [
         (b"caf\xe9 " * 100, r"is not UTF-8 \(byte 0xe9 at 3\).*iconv"),
-        (b"", "0 characters are too few"),
+        (b"", "is empty; give a text"),
         (b"short", "5 characters are too few for sequences of 16.*smaller --length"),
     ],
 )
