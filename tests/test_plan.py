@@ -140,7 +140,7 @@ def test_an_overview_says_of_each_recipe_what_the_readme_has(capsys, monkeypatch
     time = r"([0-9.]+ to [0-9.]+ (?:s|min|h))"
     said = re.findall(rf"^([a-z-]+) +[0-9,]+ .* {time}(?: \(until.*)?$", capsys.readouterr().out, re.MULTILINE)
     page = re.findall(rf"^\| ([a-z ]+), .* \| {time} \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert {name for name, _ in said} == set(RECIPES)
+    assert {name for name, _ in said} == {task for task, recipes in RECIPES.items() if "paper" in recipes}
     assert {(name.replace("-", " "), text) for name, text in said} == set(page)
 
 

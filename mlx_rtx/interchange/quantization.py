@@ -59,7 +59,7 @@ def quantize(exported: Exported, bits: int, group_size: int) -> Exported:
 def measure_losses(model: Model, sequences: Iterable[Sequences]) -> tuple[np.ndarray, np.ndarray]:
     """Summed loss in nats, and targets, of each sequence, whose characters are read as a stream's."""
     sums, counts = [], []
-    for length, read_tokens, targets, _ in sequences:
+    for length, read_tokens, targets, *_ in sequences:
         n = targets.shape[1]
         logits = model(read_tokens(0, length))[:, -n:].astype(mx.float32)
         sums.append(np.array(nn.losses.cross_entropy(logits, targets).sum(axis=1), np.float64))

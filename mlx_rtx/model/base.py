@@ -13,7 +13,7 @@ from mlx_rtx.model.dropout import fresh_key
 from mlx_rtx.model.embedding import Embedding
 from mlx_rtx.model.segment import Carries, Saved, Segment, SegmentOutput, resolve_last
 from mlx_rtx.support.errors import require
-from mlx_rtx.support.inputs import check_indices, check_key
+from mlx_rtx.support.inputs import IGNORED, check_indices, check_key
 from mlx_rtx.support.trees import arrays
 from mlx_rtx.support.typed import require_whole
 
@@ -143,10 +143,14 @@ class Transformer(nn.Module, ABC):
         V = self.config.vocab_size
         check_indices(name, tokens, V, f"the vocabulary of {V:,}")
 
-    def check_targets(self, targets: mx.array) -> None:
-        """Refuse what are no classes (B, n) of the outputs."""
+    def check_targets(self, targets: mx.array, masked: bool = False) -> None:
+        """Refuse what are no classes (B, n) of the outputs; ``masked`` ones may be `IGNORED`."""
         count = self.config.outputs
-        check_indices("targets", targets, count, f"the {count:,} classes; none is ignored, only final positions count")
+        if not masked:
+            of = f"the {count:,} classes; none is ignored, only final positions count"
+            check_indices("targets", targets, count, of)
+        else:
+            check_indices("targets", targets, count, f"the {count:,} classes and {IGNORED}, which is ignored", IGNORED)
 
     def check_state(self, state: Any, batch_size: int) -> None:
         """Refuse what is no state of so many streams of this model."""

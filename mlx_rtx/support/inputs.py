@@ -11,17 +11,19 @@ from mlx_rtx.support.errors import UserError, require
 import mlx.core as mx
 import numpy as np
 
+IGNORED = -1  # the class of a position at which nothing is asked, where targets may have such
 NUMBERS = {mx.integer: "integers", mx.unsignedinteger: "unsigned integers", mx.floating: "floating-point numbers"}
 
 
-def check_indices(name: str, given: Any, count: int, of: str) -> None:
-    """Refuse what is no batch of indices: an array (B, n) of integers in 0 … count - 1, neither B nor n 0.
+def check_indices(name: str, given: Any, count: int, of: str, least: int = 0) -> None:
+    """Refuse what is no batch of indices: an array (B, n) of integers in least … count - 1, neither B nor n 0.
 
     Args:
         name: what the argument is called.
         given: the argument.
         count: how many there are to choose from.
         of: what they are and how many, e.g. "the model's classes".
+        least: the first of them.
 
     Raises:
         UserError: one line. The values of what is being traced, for example compiled, are not known, and not checked.
@@ -31,9 +33,9 @@ def check_indices(name: str, given: Any, count: int, of: str) -> None:
     require(given.size > 0, f"{name}: has shape {given.shape}: is empty; give at least one sequence of one token")
     if (values := values_of(given)) is None:
         return
-    if values.min() < 0 or values.max() >= count:
-        row, column = np.argwhere((values < 0) | (values >= count))[0].tolist()
-        raise UserError(f"{name}: {values[row, column]} at ({row}, {column}); must lie in 0 … {count - 1}, {of}")
+    if values.min() < least or values.max() >= count:
+        row, column = np.argwhere((values < least) | (values >= count))[0].tolist()
+        raise UserError(f"{name}: {values[row, column]} at ({row}, {column}); must lie in {least} … {count - 1}, {of}")
 
 
 def values_of(array: mx.array) -> np.ndarray | None:

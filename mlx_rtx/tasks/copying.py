@@ -6,23 +6,21 @@ payload in order, all in parallel: no answer is fed back.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
 from mlx_rtx.support import backend
-from mlx_rtx.support.errors import UserError, require, require_at_most
-from mlx_rtx.support.inputs import check_key
-from mlx_rtx.support.typed import require_types, require_whole
-from mlx_rtx.tasks.task import Data, Sequences, Shape, Task, check_draw
-from mlx_rtx.tasks.vocabulary import Vocabulary
+from mlx_rtx.support.errors import require, require_at_most
+from mlx_rtx.support.typed import require_types
+from mlx_rtx.tasks.made import MadeTask
+from mlx_rtx.tasks.task import Sequences
 
 import mlx.core as mx
 
 
 @dataclass(frozen=True, kw_only=True)
-class CopyTask(Task, Data):
+class CopyTask(MadeTask):
     """Copy: the payload comes first, the noise after it. Fresh sequences are made when they are asked for.
 
     Example:
@@ -42,7 +40,6 @@ class CopyTask(Task, Data):
 
     summary = "Recall 16 tokens after thousands of noise tokens (paper §6.2)."
     metrics = ("loss", "accuracy", "sequence_accuracy")
-    splits = ("fresh",)
 
     def __post_init__(self):
         require_types(self)
@@ -72,11 +69,6 @@ class CopyTask(Task, Data):
         return math.log(self.alphabet - 2)
 
     @property
-    def shape(self) -> Shape:
-        """The payload is read."""
-        return Shape(self.vocab_size, self.length, self.targets)
-
-    @property
     def stage(self) -> dict[str, int]:
         """A curriculum raises the noise."""
         return {"noise": self.noise}
@@ -85,29 +77,15 @@ class CopyTask(Task, Data):
         """The same task with another noise."""
         return self if stage == self.stage else replace(self, **stage)
 
-    def load(self, vocabulary: Vocabulary | None = None) -> Self:
-        """The task itself: its sequences are made, not read."""
-        return self
-
-    def describe(self) -> dict:
-        """Noise and length."""
-        return {"noise": self.noise, "length": self.length}
-
-    def draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
-        """Tokens (size, L) and targets (size, P), int32, fixed by ``key`` and made on the device."""
-        check_draw(key, size)
+    def make(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
+        """Tokens (size, L) and targets (size, P), int32."""
         places, payload = self._draw(key, size)
         return self._tokens(places, payload, 0, self.length), payload
 
-    def held_out(self, split: str, samples: int | None, batch: int, key: mx.array) -> Iterator[Sequences]:
-        """Fresh sequences; of long ones only the piece that is read exists."""
-        if samples is None:
-            raise UserError("samples=None: fresh sequences have no end; give a number, e.g. 256")
-        require_whole(samples=samples, batch=batch)
-        check_key(key)
-        for start, part in zip(range(0, samples, batch), mx.random.split(key, -(-samples // batch)), strict=True):
-            places, payload = self._draw(part, min(batch, samples - start))
-            yield Sequences(self.length, partial(self._tokens, places, payload), payload)
+    def sequences(self, key: mx.array, size: int) -> Sequences:
+        """So many sequences, of which only the piece that is read exists."""
+        places, payload = self._draw(key, size)
+        return Sequences(self.length, partial(self._tokens, places, payload), payload)
 
     def _draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
         """Where the payload stands, ascending, and what it is: each (size, P)."""

@@ -24,6 +24,7 @@ class Sequences(NamedTuple):
     read_tokens: Callable[[int, int], mx.array]  # tokens (B, end - start) of positions start … end
     targets: mx.array  # (B, n), classes of the last n positions
     sizes: np.ndarray | None = None  # (B,), bytes of text in UTF-8 that a row's targets stand for, if they do
+    masked: bool = False  # some targets are IGNORED
 
 
 def columns(rows: np.ndarray, start: int, end: int) -> mx.array:
@@ -76,6 +77,8 @@ class Data(ABC):
     """Held-out sequences there are; the last one is what a finished model is judged by."""
     long_range: ClassVar[bool] = True
     """Whether the task cannot be done without remembering over many blocks."""
+    masked: ClassVar[bool] = False
+    """Whether some targets are `IGNORED`: nothing is asked there, and loss and accuracy are of the others."""
     out_size: ClassVar[int | None] = None
     """Classes of the targets; the vocabulary if None."""
     fingerprint: str | None = None

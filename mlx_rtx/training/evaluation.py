@@ -9,6 +9,7 @@ from mlx_rtx.model.base import ModelWeights, Transformer
 from mlx_rtx.model.segment import Carries, Segment, resolve_last
 from mlx_rtx.support.compiled import Execution
 from mlx_rtx.support.errors import require
+from mlx_rtx.support.inputs import IGNORED
 from mlx_rtx.tasks import Sequences
 
 import mlx.core as mx
@@ -79,8 +80,9 @@ def evaluate(model: Transformer, sequences: Iterable[Sequences], execution: Exec
         execution: how it is run; `Execution` if not given.
 
     Returns:
-        `Scores`: loss in nats per target token, accuracy per token, and per sequence (all its
-        targets right). Standard errors are over sequences, which may differ in their number of targets.
+        `Scores`: loss in nats per target token, accuracy per token, and per sequence (all its targets right).
+        Standard errors are over sequences, which may differ in their number of targets; where nothing is asked they
+        are left out.
         Where a loss is not finite its token counts as wrong.
 
     Raises:
@@ -91,21 +93,23 @@ def evaluate(model: Transformer, sequences: Iterable[Sequences], execution: Exec
     rows: list[np.ndarray] = []
     size = 0
     for batch in sequences:
-        length, read_tokens, targets, sizes = _checked(model, batch)
+        length, read_tokens, targets, sizes, _ = _checked(model, batch)
         sums, done, n = mx.zeros((2, len(targets))), 0, targets.shape[1]
         for logits in iter_logits(model, read_tokens, length, n, execution):
             classes = targets[:, done : done + logits.shape[1]]
             done += logits.shape[1]
-            losses = nn.losses.cross_entropy(logits, classes)
-            right = (mx.argmax(logits, axis=-1) == classes) & mx.isfinite(losses)
+            counted = classes != IGNORED
+            losses = mx.where(counted, nn.losses.cross_entropy(logits, mx.maximum(classes, 0)), 0)
+            right = counted & (mx.argmax(logits, axis=-1) == classes) & mx.isfinite(losses)
             sums = sums + mx.stack([losses.sum(axis=1), right.sum(axis=1).astype(mx.float32)])
             mx.eval(sums)
         each = np.array(sums, dtype=np.float64)
         size += 0 if sizes is None else int(sizes.sum())
-        rows.append(np.stack([*each, each[1] == n, np.full(len(targets), n)]))
+        counts = (np.array(targets) != IGNORED).sum(axis=1)
+        rows.append(np.stack([*each, each[1] == counts, counts])[:, counts > 0])
     model.train(training)
-    require(bool(rows), "samples: there is nothing to score; ask for at least 1")
-    loss, right, whole, counts = np.concatenate(rows, axis=1)
+    loss, right, whole, counts = np.concatenate([np.zeros((4, 0)), *rows], axis=1)
+    require(len(counts) > 0, "samples: there is nothing to score; ask for at least 1")
     ones = np.ones_like(counts)
     means = (*mean_and_error(loss, counts), *mean_and_error(right, counts), *mean_and_error(whole, ones))
     return Scores(len(counts), int(counts.sum()), *means, size or None)
@@ -113,8 +117,8 @@ def evaluate(model: Transformer, sequences: Iterable[Sequences], execution: Exec
 
 def _checked(model: Transformer, batch: Sequences) -> Sequences:
     """Sequences whose targets are classes of the model, and whose tokens are checked as they are read."""
-    length, read_tokens, targets, _ = batch
-    model.check_targets(targets)
+    length, read_tokens, targets, _, masked = batch
+    model.check_targets(targets, masked)
     resolve_last(length, targets.shape[1])
 
     def read_checked(start: int, end: int) -> mx.array:

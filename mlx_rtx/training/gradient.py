@@ -13,6 +13,7 @@ from mlx_rtx.model.base import ModelWeights, Transformer
 from mlx_rtx.model.segment import Carries, Saved, Segment, resolve_last
 from mlx_rtx.support.compiled import Execution
 from mlx_rtx.support.errors import require
+from mlx_rtx.support.inputs import IGNORED
 from mlx_rtx.support.trees import flat
 from mlx_rtx.support.typed import require_whole
 
@@ -40,7 +41,7 @@ class Targets(NamedTuple):
     """What a segment's outputs are held against."""
 
     classes: mx.array  # (B, k) of its last k positions; k may be 0
-    total: int  # number of targets of all segments: the loss is their mean
+    total: int | mx.array  # number of targets of all segments: the loss is their mean; an array if some are IGNORED
 
 
 class Totals(NamedTuple):
@@ -59,6 +60,7 @@ def loss_and_grad(
     detach: int | None = None,
     close: bool = True,
     key: mx.array | None = None,
+    masked: bool = False,
 ) -> tuple[mx.array, dict[str, Any]]:
     """Mean cross-entropy of the last n positions and its gradient.
 
@@ -72,6 +74,7 @@ def loss_and_grad(
             counted from the end. None for the exact gradient.
         close: see `RecurrentTransformer.__call__`.
         key: random key of the dropout masks; from MLX's global state if not given.
+        masked: some targets are -1 (`IGNORED`): nothing is asked there, and the mean is over the others.
 
     Returns:
         (loss, a scalar in nats; gradients, a tree like ``model.trainable_parameters()``).
@@ -84,17 +87,25 @@ def loss_and_grad(
         >>> loss, gradients = loss_and_grad(model, tokens, targets)
         >>> optimizer.update(model, gradients)
     """
-    check_batch(model, tokens, targets)
+    check_batch(model, tokens, targets, masked)
     check_cut(segment, detach)
-    found = carried_loss_and_grad(model, tokens, targets, None, segment=segment, detach=detach, close=close, key=key)
+    total = asked(targets) if masked else None
+    found = carried_loss_and_grad(
+        model, tokens, targets, None, segment=segment, detach=detach, close=close, key=key, total=total
+    )
     return found.loss, found.gradients
 
 
-def check_batch(model: Transformer, tokens: mx.array, targets: mx.array) -> None:
+def asked(targets: mx.array) -> mx.array:
+    """Number of targets that are not `IGNORED`; 1 if there are none, for it is what their sum is divided by."""
+    return mx.maximum((targets != IGNORED).sum(), 1).astype(mx.float32)
+
+
+def check_batch(model: Transformer, tokens: mx.array, targets: mx.array, masked: bool = False) -> None:
     """Refuse what is no batch for this model."""
     require(isinstance(model, Transformer), f"model: is a {type(model).__name__}; give a RecurrentTransformer")
     model.check_tokens(tokens)
-    model.check_targets(targets)
+    model.check_targets(targets, masked)
     (B, n), (rows, L) = targets.shape, tokens.shape
     fits = rows == B and n <= L
     require(
@@ -118,13 +129,17 @@ def carried_loss_and_grad(
     close: bool = True,
     key: mx.array | None = None,
     execution: Execution | None = None,
+    total: mx.array | None = None,
 ) -> Gradient:
     """`loss_and_grad` of sequences that go on from ``carry``, through which no gradient passes; it checks no values.
+
+    Where some targets are `IGNORED`, ``total`` is what the sum of the others' losses is divided by (see `asked`).
 
     The carry that it returns is for sequences of whole blocks, with ``close=False``.
     """
     execution = execution or Execution()
     (B, L), n = tokens.shape, resolve_last(tokens.shape[1], targets.shape[1])
+    of = B * n if total is None else total
     model.embedding.check(L)
     segments = _cut(model, tokens, n, segment, close, model.dropout_keys(L, key))
     parameters = model.parameters()
@@ -152,7 +167,7 @@ def carried_loss_and_grad(
         execution.poll()
         classes = targets[:, n - (L - end) - current.outputs_wanted : n - (L - end)]
         totals, carry_grad, carry_out = execution(
-            model, _backward, weights, boundaries.pop(), current, Targets(classes, B * n), carry_grad, totals, done == 0
+            model, _backward, weights, boundaries.pop(), current, Targets(classes, of), carry_grad, totals, done == 0
         )
         last_carry = last_carry or carry_out
         execution.queue(totals, carry_grad, last_carry)
@@ -209,7 +224,7 @@ def _backward(
         loss = mx.array(0.0)
         if segment.outputs_wanted:
             logits = model.embedding.readout(out.y, weights.embedding)
-            loss = _cross_entropy(model, logits, targets.classes) / targets.total
+            loss = _cross_entropy(model, logits, targets) / targets.total
         pairs = zip(flat(out.carry).values(), flat(carry_grad).values(), strict=True) if carry_grad else ()
         return sum(((c * grad).sum() for c, grad in pairs), loss), (loss, out.carry)
 
@@ -227,12 +242,16 @@ def _backward(
     return totals, carry_in_grad, carry_out if carry_wanted else None
 
 
-def _cross_entropy(model: Transformer, logits: mx.array, classes: mx.array) -> mx.array:
-    """Sum over all targets. MLX's own has a fused kernel on GPUs, whose graph cannot be exported."""
+def _cross_entropy(model: Transformer, logits: mx.array, targets: Targets) -> mx.array:
+    """Sum over all targets that are asked. MLX's own has a fused kernel on GPUs, whose graph cannot be exported."""
+    classes, weights = targets.classes, None
+    if isinstance(targets.total, mx.array):
+        classes, weights = mx.maximum(classes, 0), (classes != IGNORED).astype(mx.float32)
     if model.implementation != "exportable":
-        return nn.losses.cross_entropy(logits, classes, reduction="sum")
+        return nn.losses.cross_entropy(logits, classes, weights, reduction="sum")
     scores = mx.take_along_axis(logits, classes[..., None], axis=-1).squeeze(-1)
-    return (mx.logsumexp(logits, axis=-1) - scores).sum()
+    losses = mx.logsumexp(logits, axis=-1) - scores
+    return (losses if weights is None else losses * weights).sum()
 
 
 def _unfold(model: Transformer, parameters: dict[str, Any], grads: ModelWeights) -> dict[str, Any]:

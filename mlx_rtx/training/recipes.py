@@ -6,7 +6,17 @@
 from dataclasses import replace
 
 from mlx_rtx.model.config import Architecture
-from mlx_rtx.tasks import CopyTask, ImageTask, SelectiveCopyTask, TextTask
+from mlx_rtx.tasks import (
+    CopyTask,
+    ImageTask,
+    InductionTask,
+    MemorizationTask,
+    MixtureTask,
+    MqarTask,
+    RecallTask,
+    SelectiveCopyTask,
+    TextTask,
+)
 from mlx_rtx.training.curriculum import CurriculumConfig
 from mlx_rtx.training.optimizer import OptimizerConfig
 from mlx_rtx.training.progress import ProgressConfig
@@ -83,12 +93,28 @@ TEXT = replace(
     optimizer=replace(TEXT_PAPER.optimizer, average=0.999),
     training=replace(TEXT_PAPER.training, samples=480_000),
 )
+MQAR = RunConfig(
+    task=MqarTask(),
+    architecture=replace(SELECTIVE_COPY.architecture, dim=64, heads=4, block=16),
+    progress=ProgressConfig(lr_decay="cosine", lr_floor=0.02, test_samples=1024),
+    optimizer=OptimizerConfig(optimizer="muon", lr=2e-3, warm_up=100, average=0.998),
+    training=LoopConfig(samples=640_000, batch=64, validate_every=500, validate_samples=256, report_every=100),
+)
+INDUCTION = replace(MQAR, task=InductionTask())
+RECALL = replace(MQAR, task=RecallTask())
+MEMORIZATION = replace(MQAR, task=MemorizationTask())
+MIXTURE = replace(MQAR, task=MixtureTask())
 
 RECIPES: dict[str, dict[str, RunConfig]] = {
     "copy": {"default": COPY, "paper": COPY_PAPER},
     "selective-copy": {"default": SELECTIVE_COPY, "paper": SELECTIVE_COPY_PAPER},
     "image": {"default": IMAGE, "paper": IMAGE_PAPER},
     "text": {"default": TEXT, "paper": TEXT_PAPER},
+    "mqar": {"default": MQAR},
+    "induction": {"default": INDUCTION},
+    "recall": {"default": RECALL},
+    "memorization": {"default": MEMORIZATION},
+    "mixture": {"default": MIXTURE},
 }
 
 

@@ -9,7 +9,7 @@ from mlx_rtx.support.errors import require
 from mlx_rtx.support.trees import arrays, flat
 from mlx_rtx.support.typed import require_numbers
 from mlx_rtx.training.averaging import WeightAverage
-from mlx_rtx.training.gradient import Gradient, carried_loss_and_grad, check_batch, check_cut
+from mlx_rtx.training.gradient import Gradient, asked, carried_loss_and_grad, check_batch, check_cut
 from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 from mlx_rtx.training.spikes import SpikeGuard
 
@@ -38,6 +38,7 @@ class TrainingStep:
         detach: see `loss_and_grad`.
         execution: how it is run; `Execution` if not given.
         accumulate: parts, of equally many sequences, in which a gradient is taken; their mean is that of the whole.
+        masked: see `loss_and_grad`.
 
     Example:
         >>> step = TrainingStep(model, OptimizerConfig(lr=1e-3), segment=8)
@@ -52,10 +53,11 @@ class TrainingStep:
         detach: int | None = None,
         execution: Execution | None = None,
         accumulate: int = 1,
+        masked: bool = False,
     ):
         check_cut(segment, detach)
         self.model, self.config = model, config
-        self.segment, self.detach, self.accumulate = segment, detach, accumulate
+        self.segment, self.detach, self.accumulate, self.masked = segment, detach, accumulate, masked
         self.execution = execution or Execution()
         self._in_flight: mx.array | None = None
         self.reset_optimizer()
@@ -111,7 +113,7 @@ class TrainingStep:
         Raises:
             UserError: see `loss_and_grad`; and a learning rate or a carry that can be none.
         """
-        check_batch(self.model, tokens, targets)
+        check_batch(self.model, tokens, targets, self.masked)
         N = self.accumulate
         require(len(tokens) % N == 0, f"tokens: {len(tokens)} sequences; must be a multiple of accumulate={N}")
         require_numbers(lr=lr)
@@ -153,6 +155,8 @@ class TrainingStep:
         settings: dict[str, Any] = {"segment": self.segment, "detach": self.detach, "close": close}
         settings["execution"] = self.execution
         N, B = self.accumulate, len(tokens) // self.accumulate
+        if self.masked:
+            settings["total"] = asked(targets) / N  # parts may ask unequally much
         if N == 1:
             return carried_loss_and_grad(self.model, tokens, targets, carry, key=key, **settings)
         keys = [None] * N if key is None else mx.random.split(key, N)

@@ -54,7 +54,7 @@ class Trainer:
         self.execution = BreakableExecution(lambda: bool(self._requests) or self.log.lost)
         self.train_step = TrainingStep(
             self.model, config.optimizer, config.training.segment, config.training.detach, self.execution,
-            config.training.accumulate,
+            config.training.accumulate, data.masked,
         )  # fmt: skip
         self.progress = make_progress(config.progress, data.stage, config.optimizer.lr, data.chance)
         self._carry: Carries | None = None  # what a stateful run goes on from

@@ -122,7 +122,7 @@ def test_sequences_of_several_lengths_count_by_their_targets():
         parts.append(Sequences(9, lambda start, end, tokens=tokens: tokens[:, start:end], targets))
     scores = evaluate(model, parts)
     losses, right = [], []
-    for (_, read, targets, _), n in zip(parts, (3, 3, 5), strict=True):
+    for (_, read, targets, *_), n in zip(parts, (3, 3, 5), strict=True):
         logits = model(read(0, 9), last=n)
         losses.append(np.array(nn.losses.cross_entropy(logits, targets)))
         right.append(np.array(mx.argmax(logits, axis=-1) == targets))

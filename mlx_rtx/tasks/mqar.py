@@ -1,0 +1,86 @@
+"""Multi-query associative recall (MQAR): many keys and their values, then the keys again, to be answered.
+
+After Arora et al., *Zoology* ([arXiv 2312.04927](https://arxiv.org/abs/2312.04927)) and its program's
+`multiquery_ar`. Vocabulary V: 0, keys 1 … V/2-1, values V/2 … V-1. A sequence begins with N different keys, each
+followed by a value of its own. At every second place of the rest a key may stand that is to be answered by its value,
+each key once; the gaps between context and query follow a power law. All else is filled with random tokens, keys and
+values among them, which ask nothing.
+
+Otherwise than there: each batch is fresh, not one of a fixed set; V is 512, not 8,192, for models of some 100,000
+parameters.
+"""
+
+import math
+from dataclasses import dataclass
+
+from mlx_rtx.support.errors import require, require_at_most
+from mlx_rtx.support.typed import require_types
+from mlx_rtx.tasks.made import MadeTask, distinct, nothing_asked
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True, kw_only=True)
+class MqarTask(MadeTask):
+    """Recall of values by their keys.
+
+    Example:
+        >>> tokens, targets = MqarTask(length=10, pairs=2, alphabet=12, filler=False).draw(mx.random.key(0), 1)
+        >>> tokens.tolist(), targets.tolist()
+        ([[5, 7, 1, 9, 0, 0, 1, 0, 5, 0]], [[-1, -1, 9, -1, 7, -1]])
+    """
+
+    length: int = 256
+    """Length L of a sequence in tokens, even."""
+    pairs: int = 16
+    """Keys N with their values."""
+    alphabet: int = 512
+    """Vocabulary V: filler, V/2 - 1 keys, V/2 values."""
+    power: float = 0.01
+    """Exponent a of the power law: the g-th place after the context is asked at by weight g^(a - 1). 1: all alike."""
+    filler: bool = True
+    """Fill with random tokens of the vocabulary, else with 0."""
+
+    summary = "Recall the values of many keys, each asked for once (multi-query associative recall)."
+    metrics = ("loss", "accuracy", "sequence_accuracy")
+    masked = True
+
+    def __post_init__(self):
+        require_types(self)
+        N, L, V = self.pairs, self.length, self.alphabet
+        require_at_most(self, length=2**20, alphabet=2**24)
+        require(N >= 1, f"pairs={N}: must be at least 1")
+        require(L % 2 == 0 and L >= 4 * N, f"length={L}: must be even, and at least {4 * N} for pairs={N}")
+        require(V % 2 == 0 and V > 2 * N, f"alphabet={V}: must be even, and at least {2 * N + 2} for pairs={N}")
+        require(0 <= self.power <= 1, f"power={self.power}: must lie in [0, 1], e.g. 0.01")
+
+    @property
+    def vocab_size(self) -> int:
+        """Vocabulary V."""
+        return self.alphabet
+
+    @property
+    def targets(self) -> int:
+        """What comes after the context."""
+        return self.length - 2 * self.pairs
+
+    @property
+    def chance(self) -> float:
+        """Loss of a uniform guess among the values, ln(V/2) nats."""
+        return math.log(self.alphabet / 2)
+
+    def make(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
+        """Tokens (size, L) and targets (size, L - 2N), int32."""
+        N, V, n = self.pairs, self.alphabet, self.targets
+        for_keys, for_values, for_gaps, for_filler = mx.random.split(key, 4)
+        keys = 1 + distinct(for_keys, size, V // 2 - 1, N)
+        values = V // 2 + distinct(for_values, size, V // 2, N)
+        context = mx.stack([keys, values], axis=2).reshape(size, 2 * N)
+        # the largest of log-weights with Gumbel noise are drawn by these weights, without replacement
+        weights = (self.power - 1) * mx.log(mx.arange(1, n // 2 + 1))
+        drawn = weights + mx.random.gumbel(shape=(size, n // 2), key=for_gaps)
+        places = 2 * mx.argsort(-drawn, axis=1)[:, :N].astype(mx.int32)
+        rest = mx.random.randint(0, V if self.filler else 1, (size, n), key=for_filler)
+        rest = mx.put_along_axis(rest, places, keys, axis=1)
+        targets = mx.put_along_axis(nothing_asked(size, n), places, values, axis=1)
+        return mx.concatenate([context, rest], axis=1), targets
