@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from mlx_rtx.plan import duration
 from mlx_rtx.support.command import run_command
@@ -23,14 +23,15 @@ from mlx_rtx.support.reports import make_folder, write_picture
 
 import tyro
 
+from reproduction import retrieval_page
 from reproduction.pictures import FIGURES, draw, read_curves
 from reproduction.rows import choose, owner
 from reproduction.runs import Run, RunFailed, Setting
-from reproduction.summary import require_scipy, write_summary
+from reproduction.summary import read_summary, require_scipy, write_summary
 from reproduction.tables import TITLES, write_tables
 from reproduction.workers import ROOT, Outcome, carry_out_all, visible_gpus
 
-What = Literal["table2", "table4", "table6", "ablations", "figures", "tables"]
+What = Literal["table2", "table4", "table6", "ablations", "retrieval", "figures", "tables"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ class ReproduceCommand:
     """Source revision to note, where this is no git checkout."""
 
     def __post_init__(self):
-        require(bool(self.what), "WHAT: name at least one of table2, table4, table6, ablations, figures, tables")
+        require(bool(self.what), f"WHAT: name at least one of {', '.join(get_args(What))}")
         require_each(self, "seeds", least=0, most=2**31 - 1)
         require(self.jobs is None or self.jobs >= 1, f"--jobs {self.jobs}: must be at least 1")
         require(self.gpus >= 0, f"--gpus {self.gpus}: must be 0 or above")
@@ -140,13 +141,18 @@ def reproduce(command: ReproduceCommand, setting: Setting) -> Outcome:
 
 
 def draw_figures(setting: Setting) -> None:
-    """Draw those of the paper's figures that have runs, and say what is missing."""
+    """Draw those of the paper's figures that have runs, and say what is missing; and accuracy of retrieval."""
+    pictures: dict[str, Any] = {}
     for name, figure in FIGURES.items():
         curves, missing = read_curves(figure, setting.results)
         for row in missing:
             print(f"{name}: no run yet of: python scripts/reproduce.py {row.table} --only {row.name}")
         if curves:
-            print(f"written: {write_picture(make_folder(setting.results / 'figures'), name, draw(figure, curves))}")
+            pictures[name] = draw(figure, curves)
+    if entries := read_summary(setting.results, "retrieval"):
+        pictures["retrieval"] = retrieval_page.draw(entries)
+    for name, picture in pictures.items():
+        print(f"written: {write_picture(make_folder(setting.results / 'figures'), name, picture)}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What stands in the tables, as data: each row's training command, what scores it, and what the paper has there."""
 
 import re
-from dataclasses import dataclass
 
 from mlx_rtx.support.errors import require
+
+from reproduction import retrieval_rows
+from reproduction.row import Row, Scoring
 
 LONGER = (8192, 16384, 65536, 1048544)  # noise tokens beyond the 4,096 of training
 SEQUENCES = {4096: 1024, 8192: 128, 16384: 64, 65536: 16, 1048544: 4}  # that score a model at so much noise
@@ -12,37 +14,6 @@ NANOGPT = (  # nanoGPT's recipe for Shakespeare by character
     "--batch 64 --clip 1 --samples 320000"
 )
 FROZEN = "--no-train-alpha"  # α stays at the 0.5 that it starts with
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a table: a model and a recipe, trained once a seed."""
-
-    table: str
-    row: str
-    recipe: str
-    command: str
-    """Task and flags of ``mlx_rtx.train``."""
-    paper: float | None = None
-    """What the paper reports for the row's first metric, as a share or in nats."""
-    longer: tuple[int, ...] = ()
-    """Copy tasks: noise tokens beyond training at which the model is scored as well."""
-    home: str = ""
-    """Row whose runs are this row's too, as ``table/row-recipe``, if it has none of its own."""
-
-    @property
-    def task(self) -> str:
-        """The task that is trained."""
-        return self.command.split()[0]
-
-    @property
-    def name(self) -> str:
-        """How ``--only`` calls it."""
-        return f"{self.row}:{self.recipe}"
-
-    def folder(self, seed: int) -> str:
-        """Where a run lies below ``results``."""
-        return f"{self.home or f'{self.table}/{self.row}-{self.recipe}'}-{seed}"
 
 
 def _image(recipe: str, flags: str = "", row: str = "recurrent", paper: float = 0.473) -> Row:
@@ -138,19 +109,13 @@ ABLATIONS = (
     *_changed("selective-copy", {"noise-8192": "", **SHORTER}, LONGER),
     *_changed("text", ALPHAS),
 )
-ROWS = TABLES + ABLATIONS
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """One call of ``mlx_rtx.evaluate``: its flags, and the metrics by the name of the score that each one is."""
-
-    flags: tuple[str, ...]
-    metrics: dict[str, str]
+ROWS = TABLES + ABLATIONS + retrieval_rows.ROWS
 
 
 def scorings(row: Row, quick: bool = False) -> list[Scoring]:
     """How a row's models are scored, the row's first metric first."""
+    if row.table == retrieval_rows.TABLE:
+        return retrieval_rows.scorings(row, quick)
     some = ("--samples", "50") if quick else ()
     if row.task == "image":
         return [Scoring(("--split", "test", "--batch", "100", *some), {"test_accuracy": "accuracy"})]
@@ -174,6 +139,7 @@ QUICK = {  # what makes a row a matter of seconds, after its own flags: tiny mod
     "selective-copy": _COPY,
     "image": "--dim 8 --heads 2 --samples 64 --batch 8 --test-samples 16 --validate-samples 16",
     "text": "--dim 24 --heads 2 --length 64 --samples 256 --batch 8 --test-samples 32 --validate-samples 32 --sample 0",
+    **retrieval_rows.QUICK,
 }
 
 

@@ -183,7 +183,7 @@ def keep(run: Run, reports: list[dict[str, Any]]) -> dict[str, Any]:
         "alpha": alphas[-1] if alphas else [],
         "parameters": reports[0]["parameters"],
         "samples": _last(run)["samples"],
-        "chosen_on": "test set" if on_test else "validation split" if task == "text" else None,
+        "chosen_on": "test set" if on_test else "validation split" if task in ("text", "mixture") else None,
         "revision": (run.setting.revision and short(run.setting.revision))
         or together(short(machine.get("git_revision")) for machine in machines),
         "device": together(machine.get("device_name") for machine in machines),

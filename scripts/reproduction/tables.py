@@ -8,6 +8,7 @@ from typing import Any
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.files import write_whole
 
+from reproduction import retrieval_page
 from reproduction.rows import is_share
 from reproduction.summary import read_summary
 
@@ -16,6 +17,7 @@ TITLES = {
     "table4": "Table 4: copy and selective copy at 4,096 noise tokens",
     "table6": "Table 6: tiny Shakespeare by character",
     "ablations": "Ablations: the default recipes with one thing changed",
+    "retrieval": "Retrieval: associative recall, induction heads, MAD's tasks, and language with copying",
 }
 IN_README = {"table2": "image", "table4": "", "table6": "text"}  # what comes before a row's name
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -51,6 +53,7 @@ def page(table: str, entries: list[dict[str, Any]]) -> str:
 
 def readme_block(summaries: dict[str, list[dict[str, Any]]]) -> str:
     """What stands between the markers of the README: a line a row, with its metrics at the length of training."""
+    require(any(table in summaries for table in IN_README), f"README.md: has {BEGIN}, but there is no summary yet")
     lines: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for table in IN_README:
         for entry in summaries.get(table, []):
@@ -75,23 +78,28 @@ def readme_block(summaries: dict[str, list[dict[str, Any]]]) -> str:
     return f"{BEGIN}\n{grid}{note}\n{END}"
 
 
+def retrieval_block(summaries: dict[str, list[dict[str, Any]]]) -> str:
+    """What stands between the markers of the page on retrieval: a line a task, a column a model."""
+    heads, *rows = retrieval_page.block(summaries.get("retrieval", []))
+    return f"{BEGIN}\n{_grid(tuple(heads), rows) if rows else 'Nothing is trained yet.'}\n{END}"
+
+
 def rendered(root: Path, results: Path) -> dict[Path, str]:
     """All files that are made from the summaries below ``results``, and what is to stand in them.
 
-    ``root`` holds the README, which is among them where it has the markers.
+    ``root`` holds the README and the page on retrieval, which are among them where they have the markers.
 
     Raises:
-        UserError: the README has one marker of the two, or there is nothing to put between them.
+        UserError: one of them has one marker of the two, or there is nothing to put between them.
     """
     summaries = {table: entries for table in TITLES if (entries := read_summary(results, table))}
     files = {results / table / "README.md": page(table, entries) for table, entries in summaries.items()}
-    readme = root / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    if BEGIN in text or END in text:
-        found = re.findall(f"{BEGIN}\n.*?{END}", text, re.DOTALL)
-        require(len(found) == 1, f"{readme}: needs {BEGIN} and {END} once each, in this order")
-        require(any(table in summaries for table in IN_README), f"{readme}: has {BEGIN}, but there is no summary yet")
-        files[readme] = text.replace(found[0], readme_block(summaries))
+    for path, block in ((root / "README.md", readme_block), (root / "docs" / "retrieval.md", retrieval_block)):
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if BEGIN in text or END in text:
+            found = re.findall(f"{BEGIN}\n.*?{END}", text, re.DOTALL)
+            require(len(found) == 1, f"{path}: needs {BEGIN} and {END} once each, in this order")
+            files[path] = text.replace(found[0], block(summaries))
     return files
 
 

@@ -6,6 +6,7 @@ from mlx_rtx.support.parsing import parse
 
 import pytest
 
+from reproduction import retrieval_rows
 from reproduction.rows import ABLATIONS, LONGER, ROWS, TABLES, choose, is_share, owner, scorings, train_flags
 
 
@@ -27,10 +28,11 @@ def test_every_row_can_be_trained_and_scored(row):
     for quick in (False, True):
         for scoring in scorings(row, quick):
             parse(EvaluateCommand, ["run", *scoring.flags], "evaluate")
-    regular = row.row.startswith("regular")
+    name = row.recipe if row.table == "retrieval" else row.row
+    regular = name.startswith("regular")
     assert own.model == ("regular" if regular else "recurrent")
     if regular:
-        assert own.architecture.layers == int(row.row.removeprefix("regular-"))
+        assert own.architecture.layers == int(name.removeprefix("regular-"))
     elif row in TABLES:
         hidden = row.recipe.endswith("hidden") or (row.task, row.recipe) == ("text", "default")
         assert own.architecture.history == ("hidden" if hidden else "output")
@@ -80,6 +82,29 @@ def test_what_the_ablations_change():
             assert getattr(by_name[f"copy:{recipe}"].progress, field) == float(recipe.removeprefix(f"{name}-"))
 
 
+def test_what_the_rows_of_retrieval_are():
+    rows = {row.name: settings(row) for row in ROWS if row.table == "retrieval"}
+    models: dict[str, list] = {}
+    for name, own in rows.items():
+        task, model = name.split(":")
+        models.setdefault(model, []).append(own.architecture)
+        shape = own.architecture
+        kind = {"hidden": "scalar", "layers-2": "channel", "hidden-channel": "channel"}.get(model, model)
+        if own.model == "recurrent":
+            assert (shape.alpha_kind, shape.train_alpha) == (kind, True)
+            assert (shape.history == "hidden") == model.startswith("hidden")
+            assert shape.positions == "block"  # of any length
+        else:
+            assert shape.positions == "absolute"  # and no row of it is scored at another length
+            assert not named("retrieval", name).longer
+        if own.task.shape.length > 2 * shape.block:
+            assert own.task.shape.length >= 8 * shape.block  # what one window sees is a small part
+        assert own.training.samples == rows[f"{task}:scalar"].training.samples
+        assert own.optimizer == rows[f"{task}:scalar"].optimizer
+    assert all(rows[f"mqar-{pairs}:gated"].task.pairs == pairs for pairs in retrieval_rows.PAIRS)
+    assert all(len({shape.layers for shape in shapes}) == 1 for shapes in models.values())
+
+
 def test_the_paper_and_the_yardstick():
     papers = {f"{row.table}/{row.name}": row.paper for row in TABLES}
     assert papers["table2/recurrent:paper"] == papers["table2/recurrent:mirror"] == 0.473
@@ -100,7 +125,8 @@ def test_metrics():
     first = {row.task: next(iter(scorings(row)[0].metrics)) for row in ROWS}
     assert first == {
         "image": "test_accuracy", "copy": "token_accuracy", "selective-copy": "token_accuracy",
-        "text": "validation_loss",
+        "text": "validation_loss", "mixture": "validation_loss", "mqar": "token_accuracy",
+        "induction": "token_accuracy", "recall": "token_accuracy", "memorization": "token_accuracy",
     }  # fmt: skip
     default = scorings(named("table4", "selective-copy:default"))
     assert [int(scoring.flags[1]) for scoring in default] == [4096, *LONGER]

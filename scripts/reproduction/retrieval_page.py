@@ -1,0 +1,55 @@
+"""What came of retrieval, from its summary: a table of tasks by models, and accuracy against the number of pairs."""
+
+from typing import Any
+
+from mlx_rtx.plots.figures import COLOURS, DASHES, new_axes
+
+from reproduction.retrieval_rows import MODELS, PAIRS
+from reproduction.rows import is_share
+
+Entry = dict[str, Any]  # of a summary.json
+MARKERS = "osDv^<>Px"
+
+
+def block(entries: list[Entry]) -> list[list[str]]:
+    """The lines of the table, heads first: a line a task and metric, a column a model that has any result."""
+    models = [model for model in MODELS if any(entry["recipe"] == model for entry in entries)]
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for entry in entries:
+        lines.setdefault((entry["row"], entry["metric"]), {})[entry["recipe"]] = _cell(entry)
+    rows = [
+        [f"{row}, `{metric}`", *(cells.get(model, "") for model in models)] for (row, metric), cells in lines.items()
+    ]
+    return [["task, metric", *models], *rows]
+
+
+def draw(entries: list[Entry]) -> Any:
+    """Accuracy of multi-query associative recall against the number of pairs, a line a model."""
+    figure, axes = new_axes(1, 1)
+    (axis,) = axes.flat
+    named = {(entry["row"], entry["recipe"]): entry for entry in entries if entry["metric"] == "token_accuracy"}
+    for i, model in enumerate(MODELS):
+        found = [(pairs, named[key]) for pairs in PAIRS if (key := (f"mqar-{pairs}", model)) in named]
+        if found:
+            pairs, shown = zip(*found, strict=True)
+            middle, low, high = ([100 * entry[name] for entry in shown] for name in ("mean", "low", "high"))
+            look: Any = {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[i % len(DASHES)], "marker": MARKERS[i]}
+            axis.plot(pairs, middle, label=model, lw=1.4, ms=5, **look)
+            axis.fill_between(pairs, low, high, color=look["color"], alpha=0.12, lw=0)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(PAIRS, [str(pairs) for pairs in PAIRS])
+    axis.set_xlabel("keys with their values, in 256 tokens")
+    axis.set_ylabel("values recalled (%)")
+    axis.set_title("Multi-query associative recall")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def _cell(entry: Entry) -> str:
+    """A mean, and half the width of its interval over seeds."""
+    if entry["mean"] is None:
+        return "no number"
+    scale, digits = (100, 1) if is_share(entry["metric"]) else (1, 3)
+    mean = f"{scale * entry['mean']:.{digits}f}"
+    spread = scale * (entry["high"] - entry["low"]) / 2
+    return f"{mean} ± {spread:.{digits}f}" if len(entry["seeds"]) > 1 else mean

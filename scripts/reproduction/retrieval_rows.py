@@ -1,0 +1,74 @@
+"""Rows of the table of retrieval: each task with each kind of α, both readings, and regular transformers beside them.
+
+All are trained by the task's default recipe on as many samples; what has two layers is as much narrower as gives it
+about as many parameters.
+"""
+
+from reproduction.row import Row, Scoring
+
+TABLE = "retrieval"
+NARROW = "--layers 2 --dim 48"
+REGULAR = "--model regular --positions absolute"
+MODELS = {  # recipe: flags
+    "regular-2": f"{REGULAR} {NARROW}",
+    "scalar": "--alpha-kind scalar",
+    "channel": "--alpha-kind channel",
+    "gated": "--alpha-kind gated",
+    "head": "--alpha-kind head",
+    "regular-1": REGULAR,
+    "layers-2": f"--alpha-kind channel {NARROW}",
+    "hidden": "--alpha-kind scalar --history hidden",
+    "hidden-channel": "--alpha-kind channel --history hidden",
+}
+PAIRS = (4, 8, 16, 32)  # keys of multi-query associative recall, in 256 tokens
+TASKS = {  # row: task and flags
+    "mqar-4": "mqar --pairs 4",
+    "mqar-16": "mqar --pairs 16",
+    "mixture": "mixture",
+    "induction": "induction",
+    "mqar-8": "mqar --pairs 8",
+    "mqar-32": "mqar --pairs 32",
+    "recall": "recall",
+    "recall-noisy": "recall --noise-share 0.2",
+    "recall-fuzzy": "recall --key-tokens 3 --value-tokens 3",
+    "memorization": "memorization",
+}
+LONGER = {  # noise tokens beyond training, and sequences that score a model there
+    "induction": {1021: 1024, 4093: 512, 16381: 128},
+    "mixture": {1024: 512, 4096: 128},
+}
+ROWS = tuple(
+    Row(TABLE, task, model, f"{command} {flags}", longer=() if "regular" in model else tuple(LONGER.get(task, ())))
+    for task, command in TASKS.items()
+    for model, flags in MODELS.items()
+)
+_SMALL = "--dim 8 --heads 2 --block 4 --samples 128 --batch 8 --test-samples 16 --validate-samples 16"
+QUICK = {
+    "mqar": f"{_SMALL} --length 128 --alphabet 128",
+    "induction": f"{_SMALL} --noise 13",
+    "recall": f"{_SMALL} --length 16",
+    "memorization": f"{_SMALL} --length 8",
+    "mixture": f"{_SMALL} --length 64",
+}
+
+
+def scorings(row: Row, quick: bool = False) -> list[Scoring]:
+    """How a row's models are scored: on fresh sequences, and at more noise than they were trained at."""
+    some = ("--samples", "16") if quick else ("--samples", "1024")
+    size = ("--batch", "64")
+    if row.task == "mqar":
+        return [Scoring((*some, *size), {"token_accuracy": "accuracy", "sequence_accuracy": "sequence_accuracy"})]
+    if row.task != "mixture":
+        return [Scoring((*some, *size), {"token_accuracy": "accuracy"}), *_longer(row, quick)]
+    text = Scoring(("--split", "text", *size, *(some if quick else ())), {"validation_loss": "loss"})
+    copy = Scoring(("--split", "copy", *some, *size), {"token_accuracy": "accuracy"})
+    return [text, copy, *_longer(row, quick, "--split", "copy")]
+
+
+def _longer(row: Row, quick: bool, *split: str) -> list[Scoring]:
+    calls = []
+    for noise in row.longer:
+        samples = LONGER[row.row][noise]
+        flags = ("--noise", str(noise // 64 if quick else noise), "--samples", str(16 if quick else samples))
+        calls.append(Scoring((*split, *flags, "--batch", "32"), {f"token_accuracy@{noise}": "accuracy"}))
+    return calls
