@@ -365,17 +365,17 @@ def main(lines: int, seed: int) -> int:
     generator, flags, codes, faults = random.Random(seed), all_flags(), Counter[str](), 0
     place = Path(tempfile.mkdtemp(prefix="lines"))
     folder = make_folder(place / "folder")
-    for _ in range(lines):
+    for done in range(1, lines + 1):
         outcome = run_line(make_line(generator, flags), folder, LONG)
         codes["asked to stop" if outcome.asked else f"code {outcome.code}"] += 1
         if outcome.fault:
             faults += 1
             print(f"FAULT {outcome.fault}: {outcome.line}\n{outcome.err[-2000:]}", flush=True)
+        if done % 250 == 0 or done == lines:
+            counts = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
+            programs = len({program.module for program in PROGRAMS})
+            print(f"{done} command lines of {programs} programs ({counts}): {faults} faults", flush=True)
     shutil.rmtree(place, ignore_errors=True)
-    counts = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
-    print(
-        f"{lines} command lines of {len({program.module for program in PROGRAMS})} programs ({counts}): {faults} faults"
-    )
     return faults
 
 

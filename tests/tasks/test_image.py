@@ -161,8 +161,14 @@ def test_what_is_not_cifar_is_refused(colours, tmp_path, change, words):
 
 
 def test_files_that_are_no_images(npz, tmp_path, monkeypatch):
-    npz.write_bytes(npz.read_bytes()[:5000])
+    whole = npz.read_bytes()
+    npz.write_bytes(whole[:5000])
     with pytest.raises(UserError, match="cut off"):
+        ImageTask(data=str(npz)).load()
+    newer = bytearray(whole)
+    newer[whole.rindex(b"PK\x01\x02") + 6] = 210  # the version of zip that its directory asks for
+    npz.write_bytes(newer)
+    with pytest.raises(UserError, match=r"cut off, or no \.npz of .*zip file version"):
         ImageTask(data=str(npz)).load()
     with pytest.raises(UserError, match="--data nowhere: not found"):
         ImageTask(data="nowhere").load()

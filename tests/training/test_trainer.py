@@ -181,7 +181,7 @@ def test_the_seed_decides(tmp_path, whole):
     )
 
 
-@pytest.mark.parametrize("stop", random.sample(range(1, 40), 4))
+@pytest.mark.parametrize("stop", [1, 14, 25, 39])  # of 40 steps, with a validation after each 7
 def test_a_run_stopped_anywhere_goes_on_bit_exactly(tmp_path, whole, stop):
     fit_until(make(tmp_path), stop)
     mx.random.seed(12345)  # nothing may hang on the process's own random state

@@ -1,0 +1,32 @@
+"""Whatever parses bytes, under a fuzzer that follows coverage: it reads a file, or refuses it in one line."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+KINDS = [
+    "config.json", "tokenizer.json", "model.safetensors", "training.safetensors", "stream.state", "metrics.jsonl",
+    "losses.jsonl", "documents.jsonl", "flags.toml", "weights.safetensors", "weights.npz", "images.npz",
+]  # fmt: skip
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed (Linux only)"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_that_a_fuzzer_makes(kind, tmp_path, capsys):
+    """It ends with its counts, or with the fault's traceback and the file that brought it about."""
+    command = [sys.executable, str(TESTS / "fuzz.py"), kind, "20000", "0"]
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    counts = [line for line in done.stdout.splitlines() if line.startswith(f"{kind}: 20,000 files")]
+    with capsys.disabled():
+        print("\n" + "\n".join(counts))
+    assert len(counts) == 1, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.returncode == 0
