@@ -11,11 +11,13 @@ parameters.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlx_rtx.support.errors import require, require_at_most
+from mlx_rtx.support.randomness import step_generator
 from mlx_rtx.support.typed import require_types
 from mlx_rtx.tasks.made import MadeTask, distinct, nothing_asked
+from mlx_rtx.tasks.task import Batch
 
 import mlx.core as mx
 
@@ -40,6 +42,9 @@ class MqarTask(MadeTask):
     """Exponent a of the power law: the g-th place after the context is asked at by weight g^(a - 1). 1: all alike."""
     filler: bool = True
     """Fill with random tokens of the vocabulary, else with 0."""
+    fewer: bool = False
+    """Train on batches of 1, 2, 4 … N pairs, one number as likely as any other, since few are learnt soonest; what is
+    scored has N."""
 
     summary = "Recall the values of many keys, each asked for once (multi-query associative recall)."
     metrics = ("loss", "accuracy", "sequence_accuracy")
@@ -68,6 +73,14 @@ class MqarTask(MadeTask):
     def chance(self) -> float:
         """Loss of a uniform guess among the values, ln(V/2) nats."""
         return math.log(self.alphabet / 2)
+
+    def batch(self, seed: int, step: int, size: int) -> Batch:
+        """The batch of a training step, with N pairs or fewer."""
+        if not self.fewer:
+            return super().batch(seed, step, size)
+        numbers = [*(2**i for i in range((self.pairs - 1).bit_length())), self.pairs]
+        pairs = int(step_generator(seed, step).choice(numbers))
+        return replace(self, pairs=pairs, fewer=False).batch(seed, step, size)
 
     def make(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
         """Tokens (size, L) and targets (size, L - 2N), int32."""

@@ -94,16 +94,23 @@ TEXT = replace(
     training=replace(TEXT_PAPER.training, samples=480_000),
 )
 MQAR = RunConfig(
-    task=MqarTask(),
-    architecture=replace(SELECTIVE_COPY.architecture, dim=64, heads=4, block=16),
+    task=MqarTask(fewer=True),
+    architecture=replace(  # normalised queries and keys learn far later here, a state that may grow hardly at all
+        SELECTIVE_COPY.architecture, dim=64, heads=4, block=16, alpha_kind="scalar", qk_norm=False
+    ),
     progress=ProgressConfig(lr_decay="cosine", lr_floor=0.02, test_samples=1024),
     optimizer=OptimizerConfig(optimizer="muon", lr=2e-3, warm_up=100, average=0.998),
-    training=LoopConfig(samples=640_000, batch=64, validate_every=500, validate_samples=256, report_every=100),
+    training=LoopConfig(samples=512_000, batch=64, validate_every=500, validate_samples=256, report_every=100),
 )
 INDUCTION = replace(MQAR, task=InductionTask())
-RECALL = replace(MQAR, task=RecallTask())
-MEMORIZATION = replace(MQAR, task=MemorizationTask())
-MIXTURE = replace(MQAR, task=MixtureTask())
+RECALL = replace(MQAR, task=RecallTask(), architecture=replace(MQAR.architecture, block=8))
+MEMORIZATION = replace(RECALL, task=MemorizationTask(), training=replace(MQAR.training, samples=128_000))
+MIXTURE = replace(
+    MQAR,
+    task=MixtureTask(),
+    architecture=replace(MQAR.architecture, dim=128),
+    training=replace(MQAR.training, samples=320_000),
+)
 
 RECIPES: dict[str, dict[str, RunConfig]] = {
     "copy": {"default": COPY, "paper": COPY_PAPER},

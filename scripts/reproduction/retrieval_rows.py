@@ -7,27 +7,28 @@ about as many parameters.
 from reproduction.row import Row, Scoring
 
 TABLE = "retrieval"
-NARROW = "--layers 2 --dim 48"
 REGULAR = "--model regular --positions absolute"
+TWO = "--layers 2 --dim {narrow}"
 MODELS = {  # recipe: flags
-    "regular-2": f"{REGULAR} {NARROW}",
-    "scalar": "--alpha-kind scalar",
-    "channel": "--alpha-kind channel",
+    "scalar": "",
     "gated": "--alpha-kind gated",
-    "head": "--alpha-kind head",
+    "channel": "--alpha-kind channel",
+    "regular-2": f"{REGULAR} {TWO}",
+    "hidden": "--history hidden",
     "regular-1": REGULAR,
-    "layers-2": f"--alpha-kind channel {NARROW}",
-    "hidden": "--alpha-kind scalar --history hidden",
-    "hidden-channel": "--alpha-kind channel --history hidden",
+    "layers-2": TWO,
+    "head": "--alpha-kind head",
+    "hidden-channel": "--history hidden --alpha-kind channel",
 }
+NARROW = {"mqar": 48, "induction": 44, "recall": 44, "memorization": 48, "mixture": 92}  # width of two layers
 PAIRS = (4, 8, 16, 32)  # keys of multi-query associative recall, in 256 tokens
 TASKS = {  # row: task and flags
     "mqar-4": "mqar --pairs 4",
-    "mqar-16": "mqar --pairs 16",
-    "mixture": "mixture",
-    "induction": "induction",
     "mqar-8": "mqar --pairs 8",
+    "mqar-16": "mqar",
+    "mixture": "mixture",
     "mqar-32": "mqar --pairs 32",
+    "induction": "induction",
     "recall": "recall",
     "recall-noisy": "recall --noise-share 0.2",
     "recall-fuzzy": "recall --key-tokens 3 --value-tokens 3",
@@ -38,7 +39,13 @@ LONGER = {  # noise tokens beyond training, and sequences that score a model the
     "mixture": {1024: 512, 4096: 128},
 }
 ROWS = tuple(
-    Row(TABLE, task, model, f"{command} {flags}", longer=() if "regular" in model else tuple(LONGER.get(task, ())))
+    Row(
+        TABLE,
+        task,
+        model,
+        f"{command} {flags.format(narrow=NARROW[command.split()[0]])}".strip(),
+        longer=() if "regular" in model else tuple(LONGER.get(task, ())),
+    )
     for task, command in TASKS.items()
     for model, flags in MODELS.items()
 )

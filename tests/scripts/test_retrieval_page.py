@@ -27,11 +27,11 @@ def test_a_line_a_task_and_a_column_a_model(results):
     page.write_text(f"# Title\n\n{BEGIN}\n{END}\n\nThe rest.\n")
     assert page in write_tables(results.parent, results)
     lines = page.read_text().splitlines()
-    assert lines[3] == "| task, metric | regular-2 | scalar |"
-    assert "| mqar-16, `token_accuracy` | 99.9 | 74.0 ± 12.7 |" in lines
-    assert "| mqar-4, `token_accuracy` |  | 99.0 ± 6.9 |" in lines  # its interval ends at 1
-    assert "| mixture, `validation_loss` |  | 1.500 |" in lines
-    assert "| mixture, `token_accuracy@4096` |  | 25.0 |" in lines
+    assert lines[3] == "| task, metric | scalar | regular-2 |"
+    assert "| mqar-16, `token_accuracy` | 74.0 ± 12.7 | 99.9 |" in lines
+    assert "| mqar-4, `token_accuracy` | 99.0 ± 6.9 |  |" in lines  # its interval ends at 1
+    assert "| mixture, `validation_loss` | 1.500 |  |" in lines
+    assert "| mixture, `token_accuracy@4096` | 25.0 |  |" in lines
     assert (lines[0], lines[-1]) == ("# Title", "The rest.")
     assert out_of_date(results.parent, results) == []
 

@@ -136,6 +136,21 @@ def test_each_key_is_asked_for_once_and_early_places_most_by_the_power_law():
     assert np.abs(alike.mean(axis=0) - 4 / 28).max() < 0.025
 
 
+def test_batches_of_fewer_pairs_train_and_all_of_them_are_scored():
+    task = MqarTask(length=64, pairs=6, alphabet=32, fewer=True)
+    seen = []
+    for step in range(60):
+        tokens, targets, _ = task.batch(0, step, 2)
+        assert tokens.shape == (2, 64)
+        pairs = int((targets[0] != IGNORED).sum())
+        seen.append(pairs)
+        assert targets.shape == (2, 64 - 2 * pairs)
+        assert mx.array_equal(tokens, task.batch(0, step, 2).tokens)
+    assert {n: seen.count(n) >= 8 for n in seen} == dict.fromkeys((1, 2, 4, 6), True)
+    (part,) = task.held_out("fresh", 3, 3, mx.random.key(0))
+    assert ((part.targets != IGNORED).sum(axis=1) == 6).all()
+
+
 def test_the_trigger_stands_anywhere():
     tokens, _ = drawn(InductionTask(noise=9, alphabet=4), size=4000)
     share = (tokens[:, :-1] == 3).mean(axis=0)

@@ -6,7 +6,7 @@ A changed value changes what every run of that recipe comes to, so it is changed
 import ast
 from dataclasses import asdict
 
-from mlx_rtx.tasks import CopyTask, ImageTask, SelectiveCopyTask, TextTask
+from mlx_rtx.tasks import CopyTask, ImageTask, MqarTask, SelectiveCopyTask, TextTask
 from mlx_rtx.training.curriculum import CurriculumConfig, ProgressConfig
 from mlx_rtx.training.recipes import RECIPES, recipes_by_task
 
@@ -119,6 +119,32 @@ def test_a_recipe_is_as_the_table_has_it(task, name):
     assert type(config.task) is TASKS[task]
     staged = task in ("copy", "selective-copy")
     assert type(config.progress) is (CurriculumConfig if staged else ProgressConfig)
+
+
+def flat(config):
+    """All settings of a recipe but those of its task."""
+    parts = asdict(config)
+    del parts["task"]
+    return {f"{part}.{name}": value for part, own in parts.items() if part != "model" for name, value in own.items()}
+
+
+def test_the_recipes_of_retrieval():
+    first = RECIPES["mqar"]["default"]
+    assert first.task == MqarTask(length=256, pairs=16, alphabet=512, power=0.01, filler=True, fewer=True)
+    shape, training = first.architecture, first.training
+    assert (shape.dim, shape.heads, shape.block, shape.layers, shape.history) == (64, 4, 16, 1, "output")
+    assert (shape.alpha, shape.alpha_kind, shape.train_alpha, shape.positions) == (0.5, "scalar", True, "block")
+    assert (shape.state_norm, shape.qk_norm, shape.tie_embeddings, shape.embedding_std) == (True, False, False, 0.3)
+    assert (first.optimizer.optimizer, first.optimizer.lr, first.optimizer.average) == ("muon", 2e-3, 0.998)
+    assert (first.progress.lr_decay, first.progress.lr_floor) == ("cosine", 0.02)
+    assert (training.batch, training.samples, training.segment) == (64, 512_000, 8)
+    for task, changed in {
+        "induction": {},
+        "recall": {"architecture.block": 8},
+        "memorization": {"architecture.block": 8, "training.samples": 128_000},
+        "mixture": {"architecture.dim": 128, "training.samples": 320_000},
+    }.items():
+        assert flat(RECIPES[task]["default"]) == {**flat(first), **changed}
 
 
 def test_a_task_has_its_default_recipe_where_there_is_none_of_that_name(monkeypatch):
