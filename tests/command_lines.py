@@ -233,9 +233,11 @@ def run_line(line: CommandLine, folder: Path, seconds: float) -> Outcome:
     shutil.copytree(folder, place / "in", symlinks=True, ignore=shutil.ignore_patterns("fifo", "locked", "sealed"))
     os.mkfifo(place / "in" / "fifo")
     out, err = place / "out.log", place / "err.log"
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the child is ready to be asked
     child = os.fork()
     if child == 0:
         _in_child(line, place, out, err)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     status, used, asked = _wait(child, seconds)
     texts = [path.read_text(errors="replace") if path.exists() else "" for path in (out, err)]
     return Outcome(line, status, used, texts[0], texts[1], asked)
@@ -272,7 +274,13 @@ def _in_child(line: CommandLine, place: Path, out: Path, err: Path) -> None:
         sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115
         _open_output(line.output, out)
         sys.argv = [line.program.module, *line.words]
-        run_command(main_of(line.program))
+        program = main_of(line.program)
+
+        def begun(arguments: list[str]) -> None:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            program(arguments)
+
+        run_command(begun)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1

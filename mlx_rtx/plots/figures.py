@@ -45,7 +45,7 @@ def training(runs: Sequence[History]) -> "Figure":
     axes[1, 0].set_ylabel("validation accuracy (%)")
     axes[0, 0].set_ylim(bottom=0)
     axes[1, 0].set_ylim(0, max(1.05 * 100 * run.accuracy.max() for run in runs))
-    axes[0, -1].legend()
+    axes[0, -1].legend(loc="upper right")
     return figure
 
 
@@ -61,7 +61,7 @@ def operations(runs: Sequence[History]) -> "Figure":
         axis.set_xlabel("total operations by the paper's count (G 1e9, T 1e12)")
     axes[0, 0].set_ylabel("loss (nats)")
     axes[0, 0].set_xlim(left=0)
-    axes[0, 1].legend()
+    axes[0, 1].legend(loc="upper right")
     return figure
 
 
@@ -78,7 +78,7 @@ def alphas(runs: Sequence[History]) -> "Figure":
     if not lines:
         axis.text(0.5, 0.5, "no α: regular transformers only", transform=axis.transAxes, ha="center")
     else:
-        axis.legend()
+        axis.legend(loc="lower right")
     axis.set_ylim(-0.02, 1.02)
     axis.set_xlabel("samples")
     axis.set_ylabel("α  (0 forgets, 1 accumulates)")

@@ -86,6 +86,6 @@ def losses(panels: Mapping[str, tuple[Sequence[Loss], LossFit]]) -> "Figure":
         axis.set_title(f"{title}; off by {100 * found.spread:.1f} %", fontsize=11)
         axis.set_xscale("log")
         axis.set_xlabel("D, characters read once")
-        axis.legend(fontsize=9)
+        axis.legend(fontsize=9, loc="upper right")
     axes[0, 0].set_ylabel("loss (nats a character)")
     return figure
