@@ -30,11 +30,17 @@ def absolute(named: str) -> str:
     return f"{hub}{os.path.abspath(path)}{colon}{configuration}"
 
 
+def place(data: str) -> Path:
+    """Where files or a folder of that name lie: here, or else in the folder that MLX_RTX_DATA names."""
+    folder = Path(os.environ.get(VARIABLE, ""))
+    return folder / data if not os.path.exists(data) and (folder / data).exists() else Path(data)
+
+
 def locate(data: str | None, *names: str, flag: str = "--data") -> Path | None:
     """The file or folder that ``--data`` or MLX_RTX_DATA names, or what a folder holds of ``names``.
 
     Args:
-        data: what ``--data`` says, if anything; it goes before the variable.
+        data: what ``--data`` says, if anything; it goes before the variable, which may name the folder it lies in.
         names: patterns of what is looked for in a folder, the first that is there counts.
         flag: what ``data`` was given with, for the message.
 
@@ -45,7 +51,7 @@ def locate(data: str | None, *names: str, flag: str = "--data") -> Path | None:
         UserError: there is no such thing.
     """
     given = f"{flag} {data}" if data else f"{VARIABLE}={os.environ.get(VARIABLE, '')}"
-    path = Path(data or os.environ.get(VARIABLE, ""))
+    path = place(data) if data else Path(os.environ.get(VARIABLE, ""))
     if not data and not os.environ.get(VARIABLE):
         return None
     if not path.exists():

@@ -4,6 +4,7 @@ import functools
 import http.server
 import sys
 import threading
+from pathlib import Path
 
 from mlx_rtx import Characters, UserError
 from mlx_rtx.support.files import sha256
@@ -102,6 +103,18 @@ def test_what_goes_by_the_name_must_be_tiny_shakespeare(file, monkeypatch):
     named.write_bytes(TEXT.encode() + b"!")
     with pytest.raises(UserError, match=r"is not tiny Shakespeare .*rename it"):
         text_file.load(None)
+
+
+def test_a_name_not_found_here_is_looked_for_in_the_folder_of_the_variable(file, monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    with pytest.raises(UserError, match="not found"):
+        text_file.load(file.name)
+    monkeypatch.setenv("MLX_RTX_DATA", str(file.parent))
+    assert text_file.load(file.name) == (TEXT, file)
+    task = TextTask(data=file.name).settled()
+    assert task.data == file.name  # what a run keeps says nothing of the machine
+    Path(file.name).write_text("what lies here goes before it")
+    assert text_file.load(file.name)[0] == "what lies here goes before it"
 
 
 @pytest.mark.parametrize(
