@@ -20,6 +20,7 @@ TITLES = {
     "retrieval": "Retrieval: associative recall, induction heads, MAD's tasks, and language with copying",
 }
 IN_README = {"table2": "image", "table4": "", "table6": "text"}  # what comes before a row's name
+RECIPES_IN_README = ("default", "mirror", "paper", "nanogpt")  # other readings and what else is frozen: on the pages
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 BEST = "Scored with the weights that did best on the {} itself, which flatters"
 INTERVALS = """In brackets: 95 % intervals. Over two seeds and more they are Student's t of the seeds' values (where all
@@ -52,12 +53,12 @@ def page(table: str, entries: list[dict[str, Any]]) -> str:
 
 
 def readme_block(summaries: dict[str, list[dict[str, Any]]]) -> str:
-    """What stands between the markers of the README: a line a row, with its metrics at the length of training."""
+    """What stands between the markers of the README: a line a row of the main recipes, at the length of training."""
     require(any(table in summaries for table in IN_README), f"README.md: has {BEGIN}, but there is no summary yet")
     lines: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for table in IN_README:
         for entry in summaries.get(table, []):
-            if "@" not in entry["metric"]:
+            if "@" not in entry["metric"] and entry["recipe"] in RECIPES_IN_README:
                 lines.setdefault((table, entry["row"], entry["recipe"]), []).append(entry)
     rows = []
     for (table, row, recipe), entries in lines.items():
