@@ -1,5 +1,7 @@
 """Rows of the tables: every one can be trained and scored as it stands, and is what its name says."""
 
+from functools import cache
+
 from mlx_rtx import UserError, train
 from mlx_rtx.evaluate import EvaluateCommand
 from mlx_rtx.support.parsing import parse
@@ -10,8 +12,14 @@ from reproduction import retrieval_rows
 from reproduction.rows import ABLATIONS, LONGER, ROWS, TABLES, choose, is_share, owner, scorings, train_flags
 
 
+@cache
 def settings(row, seed=3, **changes):
     return train.read_command(train_flags(row, seed, **changes))[0].settings
+
+
+@cache
+def read_scoring(flags):
+    parse(EvaluateCommand, ["run", *flags], "evaluate")
 
 
 def named(table, name):
@@ -23,11 +31,9 @@ def named(table, name):
 def test_every_row_can_be_trained_and_scored(row):
     own = settings(row)
     assert own.training.seed == 3
-    assert settings(row, samples=640).training.samples == 640
-    assert settings(row, quick=True).training.samples <= 512
     for quick in (False, True):
         for scoring in scorings(row, quick):
-            parse(EvaluateCommand, ["run", *scoring.flags], "evaluate")
+            read_scoring(tuple(scoring.flags))
     name = row.recipe if row.table == "retrieval" else row.row
     regular = name.startswith("regular")
     assert own.model == ("regular" if regular else "recurrent")
@@ -39,6 +45,12 @@ def test_every_row_can_be_trained_and_scored(row):
     by_default = row.task == "copy" and not row.recipe.startswith(("paper", "alpha-", "state-norm"))
     assert own.architecture.train_alpha == ("frozen" not in row.recipe and not by_default)
     assert own.architecture.alpha == 0.5
+
+
+@pytest.mark.parametrize("row", [*{(row.table, row.task): row for row in ROWS}.values()], ids=lambda row: row.name)
+def test_a_row_takes_as_many_samples_as_are_named(row):
+    assert settings(row, samples=640).training.samples == 640
+    assert settings(row, quick=True).training.samples <= 512
 
 
 def test_each_has_a_name_and_a_folder_of_its_own():

@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from mlx_rtx import load
+from mlx_rtx import RecurrentTransformer, RegularTransformer, load
 from mlx_rtx.plots.run_history import read_history
 from mlx_rtx.support.compiled import Execution
 from mlx_rtx.support.trees import flat
@@ -55,13 +55,21 @@ def scoring(trainer, monkeypatch, losses, **others):
     monkeypatch.setattr(trainer, "_score", score)
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon"}, {"weight_decay": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (RegularTransformer, {}),
+        (RecurrentTransformer, {}),
+        (RecurrentTransformer, {"optimizer": "muon"}),
+        (RecurrentTransformer, {"weight_decay": 0.1}),
+    ],
+)
 def test_it_is_the_exponential_average_of_the_weights_after_each_step(kind, changes):
     model, tokens, targets = make_model(kind), make_tokens(4 * K), make_tokens(3, seed=2)
     step = TrainingStep(model, OptimizerConfig(average=BETA, **changes), segment=1)
     expected = weights(model.trainable_parameters())
     assert_equal(weights(step.average.weights), expected)
-    for t in range(150):
+    for t in range(100):
         step(tokens, targets, lr=1e-2)
         decay = min(BETA, (1 + t) / (10 + t))  # reaches β after 80 steps
         now = weights(model.trainable_parameters())

@@ -82,11 +82,12 @@ def spoil(trainer, what):
 @pytest.mark.parametrize("stored", [False, True], ids=["on the way", "in a checkpoint"])
 def test_a_run_goes_on_without_them(what, kind, stored, tmp_path):
     """Found by the next report or validation, or where the run is taken up; averages and norms once stayed so."""
-    config = replace(TINY, optimizer=GUARDED, training=replace(TINY.training, report_every=3, validate_every=20))
+    training = replace(TINY.training, report_every=3, validate_every=10, samples=16 * 20)
+    config = replace(TINY, optimizer=GUARDED, training=training)
     trainer = make_trainer(tmp_path, config)
-    while trainer.step < 22:
+    while trainer.step < 11:
         trainer._take_step()
-        if trainer.step == 20:
+        if trainer.step == 10:
             trainer._validate()
     spoil(trainer, what)
     if stored:
@@ -96,8 +97,8 @@ def test_a_run_goes_on_without_them(what, kind, stored, tmp_path):
     assert math.isfinite(scores.loss)
     assert not not_finite([trainer.model.parameters(), trainer.train_step.state])
     (found,) = events(tmp_path, kind)
-    assert found["step"] == (22 if stored else 40 if what == "average" else 24)
-    assert trainer.step == 40
+    assert found["step"] == (11 if stored else 20 if what == "average" else 12)
+    assert trainer.step == 20
 
 
 def test_weights_that_are_frozen_and_not_finite_end_the_run(tmp_path):

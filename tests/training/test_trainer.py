@@ -91,8 +91,8 @@ def test_text_is_learnt(tmp_path, reading):
     config = replace(
         config,
         architecture=replace(config.architecture, dropout=0, dim=32, history="hidden"),
-        optimizer=OptimizerConfig(lr=3e-3),
-        training=replace(config.training, samples=16 * 150, validate_every=75),
+        optimizer=OptimizerConfig(lr=5e-3),
+        training=replace(config.training, samples=16 * 100, validate_every=50),
     )
     trainer = make(tmp_path / "run", config)
     scores = trainer.fit()
@@ -296,9 +296,9 @@ def test_accumulating_goes_on_bit_exactly_and_reads_what_a_large_batch_reads(tmp
     config = text_run(tmp_path, **reading)
     config = replace(config, architecture=replace(config.architecture, dropout=0.0))
     large, parts = (
-        replace(config, training=replace(config.training, samples=16 * 20, batch=16 // n, accumulate=n)) for n in (1, 4)
+        replace(config, training=replace(config.training, samples=16 * 10, batch=16 // n, accumulate=n)) for n in (1, 4)
     )
-    check_resuming(tmp_path, parts, stop=9)
+    check_resuming(tmp_path, parts, stop=4)
     make(tmp_path / "large", large).fit()
     for one, other in zip(events(tmp_path / "whole", "train"), events(tmp_path / "large", "train"), strict=True):
         assert one["samples"] == other["samples"]
