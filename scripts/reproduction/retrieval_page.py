@@ -16,10 +16,13 @@ def block(entries: list[Entry]) -> list[list[str]]:
     models = [model for model in MODELS if any(entry["recipe"] == model for entry in entries)]
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for entry in entries:
-        lines.setdefault((entry["row"], entry["metric"]), {})[entry["recipe"]] = _cell(entry)
-    rows = [
-        [f"{row}, `{metric}`", *(cells.get(model, "") for model in models)] for (row, metric), cells in lines.items()
-    ]
+        lines.setdefault((entry["row"], f"`{entry['metric']}`"), {})[entry["recipe"]] = _cell(entry)
+    for entry in entries:
+        if entry["alpha"] is not None:
+            lines.setdefault((entry["row"], "mean α"), {})[entry["recipe"]] = f"{entry['alpha']:.2f}"
+    tasks = list(dict.fromkeys(row for row, _ in lines))
+    ordered = sorted(lines.items(), key=lambda line: tasks.index(line[0][0]))  # α after a task's own metrics
+    rows = [[f"{row}, {name}", *(cells.get(model, "") for model in models)] for (row, name), cells in ordered]
     return [["task, metric", *models], *rows]
 
 

@@ -53,7 +53,7 @@ _SMALL = "--dim 8 --heads 2 --block 4 --samples 128 --batch 8 --test-samples 16 
 QUICK = {
     "mqar": f"{_SMALL} --length 128 --alphabet 128",
     "induction": f"{_SMALL} --noise 13",
-    "recall": f"{_SMALL} --length 16",
+    "recall": f"{_SMALL} --length 64",
     "memorization": f"{_SMALL} --length 8",
     "mixture": f"{_SMALL} --length 64",
 }

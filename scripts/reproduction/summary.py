@@ -78,12 +78,19 @@ def _entry(row: Row, metric: str, finals: list[dict[str, Any]], first: str) -> d
         "high": high,
         "seeds": [final["seed"] for final in finals],
         "paper": row.paper if metric == first else None,
+        "alpha": _mean_alpha(finals),
         "parameters": finals[0]["parameters"],
         "samples": round(statistics.mean(final["samples"] for final in finals)),
         "revision": together(final["revision"] for final in finals),
         "device": together(final["device"] for final in finals),
         "chosen_on": finals[0]["chosen_on"],
     }
+
+
+def _mean_alpha(finals: list[dict[str, Any]]) -> float | None:
+    """The mean α at the end of training, over layers and seeds; None of models that have none."""
+    alphas = [alpha for final in finals for alpha in final["alpha"]]
+    return round(statistics.mean(alphas), 4) if alphas else None
 
 
 def interval_of(scores: list[dict[str, Any]], share: bool) -> tuple[float | None, float | None, float | None]:

@@ -15,7 +15,7 @@ def results(tmp_path):
     for pairs, share in ((4, 1.0), (16, 0.75), (32, 0.5)):
         for seed in (0, 1):
             write_final(results, f"retrieval/mqar-{pairs}:scalar", seed, metric(share - 0.02 * seed), metric(0.1))
-    write_final(results, "retrieval/mqar-16:regular-2", 0, metric(0.999), metric(0.99))
+    write_final(results, "retrieval/mqar-16:regular-2", 0, metric(0.999), metric(0.99), alpha=[])
     write_final(results, "retrieval/mixture:scalar", 0, metric(1.5, 0.01), *[metric(0.25)] * 3)
     write_summary(results, "retrieval")
     return results
@@ -31,6 +31,8 @@ def test_a_line_a_task_and_a_column_a_model(results):
     assert "| mqar-16, `token_accuracy` | 74.0 ± 12.7 | 99.9 |" in lines
     assert "| mqar-4, `token_accuracy` | 99.0 ± 6.9 |  |" in lines  # its interval ends at 1
     assert "| mixture, `validation_loss` | 1.500 |  |" in lines
+    assert "| mqar-16, mean α | 0.50 |  |" in lines
+    assert lines.index("| mqar-16, mean α | 0.50 |  |") < lines.index("| mqar-32, `token_accuracy` | 49.0 ± 12.7 |  |")
     assert "| mixture, `token_accuracy@4096` | 25.0 |  |" in lines
     assert (lines[0], lines[-1]) == ("# Title", "The rest.")
     assert out_of_date(results.parent, results) == []

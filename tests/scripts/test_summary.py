@@ -62,6 +62,7 @@ def test_no_number_has_no_mean():
 def test_an_entry(tmp_path):
     for seed, share, samples in ((0, 0.46, 600000), (10, 0.45, 600000), (2, 0.47, 599880)):
         on = {"samples": samples, "chosen_on": "test set", "revision": "abc1234" if seed else "def5678"}
+        on["alpha"] = [0.5] if seed else [0.1, 0.3]
         write_final(tmp_path, "table2/recurrent:paper", seed, metric(share), **on)
     write_final(tmp_path, "table2/recurrent:paper-hidden", 0, metric(0.4))
     (tmp_path / "table2" / "recurrent-paper-7").mkdir()  # not complete
@@ -78,6 +79,7 @@ def test_an_entry(tmp_path):
         "high": pytest.approx(0.46 + half, abs=2e-6),
         "seeds": [0, 2, 10],
         "paper": 0.473,
+        "alpha": 0.35,
         "parameters": 53665,
         "samples": 599960,
         "revision": "abc1234, def5678",
@@ -85,6 +87,8 @@ def test_an_entry(tmp_path):
         "chosen_on": "test set",
     }
     assert (second["recipe"], second["seeds"]) == ("paper-hidden", [0])
+    write_final(tmp_path, "table2/regular-1:paper", 0, metric(0.4), alpha=[])
+    assert summarise(tmp_path, "table2")[2]["alpha"] is None
 
 
 def test_all_metrics_of_a_row_and_those_who_share_its_runs(tmp_path):
