@@ -1,6 +1,7 @@
 """Train a recurrent transformer from scratch: ``python -m mlx_rtx.train copy --noise 4096``."""
 
 import argparse
+import contextlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,9 @@ from mlx_rtx.support.parsing import parse_subcommand, read_config_file
 from mlx_rtx.support.trees import count
 from mlx_rtx.tasks import Data
 from mlx_rtx.training.checkpoint import RunFolder
+from mlx_rtx.training.joining import joined, own_folder, share_of
 from mlx_rtx.training.log import line
+from mlx_rtx.training.ranks import Ranks
 from mlx_rtx.training.recipes import recipes_by_task
 from mlx_rtx.training.settings import RunConfig
 from mlx_rtx.training.stored_settings import from_stored, to_stored
@@ -44,41 +47,56 @@ class Arguments:
 
 
 def main(arguments: list[str]) -> None:
-    """Parse ``arguments``, train, and say what came of it."""
-    command, task = read_command(arguments)
-    backend.use_device(command.device)
-    folder, settings = RunFolder(command.out), command.settings
-    data = settings.task.load(folder.vocabulary() if command.resume else None)
-    require_training_room(settings, data)
-    with folder.alone():
-        before = resumed_config(folder, data) if command.resume else None
-        if before is None:
-            folder.require_new()
-        trainer = Trainer(settings, data, folder, before is not None and folder.has_begun())
+    """Parse ``arguments``, train, and say what came of it; as one of several ranks, if it was started as one."""
+    with joined() as ranks, contextlib.ExitStack() as held:
+        with ranks.united():
+            out, resume = read_out(arguments)
+        folder = held.enter_context(own_folder(ranks, out, resume))
+        with ranks.united():
+            command, task = read_command(arguments if ranks.first else [*arguments, f"--out={folder.path}"])
+            backend.use_device(command.device)
+            settings = command.settings
+            share = share_of(ranks, settings)
+            data = settings.task.load(folder.vocabulary() if command.resume else None)
+            require_training_room(share, data)
+            held.enter_context(folder.alone())
+            before = resumed_config(folder, data) if command.resume else None
+            if before is None:
+                folder.require_new()
+            trainer = Trainer(settings, data, folder, before is not None and folder.has_begun(), ranks)
         ended = trainer.done
+        again = f"{PROGRAM} {task} --out {folder.path} --resume"
         if not ended:
-            decision = decide(
-                settings.model, settings.architecture, settings.training.batch, kept_kernels(before), say=print
-            )
-            stored, tracker = to_stored(task, settings, data), settings.training.tracker
-            keep_config(folder, before, {**stored, "kernels": decision.stored}, data)
-            trainer.log.tracker = make_tracker(tracker, folder.path, stored) if tracker else None
+            with ranks.united():
+                decision = decide(
+                    settings.model, settings.architecture, share.training.batch, kept_kernels(before), say=print
+                )
+                stored, tracker = to_stored(task, settings, data), settings.training.tracker
+                keep_config(folder, before, {**stored, "kernels": decision.stored}, data, ranks)
+                if tracker and ranks.first:
+                    trainer.log.tracker = make_tracker(tracker, folder.path, stored)
+            ranks.remedy = f"go on with: {again}"
             with decision.at_work():
                 introduce(task, command, trainer, decision.text)
                 try:
                     ended = trainer.fit() is not None
                 finally:
                     trainer.log.close()
-    again = f"{PROGRAM} {task} --out {folder.path} --resume"
+        say_end(trainer, ended, again)
+
+
+def say_end(trainer: Trainer, ended: bool, again: str) -> None:
+    """Say what came of a training, and how it goes on."""
     if not ended:
         print(f"stopped and saved at step {trainer.step}; go on with: {again}")
     elif trainer.progress.exhausted:
         waited = trainer.progress.waited
-        print(f"no better weights in {waited} validations: ended early; the best weights are in {folder.model}")
+        print(f"no better weights in {waited} validations: ended early; the best weights are in {trainer.folder.model}")
     elif trainer.finished:
-        print(f"solved after {trainer.samples:,} samples; the best weights are in {folder.model}")
+        print(f"solved after {trainer.samples:,} samples; the best weights are in {trainer.folder.model}")
     else:
-        print(f"samples used up; the best weights are in {folder.model}; go on with: {again} --samples N")
+        best = trainer.folder.model
+        print(f"samples used up; the best weights are in {best}; go on with: {again} --samples N")
 
 
 def resumed_config(folder: RunFolder, data: Data) -> dict:
@@ -95,20 +113,27 @@ def kept_kernels(config: dict | None) -> dict | None:
     return kept if isinstance(kept, dict) and {"key", "form"} <= kept.keys() else None
 
 
-def keep_config(folder: RunFolder, before: dict | None, now: dict, data: Data) -> None:
+def keep_config(folder: RunFolder, before: dict | None, now: dict, data: Data, ranks: Ranks) -> None:
     """Write ``config.json``: of a new run with where it begins, of another one where something has changed."""
     if before is None:
-        folder.begin({**now, "environment": backend.environment()}, data.vocabulary)
+        folder.begin({**now, "environment": backend.environment() | ranks.described}, data.vocabulary)
     elif (changed := {**before, **now}) != before:
         folder.write_config(changed)
 
 
-def read_command(arguments: list[str]) -> tuple[Arguments, str]:
-    """The command's settings and the task's name.
+def read_out(arguments: list[str]) -> tuple[Path, bool]:
+    """The run folder, and whether its run is to go on, before anything else is read."""
+    early, _ = _read_early(arguments)
+    return Path(early.out or default_out(arguments[0] if arguments else "")), early.resume
 
-    Defaults come from the recipe, or with --resume from the run folder; a config file goes over
-    them, flags over both.
-    """
+
+def default_out(task: str) -> Path:
+    """The run folder where none is given."""
+    return Path("runs", task)
+
+
+def _read_early(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What decides about the defaults of all else, and the words of a config file."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--out")
     first.add_argument("--resume", action="store_true")
@@ -120,8 +145,18 @@ def read_command(arguments: list[str]) -> tuple[Arguments, str]:
         early, _ = first.parse_known_args([*from_file, *arguments])
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from None
+    return early, from_file
+
+
+def read_command(arguments: list[str]) -> tuple[Arguments, str]:
+    """The command's settings and the task's name.
+
+    Defaults come from the recipe, or with --resume from the run folder; a config file goes over
+    them, flags over both.
+    """
+    early, from_file = _read_early(arguments)
     choices = {
-        task: (settings.task.summary, Arguments(settings=settings, out=Path("runs", task)))
+        task: (settings.task.summary, Arguments(settings=settings, out=default_out(task)))
         for task, settings in recipes_by_task(early.recipe).items()
     }
     task = arguments[0] if arguments else ""
@@ -179,6 +214,9 @@ def introduce(task: str, command: Arguments, trainer: Trainer, kernels: str | No
         f"heads={shape.heads}{recurrent} positions={shape.positions}"
     )
     say(f"device: {backend.device()}")
+    if (ranks := trainer.ranks).size > 1:
+        rows = settings.training.batch
+        say(f"ranks: {ranks.size}, each with {rows // ranks.size} of the {rows} sequences to a step")
     if kernels:
         say(f"kernels: {kernels}")
     if slow := backend.advice():

@@ -26,6 +26,15 @@ class Sequences(NamedTuple):
     sizes: np.ndarray | None = None  # (B,), bytes of text in UTF-8 that a row's targets stand for, if they do
     masked: bool = False  # some targets are IGNORED
 
+    def rows(self, which: slice) -> "Sequences":
+        """Some of the sequences."""
+        read, sizes = self.read_tokens, self.sizes
+        return self._replace(
+            read_tokens=lambda start, end: read(start, end)[which],
+            targets=self.targets[which],
+            sizes=None if sizes is None else sizes[which],
+        )
+
 
 def columns(rows: np.ndarray, start: int, end: int) -> mx.array:
     """Tokens at positions start … end of sequences (B, L) in memory, as `Sequences.read_tokens` gives them."""

@@ -11,6 +11,7 @@ from mlx_rtx.support.compiled import Execution
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.inputs import IGNORED
 from mlx_rtx.tasks import Sequences
+from mlx_rtx.training.ranks import Ranks
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -71,13 +72,19 @@ def interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def evaluate(model: Transformer, sequences: Iterable[Sequences], execution: Execution | None = None) -> Scores:
+def evaluate(
+    model: Transformer,
+    sequences: Iterable[Sequences],
+    execution: Execution | None = None,
+    ranks: Ranks | None = None,
+) -> Scores:
     """Score ``model``, in memory that length hardly moves.
 
     Args:
         model: run without dropout, whatever its mode.
         sequences: what to score, batch by batch, e.g. a task's ``held_out``.
         execution: how it is run; `Execution` if not given.
+        ranks: who else scores the same, among whom each batch is shared out; nobody if not given.
 
     Returns:
         `Scores`: loss in nats per target token, accuracy per token, and per sequence (all its targets right).
@@ -92,10 +99,12 @@ def evaluate(model: Transformer, sequences: Iterable[Sequences], execution: Exec
     model.eval()
     rows: list[np.ndarray] = []
     size = 0
+    ranks = ranks or Ranks()
     for batch in sequences:
-        length, read_tokens, targets, sizes, _ = _checked(model, batch)
+        own = batch if ranks.size == 1 else batch.rows(ranks.rows(len(batch.targets)))
+        length, read_tokens, targets, *_ = _checked(model, own) if ranks.size == 1 or len(own.targets) else own
         sums, done, n = mx.zeros((2, len(targets))), 0, targets.shape[1]
-        for logits in iter_logits(model, read_tokens, length, n, execution):
+        for logits in iter_logits(model, read_tokens, length, n, execution) if len(targets) else ():
             classes = targets[:, done : done + logits.shape[1]]
             done += logits.shape[1]
             counted = classes != IGNORED
@@ -103,9 +112,9 @@ def evaluate(model: Transformer, sequences: Iterable[Sequences], execution: Exec
             right = counted & (mx.argmax(logits, axis=-1) == classes) & mx.isfinite(losses)
             sums = sums + mx.stack([losses.sum(axis=1), right.sum(axis=1).astype(mx.float32)])
             mx.eval(sums)
-        each = np.array(sums, dtype=np.float64)
-        size += 0 if sizes is None else int(sizes.sum())
-        counts = (np.array(targets) != IGNORED).sum(axis=1)
+        each = np.array(ranks.gather(sums, len(batch.targets)), dtype=np.float64)
+        size += 0 if batch.sizes is None else int(batch.sizes.sum())
+        counts = (np.array(batch.targets) != IGNORED).sum(axis=1)
         rows.append(np.stack([*each, each[1] == counts, counts])[:, counts > 0])
     model.train(training)
     loss, right, whole, counts = np.concatenate([np.zeros((4, 0)), *rows], axis=1)

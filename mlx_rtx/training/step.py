@@ -11,6 +11,7 @@ from mlx_rtx.support.typed import require_numbers
 from mlx_rtx.training.averaging import WeightAverage
 from mlx_rtx.training.gradient import Gradient, asked, carried_loss_and_grad, check_batch, check_cut
 from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
+from mlx_rtx.training.ranks import Ranks
 from mlx_rtx.training.spikes import SpikeGuard
 
 import mlx.core as mx
@@ -39,6 +40,7 @@ class TrainingStep:
         execution: how it is run; `Execution` if not given.
         accumulate: parts, of equally many sequences, in which a gradient is taken; their mean is that of the whole.
         masked: see `loss_and_grad`.
+        ranks: who takes the same step on other sequences of the batch; nobody if not given.
 
     Example:
         >>> step = TrainingStep(model, OptimizerConfig(lr=1e-3), segment=8)
@@ -54,11 +56,12 @@ class TrainingStep:
         execution: Execution | None = None,
         accumulate: int = 1,
         masked: bool = False,
+        ranks: Ranks | None = None,
     ):
         check_cut(segment, detach)
         self.model, self.config = model, config
         self.segment, self.detach, self.accumulate, self.masked = segment, detach, accumulate, masked
-        self.execution = execution or Execution()
+        self.execution, self.ranks = execution or Execution(), ranks or Ranks()
         self._in_flight: mx.array | None = None
         self.reset_optimizer()
 
@@ -108,18 +111,18 @@ class TrainingStep:
         Args:
             tokens, targets, key, close: see `loss_and_grad`.
             lr: learning rate.
-            carry: what the sequences go on from, in whole blocks; None where they start.
+            carry: what the sequences, of several ranks this one's, go on from, in whole blocks; None where they start.
 
         Raises:
             UserError: see `loss_and_grad`; and a learning rate or a carry that can be none.
         """
         check_batch(self.model, tokens, targets, self.masked)
-        N = self.accumulate
+        N = self.accumulate * self.ranks.size
         require(len(tokens) % N == 0, f"tokens: {len(tokens)} sequences; must be a multiple of accumulate={N}")
         require_numbers(lr=lr)
         require(lr >= 0, f"lr={lr}: must be 0 or above")
         if carry is not None:
-            B, L, K = *tokens.shape, self.model.config.block
+            B, L, K = len(tokens) // self.ranks.size, tokens.shape[1], self.model.config.block
             found = [array.shape for array in arrays(carry)]
             require(found == self.model.carry_shapes(B), f"carry: is of another model, or not of {B} sequences")
             require(L % K == 0, f"tokens: {L} to go on from a carry; must be whole blocks, a multiple of block={K}")
@@ -136,13 +139,14 @@ class TrainingStep:
     ) -> StepResult:
         """The step itself, of what is known to be right: it checks nothing, and so need not wait for the batch."""
         self.model.train()
-        found = self._gradient(tokens, targets, carry, close, key)
+        found = self.ranks.average(self._gradient(tokens, targets, carry, close, key))
         self.optimizer.learning_rate = lr
         taken, norm = apply_gradients(self.model, self.optimizer, found.gradients, self.config, self.guard)
         if self.average:
             self.average.update(taken)
         self.execution.queue(self.model.parameters(), self.state, found.loss, taken)
         self.execution.wait(self._in_flight)
+        self.ranks.heed()
         self._in_flight = found.loss
         usable = mx.isfinite(found.loss)  # else the sequences start anew: what is not finite would stay so for ever
         carry = found.carry and tree_map(lambda part: mx.where(usable, part, 0), found.carry)
@@ -154,12 +158,14 @@ class TrainingStep:
         """The gradient of all sequences: the mean over parts, of which one is in memory while the next is queued."""
         settings: dict[str, Any] = {"segment": self.segment, "detach": self.detach, "close": close}
         settings["execution"] = self.execution
-        N, B = self.accumulate, len(tokens) // self.accumulate
+        N = self.accumulate
         if self.masked:
-            settings["total"] = asked(targets) / N  # parts may ask unequally much
+            settings["total"] = asked(targets) / (N * self.ranks.size)  # parts may ask unequally much
+        tokens, targets = self.ranks.share((tokens, targets))
+        B = len(tokens) // N
+        keys = self.ranks.part_keys(key, N)
         if N == 1:
-            return carried_loss_and_grad(self.model, tokens, targets, carry, key=key, **settings)
-        keys = [None] * N if key is None else mx.random.split(key, N)
+            return carried_loss_and_grad(self.model, tokens, targets, carry, key=keys[0], **settings)
         total: Any = None
         losses, carries = [], []
         for i in range(N):

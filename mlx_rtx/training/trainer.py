@@ -24,10 +24,11 @@ from mlx_rtx.training.diagnostics import FailureSigns
 from mlx_rtx.training.evaluation import Scores, evaluate
 from mlx_rtx.training.log import RunLog, line, read_lines
 from mlx_rtx.training.progress import Verdict
+from mlx_rtx.training.ranks import Ranks
 from mlx_rtx.training.settings import RunConfig
 from mlx_rtx.training.step import TrainingStep
 from mlx_rtx.training.tally import Tally
-from mlx_rtx.training.validation import Candidate, put_in, write_sample
+from mlx_rtx.training.validation import Candidate, put_in, score_candidates, write_sample
 
 import mlx.core as mx
 
@@ -42,24 +43,29 @@ class Trainer:
         data: what ``config.task`` loaded.
         folder: where it saves; its ``config.json`` is written already.
         resume: go on bit-exactly from what the folder holds.
+        ranks: who trains the same model on other sequences; nobody if not given.
     """
 
-    def __init__(self, config: RunConfig, data: Data, folder: RunFolder, resume: bool = False):
-        self.config, self.data, self.folder = config, data, folder
-        self.step = 0
-        self.finished = False
+    def __init__(
+        self, config: RunConfig, data: Data, folder: RunFolder, resume: bool = False, ranks: Ranks | None = None
+    ):
+        self.config, self.data, self.folder, self.ranks = config, data, folder, ranks or Ranks()
+        self.step, self.finished = 0, False
         mx.random.seed(config.training.seed)
         self.model = MODELS[config.model](config.model_config(data))
         self._requests: list[int] = []  # to stop
-        self.execution = BreakableExecution(lambda: bool(self._requests) or self.log.lost)
+        self.ranks.ask(
+            lambda: bool(self._requests) or self.log.lost, lambda: time.perf_counter() - self._saved > SAVE_SECONDS
+        )
+        self.execution = BreakableExecution(lambda: self.ranks.stop)
         self.train_step = TrainingStep(
             self.model, config.optimizer, config.training.segment, config.training.detach, self.execution,
-            config.training.accumulate, data.masked,
+            config.training.accumulate, data.masked, self.ranks,
         )  # fmt: skip
         self.progress = make_progress(config.progress, data.stage, config.optimizer.lr, data.chance)
         self._carry: Carries | None = None  # what a stateful run goes on from
         self._best = self.model.trainable_parameters()
-        self._due = False  # a validation, before the next step
+        self._chosen = self._due = False  # weights, by a validation; a validation, before the next step
         self._tally = Tally()
         self._checked: set[int] = set()  # lengths whose first batch was looked at: others are like it
         self._signs = FailureSigns(data.chance, data.long_range)
@@ -93,7 +99,7 @@ class Trainer:
             try:
                 self._start()
                 self._train()
-                kept = self._best if self.folder.model.exists() else self.model.trainable_parameters()
+                kept = self._best if self._chosen else self.model.trainable_parameters()
                 with put_in(self.model, kept):
                     return self._score("final", self.data, self.config.progress.test_samples, self._key("test"))
             except Stopped:
@@ -123,7 +129,7 @@ class Trainer:
                 self._validate()
                 self._due = False
                 self.save()
-            elif time.perf_counter() - self._saved > SAVE_SECONDS:
+            elif self.ranks.save:
                 self.save()
 
     def save(self) -> None:
@@ -132,7 +138,8 @@ class Trainer:
             step=self.step, finished=self.finished, due=self._due, progress=self.progress.state(),
             tally=self._tally.state(), signs=self._signs.lasted,
         )  # fmt: skip
-        self.folder.write_training(self.model, self.train_step.state, counters, self._carry)
+        self.folder.write_training(self.model, self.train_step.state, counters, self.ranks.whole(self._carry))
+        self.ranks.forget()
         self._saved = time.perf_counter()
 
     def _restore(self) -> None:
@@ -140,8 +147,9 @@ class Trainer:
         folder, rows = self.folder, self.config.training.rows if self.data.stateful else None
         if best := os.path.lexists(folder.model):
             folder.read_model(self.model)
-            self._best = self.model.trainable_parameters()
-        self.train_step.state, self._carry, counters = folder.read_training(self.model, self.train_step.state, rows)
+            self._best, self._chosen = self.model.trainable_parameters(), True
+        self.train_step.state, carry, counters = folder.read_training(self.model, self.train_step.state, rows)
+        self._carry = self.ranks.share(carry)
         require(best or not counters.chosen, f"{folder.model}: not found, though this run chose weights; {AGAIN}")
         self.step, self.finished, self._due = counters.step, counters.finished, counters.due
         self._signs.lasted = counters.signs
@@ -181,12 +189,11 @@ class Trainer:
         fields = {"step": self.step, "samples": self.samples, "loss": came["loss"]}
         if self._tally.accuracy is not None:
             fields["accuracy"] = self._tally.accuracy
-        longer = self.data.length / came["length"]
         self.log.report(
-            left=(self.config.training.samples - self.samples) / samples_per_s * longer, stages=self.progress.place,
-            **fields, alpha=self._alphas(), **self.progress.stage, length=came["length"], lr=self._rate(),
-            samples_per_s=samples_per_s, tokens_per_s=samples_per_s * came["length"],
-            peak_gb=mx.get_peak_memory() / 1e9,
+            left=(self.config.training.samples - self.samples) / samples_per_s * self.data.length / came["length"],
+            stages=self.progress.place, **fields, alpha=self._alphas(), **self.progress.stage,
+            length=came["length"], lr=self._rate(), samples_per_s=samples_per_s,
+            tokens_per_s=samples_per_s * came["length"], peak_gb=mx.get_peak_memory() / 1e9,
         )  # fmt: skip
         mx.reset_peak_memory()
 
@@ -221,13 +228,14 @@ class Trainer:
     def _validate(self) -> None:
         """Score the weights and act on it: keep them, move on, go back, or end."""
         self._report()
+        self.model.update(self.ranks.of_first(self.model.trainable_parameters()))
         tally, where = self._tally, self._where
         with self.log.all_or_none():  # what takes long comes first: until it is done nothing has changed
-            candidates = self._score_candidates()
+            candidates = score_candidates(self.model, self.train_step.average, self._score_at_stage)
             steadiest = candidates[-1]  # the average where there is one: weights themselves waver from step to step
             solved = self.progress.solved(steadiest.scores.loss, steadiest.scores.sequence_accuracy)
             confirmed = solved and self._confirm(steadiest)
-            sample = self.data.illustrate(self._write)
+            sample = self.data.illustrate(self._write) if self.ranks.first else None
         scores = candidates[0].scores
         for text, counted in tally.warnings(self.config.optimizer.skip_above):
             self.log.event("skipped", text, step=self.step, **counted)
@@ -259,21 +267,9 @@ class Trainer:
         assert self.data.vocabulary is not None
         return write_sample(self.model, self.data.vocabulary, prompt, count, int(self._key("test")[0]), self.execution)
 
-    def _score_candidates(self) -> list[Candidate]:
-        """Score what may be kept on the same held-out sequences: the weights, then their average if there is one."""
-        own, average = self.model.trainable_parameters(), self.train_step.average
-        trees = [own, average.weights] if average else [own]
-        data, samples, found = self.data.at_stage(self.progress.stage), self.config.training.validate_samples, []
-        for weights in trees:
-            key, averaged = self._key("validation"), weights is not own
-            with put_in(self.model, weights):
-                scores = self._score("validation", data, samples, key, averaged)
-            found.append(Candidate(scores, weights, averaged))
-        return found
-
     def _keep(self, chosen: Candidate) -> None:
         """Make these the best weights."""
-        self._best = chosen.weights
+        self._best, self._chosen = chosen.weights, True
         with put_in(self.model, chosen.weights):
             self.folder.write_model(self.model)
 
@@ -284,10 +280,14 @@ class Trainer:
             scores = self._score("confirmation", self.data, samples, fresh, candidate.averaged)
         return scores.sequence_accuracy == 1
 
+    def _score_at_stage(self, averaged: bool) -> Scores:
+        data, samples = self.data.at_stage(self.progress.stage), self.config.training.validate_samples
+        return self._score("validation", data, samples, self._key("validation"), averaged)
+
     def _score(self, event: str, data: Data, samples: int | None, key: mx.array, averaged: bool = False) -> Scores:
         """Score the model's weights on held-out sequences, and say so, and whether they are an average."""
         sequences = data.held_out("validation", samples, self.config.training.batch, key)
-        scores = evaluate(self.model, self.log.scoring(event, sequences), self.execution)
+        scores = evaluate(self.model, self.log.scoring(event, sequences), self.execution, self.ranks)
         mark: dict[str, bool] = {"averaged": True} if averaged else {}
         text = " ".join([event, *mark, *filter(None, [line(data.stage)]), scores.text(data.metrics)])
         self.log.event(event, text, step=self.step, samples=self.samples, **mark, **data.stage, **scores.stored())

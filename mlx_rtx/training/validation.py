@@ -1,6 +1,6 @@
 """What a validation makes of a model besides its scores. It may take long, changes nothing, and may be broken off."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from mlx_rtx.model.base import Transformer
 from mlx_rtx.support.compiled import Execution
 from mlx_rtx.support.errors import UserError
 from mlx_rtx.tasks.vocabulary import Vocabulary
+from mlx_rtx.training.averaging import WeightAverage
 from mlx_rtx.training.evaluation import Scores
 
 import mlx.nn as nn
@@ -32,6 +33,23 @@ def put_in(model: nn.Module, weights: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         model.update(own)
+
+
+def score_candidates(
+    model: Transformer, average: WeightAverage | None, score: Callable[[bool], Scores]
+) -> list[Candidate]:
+    """Score what may be kept on the same held-out sequences: the weights, then their average if there is one.
+
+    Args:
+        model: the weights.
+        average: their average.
+        score: scores what the model has, given whether that is an average.
+    """
+    own, found = model.trainable_parameters(), []
+    for weights in [own, average.weights] if average else [own]:
+        with put_in(model, weights):
+            found.append(Candidate(score(weights is not own), weights, weights is not own))
+    return found
 
 
 def write_sample(

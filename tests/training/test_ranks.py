@@ -1,0 +1,113 @@
+"""Two ranks train as one process does, to rounding, and end together."""
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+from mlx_rtx.training.checkpoint import RunFolder
+
+import numpy as np
+import pytest
+
+import two_ranks
+from tiny import FLAGS, complaint, events, saved
+
+KINDS = [
+    "copy", "dropout", "selective", "text", "mixture", "stateful", "poisoned", "one, then two", "two, then one",
+    "image",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder in which two ranks and one have trained the same."""
+    path = tmp_path_factory.mktemp("ranks")
+    two_ranks.make_data(path)
+    assert list(two_ranks.runs(path)) == KINDS
+    for name, config in two_ranks.runs(path).items():
+        if name == "dropout":  # a part of a step has the same masks, whoever takes it
+            training = config.training
+            halves = {"batch": training.batch // 2, "accumulate": 2 * training.accumulate}
+            config = replace(config, training=replace(training, **halves))
+        fit(name, config, path / "one" / name)
+    first = two_ranks.runs(path)["one, then two"]
+    fit("", first, path / "two" / "one, then two", stop=True)
+    ended = two_ranks.finish(two_ranks.start([two_ranks.__file__, path], path))
+    assert [(code, err) for code, _, err in ended] == [(0, "")] * 2
+    assert ended[1][1] == "", "the second rank speaks"
+    fit("", first, path / "two" / "two, then one")
+    return path
+
+
+def fit(name, config, path, stop=False):
+    trainer = two_ranks.make_trainer(name, config, RunFolder(path), stop=stop)
+    assert (trainer.fit() is None) == stop
+    trainer.log.close()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_two_ranks_train_as_one(trained, name):
+    """All weights, moments, averages and carries, whatever is trained; also where another number goes on."""
+    (one, counted), (two, other) = saved(trained / "one" / name), saved(trained / "two" / name)
+    assert one.keys() == two.keys()
+    for key, array in one.items():
+        assert np.allclose(array, two[key], rtol=2e-3, atol=3e-4), key
+    assert other["step"] == counted["step"] == 15
+    if name != "dropout":  # whose validation is by other batches
+        first, second = (events(trained / of / name, "final")[-1] for of in ("one", "two"))
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-4)
+        assert second["sequences"] == first["sequences"]
+
+
+def command(*words):
+    """Two ranks of the command, as on two machines: only the first one sees the run folder."""
+    here, there = Path("here"), Path("there")
+    for folder in (here, there):
+        folder.mkdir(exist_ok=True)
+    return two_ranks.start(["-m", "mlx_rtx.train", *FLAGS, "--out=run", *words], Path.cwd(), cwd=[here, there])
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_all_end_with_a_rank_that_is_killed_and_the_run_can_go_on(lost, tmp_path, monkeypatch):
+    """One of them says so in one line; what was trained by two goes on by two, one of which has no files."""
+    monkeypatch.chdir(tmp_path)
+    processes = command("--samples=1000000", "--report-every=1")
+    for line in processes[0].stdout:
+        if line.startswith("step=9"):
+            processes[lost].kill()
+            break
+    ended = two_ranks.finish(processes)
+    code, _, err = ended[1 - lost]
+    assert ended[lost][0] == -signal.SIGKILL
+    assert code == 2
+    assert err.startswith(f"error: rank {lost} was lost")
+    assert err.endswith("--resume")
+    assert err.count("\n") == 0
+    assert list(Path("there").iterdir()) == []
+    ended = two_ranks.finish(command("--samples=640", "--resume"))
+    assert [(code, err) for code, _, err in ended] == [(0, "")] * 2
+    assert "resumed at step 7" in ended[0][1]
+    assert saved(tmp_path / "here" / "run")[1]["step"] == 40
+
+
+def test_what_cannot_be_shared_out_or_begun_is_refused_once(tmp_path, monkeypatch):
+    """Whatever both of them find is said by the first, what the second alone finds by the second."""
+    monkeypatch.chdir(tmp_path)
+    (first, out, err), (second, *silence) = two_ranks.finish(command("--batch=15"))
+    assert (first, second, out, silence) == (2, 2, "", ["", ""])
+    assert err == "error: --batch 15: must be a multiple of the 2 ranks, for example 16"
+    (first, *silence), (second, out, err) = two_ranks.finish(command("--config=one.toml"))
+    assert (first, second) == (2, 2)
+    Path("here", "one.toml").write_text("alphabet = 5\n")
+    (first, *silence), (second, out, err) = two_ranks.finish(command("--config=one.toml"))
+    assert (first, second, out, silence) == (2, 2, "", ["", ""])
+    assert err.startswith("error: rank 1: --config one.toml")
+
+
+def test_a_world_that_is_none_is_refused(capsys, monkeypatch):
+    monkeypatch.setenv("MLX_RANK", "1")
+    for name in ("MLX_HOSTFILE", "MLX_IBV_DEVICES", "MLX_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert "mlx.launch" in complaint(FLAGS, capsys, monkeypatch)
+    monkeypatch.setenv("MLX_WORLD_SIZE", "2")
+    assert "--backend" in complaint(FLAGS, capsys, monkeypatch)

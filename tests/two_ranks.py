@@ -1,0 +1,133 @@
+"""Processes that train together, for tests: over loopback, by MLX's ring, begun as ``mlx.launch`` begins them.
+
+    python tests/two_ranks.py FOLDER
+
+is what each of them runs for `test_ranks.py`: trainings of all kinds, one after the other.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from mlx_rtx.tasks import ImageTask, MixtureTask, SelectiveCopyTask, TextTask
+from mlx_rtx.training.joining import joined, own_folder
+from mlx_rtx.training.progress import ProgressConfig
+from mlx_rtx.training.stored_settings import to_stored
+from mlx_rtx.training.trainer import Trainer
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+from kills import small_images
+from tiny import TINY
+
+POISONED = 5  # the step at which one rank has a gradient that is none
+STOPPED = 9  # the step at which one rank is asked to stop, of 15
+SHORT = replace(TINY.training, samples=15 * 16, validate_every=6)
+
+
+def make_data(path):
+    """A small text and small images."""
+    (path / "text.txt").write_text("".join(f"{i % 10} times {i % 7} is {i % 10 * (i % 7)}.\n" for i in range(300)))
+    small_images(path / "images.npz")
+
+
+def runs(path):
+    """Settings of all kinds of trainings, by name."""
+    small_images(path / f"of {os.getpid()}.npz")  # what it is to look like
+    plain = replace(TINY, architecture=replace(TINY.architecture, dropout=0.0), training=SHORT)
+    text = replace(plain, progress=ProgressConfig(), training=replace(SHORT, validate_samples=None))
+    lines = TextTask(data=str(path / "text.txt"), length=16, sample=6)
+    zero = replace(plain.architecture, alpha=0.0)
+    return {
+        "copy": replace(plain, optimizer=replace(TINY.optimizer, optimizer="muon", average=0.9, skip_above=1.5)),
+        "dropout": replace(TINY, training=replace(SHORT, accumulate=2, samples=15 * 32)),
+        "selective": replace(plain, task=SelectiveCopyTask(noise=12, payload=2, alphabet=5)),
+        "text": replace(text, task=lines),
+        "mixture": replace(text, task=MixtureTask(data=lines.data, length=16, payload=2, alphabet=5)),
+        "stateful": replace(text, task=replace(lines, stateful=True), architecture=zero),
+        "poisoned": replace(text, task=lines),
+        "one, then two": replace(text, task=replace(lines, stateful=True), architecture=zero),
+        "two, then one": replace(text, task=replace(lines, stateful=True), architecture=zero),
+        "image": replace(
+            plain, task=ImageTask(data=str(path / "images.npz")), progress=ProgressConfig(),
+            architecture=replace(plain.architecture, block=128, tie_embeddings=False),
+            training=replace(SHORT, validate_samples=9),
+        ),
+    }  # fmt: skip
+
+
+def make_trainer(name, config, folder, ranks=None, stop=False):
+    """A trainer of a run; one rank has no gradient once, or is asked to stop."""
+    data = config.task.load()
+    if resume := folder.config.exists():
+        config = replace(config)
+    else:
+        folder.begin(to_stored("copy", config, data), data.vocabulary)
+    trainer = Trainer(config, data, folder, resume, ranks)
+    last = trainer.ranks.rank == trainer.ranks.size - 1
+    gradient, step = trainer.train_step._gradient, trainer._take_step
+
+    def poisoned(*arguments):
+        found = gradient(*arguments)
+        if not (name == "poisoned" and last and trainer.step == POISONED):
+            return found
+        return found._replace(gradients=tree_map(lambda array: array * mx.nan, found.gradients))
+
+    def stopping():
+        step()
+        if stop and last and trainer.step == STOPPED:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.train_step._gradient, trainer._take_step = poisoned, stopping
+    return trainer
+
+
+def start(words, folder, size=2, cwd=None):
+    """Begin as many processes of a command, each where ``cwd`` says."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(size)]
+    hosts = folder / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{one.getsockname()[1]}"] for one in sockets]))
+    for one in sockets:
+        one.close()
+    return [
+        subprocess.Popen(
+            [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=cwd and cwd[rank], env={**os.environ, "MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+
+
+def finish(processes, seconds=300):
+    """Exit code, standard output and errors of each process; MLX's own remarks left out."""
+    try:
+        said = [process.communicate(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    noise = "[ring]"
+    return [
+        (process.returncode, out, "\n".join(line for line in err.splitlines() if line and noise not in line))
+        for process, (out, err) in zip(processes, said, strict=True)
+    ]
+
+
+def main(path):
+    """All trainings, by one rank."""
+    with joined() as ranks:
+        for name, config in runs(path).items():
+            resume = name == "one, then two"
+            with own_folder(ranks, path / "two" / name, resume) as folder:
+                trainer = make_trainer(name, config, folder, ranks, stop=name == "two, then one")
+                trainer.fit()
+                trainer.log.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
