@@ -6,7 +6,7 @@ followed by a value of its own. At every second place of the rest a key may stan
 each key once; the gaps between context and query follow a power law. All else is filled with random tokens, keys and
 values among them, which ask nothing.
 
-Otherwise than there: each batch is fresh, not one of a fixed set; V is 512, not 8,192, for models of some 100,000
+Otherwise than there: each batch is fresh, not one of a fixed set; V is 128, not 8,192, for models of some 60,000
 parameters.
 """
 
@@ -36,7 +36,7 @@ class MqarTask(MadeTask):
     """Length L of a sequence in tokens, even."""
     pairs: int = 16
     """Keys N with their values."""
-    alphabet: int = 512
+    alphabet: int = 128
     """Vocabulary V: filler, V/2 - 1 keys, V/2 values."""
     power: float = 0.01
     """Exponent a of the power law: the g-th place after the context is asked at by weight g^(a - 1). 1: all alike."""

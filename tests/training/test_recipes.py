@@ -130,7 +130,7 @@ def flat(config):
 
 def test_the_recipes_of_retrieval():
     first = RECIPES["mqar"]["default"]
-    assert first.task == MqarTask(length=256, pairs=16, alphabet=512, power=0.01, filler=True, fewer=True)
+    assert first.task == MqarTask(length=256, pairs=16, alphabet=128, power=0.01, filler=True, fewer=True)
     shape, training = first.architecture, first.training
     assert (shape.dim, shape.heads, shape.block, shape.layers, shape.history) == (64, 4, 16, 1, "output")
     assert (shape.alpha, shape.alpha_kind, shape.train_alpha, shape.positions) == (0.5, "scalar", True, "block")
