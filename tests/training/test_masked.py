@@ -1,10 +1,13 @@
 """Targets that are ignored: loss, gradient and scores are those of the others alone."""
 
+from dataclasses import replace
+
 from mlx_rtx import RecurrentTransformer, loss_and_grad
 from mlx_rtx.support.inputs import IGNORED
-from mlx_rtx.tasks import Sequences
+from mlx_rtx.tasks import MemorizationTask, Sequences
 from mlx_rtx.training.evaluation import evaluate
 from mlx_rtx.training.optimizer import OptimizerConfig
+from mlx_rtx.training.progress import ProgressConfig
 from mlx_rtx.training.step import TrainingStep
 
 import mlx.core as mx
@@ -15,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
-from tiny import K, complains, make_model, make_tokens
+from tiny import TINY, K, complains, make_model, make_tokens, make_trainer
 
 L, B = 5 * K - 1, 4
 TOKENS = make_tokens(L, B)
@@ -91,6 +94,15 @@ def test_scores_are_of_what_is_asked():
     assert scores.sequence_accuracy == pytest.approx(np.mean(whole))
     nothing = Sequences(L, lambda a, b: TOKENS[:, a:b], mx.full((B, L), IGNORED), masked=True)
     complains(evaluate, model, [nothing], words="nothing to score")
+
+
+def test_a_task_that_ignores_some_trains(tmp_path):
+    task = MemorizationTask(length=4, alphabet=6)
+    progress = ProgressConfig(test_samples=32)
+    training = replace(TINY.training, samples=16 * 120, accumulate=2)
+    config = replace(TINY, task=task, progress=progress, training=training)
+    scores = make_trainer(tmp_path, config).fit()
+    assert scores.loss < 0.5 * task.chance
 
 
 @given(st.one_of(st.integers(-(2**40), -2), st.integers(7, 2**40)), st.integers(0, B - 1), st.integers(0, L - 1))
