@@ -109,7 +109,7 @@ def evaluate(
             done += logits.shape[1]
             counted = classes != IGNORED
             losses = mx.where(counted, nn.losses.cross_entropy(logits, mx.maximum(classes, 0)), 0)
-            right = counted & (mx.argmax(logits, axis=-1) == classes) & mx.isfinite(losses)
+            right = (mx.argmax(logits, axis=-1) == classes) & mx.isfinite(losses)
             sums = sums + mx.stack([losses.sum(axis=1), right.sum(axis=1).astype(mx.float32)])
             mx.eval(sums)
         each = np.array(ranks.gather(sums, len(batch.targets)), dtype=np.float64)

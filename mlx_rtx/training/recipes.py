@@ -100,16 +100,18 @@ MQAR = RunConfig(
     ),
     progress=ProgressConfig(lr_decay="cosine", lr_floor=0.02, test_samples=1024),
     optimizer=OptimizerConfig(optimizer="muon", lr=2e-3, warm_up=100, average=0.998),
-    training=LoopConfig(samples=512_000, batch=64, validate_every=500, validate_samples=256, report_every=100),
+    training=LoopConfig(
+        samples=640_000, batch=128, segment=16, validate_every=250, validate_samples=256, report_every=50
+    ),
 )
 INDUCTION = replace(MQAR, task=InductionTask())
 RECALL = replace(MQAR, task=RecallTask(), architecture=replace(MQAR.architecture, block=8))
-MEMORIZATION = replace(RECALL, task=MemorizationTask(), training=replace(MQAR.training, samples=128_000))
+MEMORIZATION = replace(RECALL, task=MemorizationTask(), training=replace(MQAR.training, samples=256_000))
 MIXTURE = replace(
     MQAR,
     task=MixtureTask(),
     architecture=replace(MQAR.architecture, dim=128),
-    training=replace(MQAR.training, samples=320_000),
+    training=replace(MQAR.training, samples=320_000, batch=64),
 )
 
 RECIPES: dict[str, dict[str, RunConfig]] = {

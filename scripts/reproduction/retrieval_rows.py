@@ -11,7 +11,6 @@ REGULAR = "--model regular --positions absolute"
 TWO = "--layers 2 --dim {narrow}"
 MODELS = {  # recipe: flags
     "scalar": "",
-    "gated": "--alpha-kind gated",
     "channel": "--alpha-kind channel",
     "regular-2": f"{REGULAR} {TWO}",
     "hidden": "--history hidden",
@@ -19,6 +18,7 @@ MODELS = {  # recipe: flags
     "layers-2": TWO,
     "head": "--alpha-kind head",
     "hidden-channel": "--history hidden --alpha-kind channel",
+    "gated": "--alpha-kind gated",  # last, for it takes many times as long: no kernels
 }
 NARROW = {"mqar": 48, "induction": 44, "recall": 44, "memorization": 48, "mixture": 92}  # width of two layers
 PAIRS = (4, 8, 16, 32)  # keys of multi-query associative recall, in 256 tokens
@@ -46,8 +46,8 @@ ROWS = tuple(
         f"{command} {flags.format(narrow=NARROW[command.split()[0]])}".strip(),
         longer=() if "regular" in model else tuple(LONGER.get(task, ())),
     )
-    for task, command in TASKS.items()
     for model, flags in MODELS.items()
+    for task, command in TASKS.items()
 )
 _SMALL = "--dim 8 --heads 2 --block 4 --samples 128 --batch 8 --test-samples 16 --validate-samples 16"
 QUICK = {

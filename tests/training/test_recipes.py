@@ -137,12 +137,12 @@ def test_the_recipes_of_retrieval():
     assert (shape.state_norm, shape.qk_norm, shape.tie_embeddings, shape.embedding_std) == (True, False, False, 0.3)
     assert (first.optimizer.optimizer, first.optimizer.lr, first.optimizer.average) == ("muon", 2e-3, 0.998)
     assert (first.progress.lr_decay, first.progress.lr_floor) == ("cosine", 0.02)
-    assert (training.batch, training.samples, training.segment) == (64, 512_000, 8)
+    assert (training.batch, training.samples, training.segment) == (128, 640_000, 16)
     for task, changed in {
         "induction": {},
         "recall": {"architecture.block": 8},
-        "memorization": {"architecture.block": 8, "training.samples": 128_000},
-        "mixture": {"architecture.dim": 128, "training.samples": 320_000},
+        "memorization": {"architecture.block": 8, "training.samples": 256_000},
+        "mixture": {"architecture.dim": 128, "training.samples": 320_000, "training.batch": 64},
     }.items():
         assert flat(RECIPES[task]["default"]) == {**flat(first), **changed}
 
