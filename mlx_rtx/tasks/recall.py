@@ -55,6 +55,8 @@ class RecallTask(MadeTask):
         require_at_most(self, length=2**12, alphabet=2**12, noise_symbols=2**12, key_tokens=4, value_tokens=64)
         A = self.alphabet
         require(A % 2 == 0 and A >= 4, f"alphabet={A}: must be even, and at least 4 (two keys, two values)")
+        names = (A // 2 + 1) ** self.key_tokens
+        require(names < 2**31, f"alphabet={A}: too many for keys of key_tokens={self.key_tokens}; use fewer of either")
         share = self.noise_share
         require(0 <= share < 1, f"noise_share={share}: must be 0 (off) or below 1, e.g. 0.2")
         word = self.key_tokens + self.value_tokens
@@ -83,7 +85,7 @@ class RecallTask(MadeTask):
 
         # a key's name: its symbols as digits, none beyond its size; a pair has the value of the first of its name
         digits = mx.where(mx.arange(self.key_tokens) < key_sizes[..., None], keys + 1, 0)
-        names = (digits * (half + 1) ** mx.arange(self.key_tokens)).sum(axis=2)  # (size, P)
+        names = (digits * mx.array([(half + 1) ** i for i in range(self.key_tokens)])).sum(axis=2)  # (size, P)
         words = mx.concatenate([keys, values], axis=2)  # (size, P, tokens of a pair at most)
         noisy = mx.zeros((size, P), dtype=mx.bool_)
         if self.noise_share:
@@ -92,7 +94,7 @@ class RecallTask(MadeTask):
             names = mx.where(noisy, -1 - mx.arange(P), names)  # each a name of its own
             noise = mx.random.randint(self.alphabet, self.vocab_size, words.shape, key=which)
             words = mx.where(noisy[..., None], noise, words)
-        first = mx.argmax(names[:, :, None] == names[:, None, :], axis=2).astype(mx.int32)
+        first = mx.where(names[:, :, None] == names[:, None, :], mx.arange(P), P).min(axis=2)
         again = first < mx.arange(P)
         own_values = mx.take_along_axis(words[..., self.key_tokens :], first[..., None], axis=1)
         words = mx.concatenate([words[..., : self.key_tokens], own_values], axis=2)
