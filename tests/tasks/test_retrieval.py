@@ -197,7 +197,8 @@ def test_the_map_is_the_same_in_all_batches_and_another_by_another_seed():
         (MqarTask, {"pairs": 0}), (MqarTask, {"length": 63}), (MqarTask, {"length": 60}), (MqarTask, {"alphabet": 32}),
         (MqarTask, {"power": 1.5}), (InductionTask, {"noise": 0}), (InductionTask, {"alphabet": 2}),
         (RecallTask, {"length": 3}), (RecallTask, {"alphabet": 5}), (RecallTask, {"noise_share": 1.0}),
-        (RecallTask, {"key_tokens": 0}), (RecallTask, {"alphabet": 4096, "key_tokens": 3}), (MemorizationTask, {"length": 3}), (MemorizationTask, {"alphabet": 5}),
+        (RecallTask, {"key_tokens": 0}), (RecallTask, {"alphabet": 4096, "key_tokens": 3}),
+        (MemorizationTask, {"length": 3}), (MemorizationTask, {"alphabet": 5}),
         (MemorizationTask, {"map_seed": -1}),
     ],
 )  # fmt: skip
