@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
                 folder.require_new()
             trainer = Trainer(settings, data, folder, before is not None and folder.has_begun(), ranks)
         ended = trainer.done
-        again = f"{PROGRAM} {task} --out {folder.path} --resume"
+        again = f"{PROGRAM} {task} --out {out} --resume"
         if not ended:
             with ranks.united():
                 decision = decide(

@@ -37,6 +37,8 @@ class Lifeline:
         remedy: Callable[[], str],
     ):
         self.rank, self._remedy = rank, remedy
+        self.last: Callable[[], object] = lambda: None
+        """What is done before this process is ended."""
         self._over = False
         self._lock = threading.Lock()
         self._others: dict[int, socket.socket] = {}
@@ -78,6 +80,8 @@ class Lifeline:
             if not told and self.rank == min({0, 1} - {lost}):
                 _say_alone(f"error: rank {lost} was lost, so all others have ended; {self._remedy()}")
             self._say(FAILED)
+            with contextlib.suppress(Exception):
+                self.last()
             if told:
                 time.sleep(GRACE)
             os._exit(2)

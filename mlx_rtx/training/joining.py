@@ -126,6 +126,8 @@ def own_folder(ranks: Ranks, path: Path, resume: bool) -> Iterator[RunFolder]:
         folder = RunFolder(path)
         if not ranks.first:
             folder = CopiedFolder(temporary.enter_context(tempfile.TemporaryDirectory(prefix="mlx_rtx_")))
+            if ranks.lifeline:
+                ranks.lifeline.last = temporary.close
         files = [folder.config, folder.tokenizer, folder.metrics, folder.model, folder.training] if resume else []
         with ranks.united():
             contents = [file.read_bytes() if file.is_file() else b"" for file in files]

@@ -22,6 +22,7 @@ import numpy as np
 from mlx.utils import tree_map, tree_unflatten
 
 VOTES = 2  # to stop, and to save
+PIECE = 2**26  # bytes that are sent at once
 
 
 class Ranks:
@@ -33,6 +34,8 @@ class Ranks:
     """
 
     rank, size = 0, 1
+    lifeline: Lifeline | None = None
+    """What ends this rank when another is lost."""
 
     def __init__(self) -> None:
         self._wants_stop = self._wants_save = lambda: False
@@ -124,7 +127,6 @@ class ManyRanks(Ranks):
     def __init__(self, group: mx.distributed.Group):
         super().__init__()
         self.group, self.rank, self.size = group, group.rank(), group.size()
-        self.lifeline: Lifeline | None = None  # what ends this rank when another is lost
         self._agreed = [False] * VOTES
         self._cast: list[mx.array] = []  # votes that came with gradients and are still to be read
 
@@ -189,12 +191,13 @@ class ManyRanks(Ranks):
     def bytes_of_first(self, contents: list[bytes]) -> list[bytes]:
         """The first rank's bytes, given as many."""
         given = contents if self.first else [b""] * len(contents)
-        sizes = np.array(self._all_sum(mx.array([len(one) for one in given], mx.int32)))
+        sizes = np.array(self._all_sum(mx.array([len(one) for one in given], mx.int64)))
         ends = np.cumsum(sizes)
         if not sizes.any():
             return given
         sent = np.frombuffer(b"".join(given), np.uint8) if self.first else np.zeros(ends[-1], np.uint8)
-        came = np.array(self._all_sum(mx.array(sent))).tobytes()
+        pieces = (mx.array(sent[start : start + PIECE]) for start in range(0, len(sent), PIECE))
+        came = b"".join(np.array(self._all_sum(piece)).tobytes() for piece in pieces)
         return [came[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
     @contextmanager

@@ -71,6 +71,8 @@ def command(*words):
 def test_all_end_with_a_rank_that_is_killed_and_the_run_can_go_on(lost, tmp_path, monkeypatch):
     """One of them says so in one line; what was trained by two goes on by two, one of which has no files."""
     monkeypatch.chdir(tmp_path)
+    Path("temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     processes = command("--samples=1000000", "--report-every=1")
     for line in processes[0].stdout:
         if line.startswith("step=9"):
@@ -81,9 +83,10 @@ def test_all_end_with_a_rank_that_is_killed_and_the_run_can_go_on(lost, tmp_path
     assert ended[lost][0] == -signal.SIGKILL
     assert code == 2
     assert err.startswith(f"error: rank {lost} was lost")
-    assert err.endswith("--resume")
+    assert err.endswith("--out run --resume")
     assert err.count("\n") == 0
     assert list(Path("there").iterdir()) == []
+    assert len(list(Path("temporary").iterdir())) == lost, "what was killed alone leaves something"
     ended = two_ranks.finish(command("--samples=640", "--resume"))
     assert [(code, err) for code, _, err in ended] == [(0, "")] * 2
     assert "resumed at step 7" in ended[0][1]
