@@ -4,7 +4,7 @@ import re
 
 from mlx_rtx.support.errors import require
 
-from reproduction import retrieval_rows
+from reproduction import retrieval_rows, scale_rows
 from reproduction.row import Row, Scoring
 
 LONGER = (8192, 16384, 65536, 1048544)  # noise tokens beyond the 4,096 of training
@@ -109,13 +109,15 @@ ABLATIONS = (
     *_changed("selective-copy", {"noise-8192": "", **SHORTER}, LONGER),
     *_changed("text", ALPHAS),
 )
-ROWS = TABLES + ABLATIONS + retrieval_rows.ROWS
+ROWS = TABLES + ABLATIONS + retrieval_rows.ROWS + scale_rows.ROWS
 
 
 def scorings(row: Row, quick: bool = False) -> list[Scoring]:
     """How a row's models are scored, the row's first metric first."""
     if row.table == retrieval_rows.TABLE:
         return retrieval_rows.scorings(row, quick)
+    if row.table == scale_rows.TABLE:
+        return scale_rows.scorings(quick)
     some = ("--samples", "50") if quick else ()
     if row.task == "image":
         return [Scoring(("--split", "test", "--batch", "100", *some), {"test_accuracy": "accuracy"})]
@@ -147,7 +149,8 @@ def train_flags(row: Row, seed: int, samples: int | None = None, quick: bool = F
     """Task and flags of a run of ``row``, all but the folder."""
     words = row.command.split()
     if quick:
-        words += [*QUICK[row.task].split(), "--validate-every", "4", "--report-every", "2"]
+        smaller = scale_rows.QUICK if row.table == scale_rows.TABLE else QUICK[row.task]
+        words += [*smaller.split(), "--validate-every", "4", "--report-every", "2"]
     return [*words, *(["--samples", str(samples)] if samples else []), "--seed", str(seed)]
 
 

@@ -16,6 +16,7 @@ import pytest
 import generation
 import generation_length
 import growth
+import model_cost
 import ops_vs_wallclock
 from lib import machine_results, sweep, sweep_summary
 from lib.ceilings import Ceilings, measure_ceilings
@@ -285,6 +286,21 @@ def test_generation_length_writes_its_report(tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["ratio"] == stored["ratio"]
 
 
+def test_what_models_cost_comes_from_training_commands(short, tmp_path, capsys):
+    small = "--vocab-size 300 --dim 8 --heads 2 --length 16 --batch 2"
+    commands = [f"text {small} --block 4", f"text --model regular --layers 2 {small}"]
+    model_cost.main([*commands, "--contexts", "8", "16", "--repeats", "1", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "model_cost.json").read_text())["rows"]
+    assert rows == json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [(row["command"], row.get("context")) for row in rows] == [(c, at) for c in commands for at in (None, 8, 16)]
+    assert all(rows[i]["tokens"] == 2 * 16 for i in (0, 3))
+    first, second = rows[1]["state_mb"], rows[2]["state_mb"]
+    assert first == second > 0  # of the recurrent model
+    model_cost.main([commands[0], "--contexts", "8", "--repeats", "1", "--seconds", "1e-9", "--out", str(tmp_path)])
+    (_, left_out) = json.loads((tmp_path / "model_cost.json").read_text())["rows"]
+    assert "would take" in left_out["left_out"]
+
+
 @pytest.mark.parametrize(
     ("main", "wrong"),
     [
@@ -292,6 +308,7 @@ def test_generation_length_writes_its_report(tmp_path, capsys, monkeypatch):
         for flag, value in (("--batches", "0"), ("--seconds", "0"), ("--memory", "2"))
     ]
     + [(ops_vs_wallclock.main, ["--shapes", "video"]), (ops_vs_wallclock.main, ["--quick", "--full"])]
+    + [(model_cost.main, ["--repeats", "0", "text"])]
     + [(growth.main, ["--lengths", "0"]), (growth.main, ["--batch", "0"]), (generation.main, ["--contexts", "0"])]
     + [(generation.main, ["--seconds", "0"]), (generation_length.main, ["--tokens", "1"])],
 )

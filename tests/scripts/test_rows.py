@@ -1,10 +1,13 @@
 """Rows of the tables: every one can be trained and scored as it stands, and is what its name says."""
 
+import re
 from functools import cache
 
 from mlx_rtx import UserError, train
 from mlx_rtx.evaluate import EvaluateCommand
+from mlx_rtx.model.registry import MODELS
 from mlx_rtx.support.parsing import parse
+from mlx_rtx.support.trees import count
 
 import pytest
 
@@ -37,7 +40,11 @@ def test_every_row_can_be_trained_and_scored(row):
     name = row.recipe if row.table == "retrieval" else row.row
     regular = name.startswith("regular")
     assert own.model == ("regular" if regular else "recurrent")
-    if regular:
+    if row.table == "scale":
+        (millions,) = re.findall(r"-(\d+)m", row.row)
+        model = MODELS[own.model](own.model_config(own.task.shape))
+        assert 0.95 * float(millions) < count(model.trainable_parameters()) / 1e6 < 1.1 * float(millions)
+    elif regular:
         assert own.architecture.layers == int(name.removeprefix("regular-"))
     elif row in TABLES:
         hidden = row.recipe.endswith("hidden") or (row.task, row.recipe) == ("text", "default")
