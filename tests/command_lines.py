@@ -43,10 +43,16 @@ class Program(NamedTuple):
     needed: tuple[str, ...] = ()  # positional arguments that are right
 
 
-COPY = (*SMALL, "--noise=8", "--validate-samples=4", "--test-samples=4", "--out=new")
+RETRIEVAL = (*SMALL, "--validate-samples=4", "--test-samples=4", "--out=new")
+COPY = ("--noise=8", *RETRIEVAL)
 GROWTH = ("--seconds=1", "--out=new")
 PROGRAMS = [
     Program("mlx_rtx.train", ("copy",), COPY),
+    Program("mlx_rtx.train", ("mqar",), (*RETRIEVAL, "--length=16", "--pairs=2")),
+    Program("mlx_rtx.train", ("induction",), (*RETRIEVAL, "--noise=8")),
+    Program("mlx_rtx.train", ("recall",), (*RETRIEVAL, "--length=32")),
+    Program("mlx_rtx.train", ("memorization",), (*RETRIEVAL, "--length=8")),
+    Program("mlx_rtx.train", ("mixture",), (*RETRIEVAL, "--length=16", "--payload=2", "--data=text.txt")),
     Program("mlx_rtx.train", ("copy",), ("--out=run/copy", "--resume")),
     Program("mlx_rtx.train", ("selective-copy",), COPY),
     Program("mlx_rtx.train", ("image",), (*SMALL, "--block=128", "--samples=8", "--data=text.txt", "--out=new")),
