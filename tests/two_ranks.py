@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlx_rtx.tasks import ImageTask, MixtureTask, SelectiveCopyTask, TextTask
+from mlx_rtx.training import trainer as trainer_module
 from mlx_rtx.training.joining import joined, own_folder
 from mlx_rtx.training.progress import ProgressConfig
 from mlx_rtx.training.stored_settings import to_stored
@@ -119,7 +120,8 @@ def finish(processes, seconds=300):
 
 
 def main(path):
-    """All trainings, by one rank."""
+    """All trainings, by one rank, which are saved at any moment."""
+    trainer_module.SAVE_SECONDS = 0.02
     with joined() as ranks:
         for name, config in runs(path).items():
             resume = name == "one, then two"

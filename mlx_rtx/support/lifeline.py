@@ -9,6 +9,7 @@ import os
 import secrets
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -44,17 +45,21 @@ class Lifeline:
         self._others: dict[int, socket.socket] = {}
         token = secrets.token_bytes(16)
         if rank == 0:
-            server = socket.create_server((address, 0), backlog=size)
+            server = _serve(address, size)
             _, token = tell([b"%5d" % server.getsockname()[1], token])
             self._others = _accepted(server, size, token)
+            if missing := sorted({*range(1, size)} - self._others.keys()):
+                text = f"warning: {address} is closed to ranks {missing}: should one of them be lost, end the others"
+                print(text, file=sys.stderr, flush=True)
         else:
             port, token = tell([b"", b""])
-            first = socket.create_connection((address, int(port)), timeout=PATIENCE)
-            first.sendall(token + bytes([rank]))
-            self._others = {0: first}
+            with contextlib.suppress(OSError):
+                first = socket.create_connection((address, int(port)), timeout=PATIENCE)
+                first.sendall(token + rank.to_bytes(4, "big"))
+                self._others = {0: first}
         for other in self._others.values():
             other.settimeout(None)
-            other.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            _keep_alive(other)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
@@ -115,20 +120,36 @@ def _say_alone(text: str) -> None:
         os.write(own, f"\n{text}\n".encode(errors="backslashreplace"))
 
 
+def _serve(address: str, size: int) -> socket.socket:
+    """A socket that can be called at an address, or at any, where it is not this machine's own name for itself."""
+    try:
+        return socket.create_server((address, 0), backlog=size)
+    except OSError:
+        return socket.create_server(("", 0), backlog=size)
+
+
 def _accepted(server: socket.socket, size: int, token: bytes) -> dict[int, socket.socket]:
-    """Connections of all other processes by rank; of others that call, none."""
+    """Connections of all other processes by rank, of those that come; of others that call, none."""
     found: dict[int, socket.socket] = {}
     end = time.monotonic() + PATIENCE
-    with server:
+    with server, contextlib.suppress(TimeoutError):
         while len(found) < size - 1:
             server.settimeout(max(end - time.monotonic(), 0.01))
             caller, _ = server.accept()
             caller.settimeout(1.0)
             said = b""
             with contextlib.suppress(OSError):
-                said = caller.recv(len(token) + 1, socket.MSG_WAITALL)
-            if len(said) == len(token) + 1 and secrets.compare_digest(said[:-1], token):
-                found[said[-1]] = caller
+                said = caller.recv(len(token) + 4, socket.MSG_WAITALL)
+            if len(said) == len(token) + 4 and secrets.compare_digest(said[:-4], token):
+                found[int.from_bytes(said[-4:], "big")] = caller
             else:
                 caller.close()
     return found
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    """Have the system ask whether a machine is still there, after a silence of half a minute, and give it as long."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}.items():
+        if hasattr(socket, name):  # the second is what macOS calls the first
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -52,6 +52,18 @@ def stop_requests(again: bool = True) -> Iterator[list[int]]:
 
 
 @contextmanager
+def ended_by_requests() -> Iterator[None]:
+    """Let a request end the program at once, within what keeps the interpreter from hearing of any."""
+    heard = [which for which in SIGNALS if signal.getsignal(which) != signal.SIG_IGN]
+    before = {which: signal.signal(which, signal.SIG_DFL) for which in heard}
+    try:
+        yield
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+
+@contextmanager
 def _heard(do: Callable[[int], None], again: bool, grace: float | None) -> Iterator[None]:
     """Call ``do`` on signals.
 

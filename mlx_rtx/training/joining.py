@@ -15,6 +15,7 @@ from typing import Any
 
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.lifeline import Lifeline
+from mlx_rtx.support.stopping import ended_by_requests
 from mlx_rtx.training.checkpoint import RunFolder
 from mlx_rtx.training.ranks import ManyRanks, Ranks
 from mlx_rtx.training.settings import RunConfig
@@ -66,7 +67,8 @@ def _connect(expected: int) -> mx.distributed.Group:
     """The group of all ranks."""
     where = f"MLX_RANK={os.environ['MLX_RANK']} of {expected}"
     try:
-        group = mx.distributed.init()
+        with ended_by_requests():
+            group = mx.distributed.init()
     except RuntimeError as error:
         raise UserError(f"{where}: the ranks cannot reach each other ({error}); see to network and ports") from None
     require(
