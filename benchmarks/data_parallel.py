@@ -74,6 +74,7 @@ def main(arguments: list[str]) -> None:
         for task in command.tasks
         for point in points(task, sizes, settings_of(task, effort.small)[0].training.batch)
     ]
+    todo.sort(key=lambda point: point.scaling == "alone")  # which explains the others, and can be done without
     paces, left_out = collect(todo, sizes, by, effort, command.seconds or (QUICK_SECONDS if command.quick else SECONDS))
     require(bool(paces), f"nothing was measured: {'; '.join(left_out)[:400]}; give it more --seconds")
     text = table(paces)

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,12 +30,13 @@ class Said:
 
 def run_ranks(command: Sequence[str], size: int, backend: Backend, seconds: float, cwd: Path) -> Said:
     """Run a command as ``size`` ranks for at most some seconds, each in a session of which nothing outlives it."""
+    found_in = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)  # as here, whatever ``cwd`` is
     with tempfile.TemporaryDirectory() as made, contextlib.ExitStack() as files:
         folder = Path(made)
         kept = [files.enter_context((folder / f"{rank}.{name}").open("w+")) for rank in range(size) for name in "oe"]
         ranks = [
             subprocess.Popen(
-                command, cwd=cwd, env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
+                command, cwd=cwd, env={**os.environ, "PYTHONPATH": found_in, **environment}, stdin=subprocess.DEVNULL,
                 stdout=kept[2 * rank], stderr=kept[2 * rank + 1], start_new_session=True,
             )
             for rank, environment in enumerate(environments(size, backend, folder))

@@ -60,26 +60,23 @@ class Pace(Point):
 class Effort:
     """How long to look."""
 
-    trials: int = 7
-    steps: int = 5
+    trials: int = 5
+    steps: int = 4
     """Of a trial."""
-    warm_up: int = 3
+    warm_up: int = 2
     exchanges: int = 30
     small: bool = False
     """Tiny sizes, which show only that all works."""
 
 
 def points(task: str, sizes: list[int], rows: int) -> list[Point]:
-    """What to measure of a task whose recipe has so many rows to a step: each number of ranks in turn."""
+    """What to measure of a task whose recipe has so many rows to a step: what is least needed comes last."""
+    more = [n for n in sizes if n > 1 and rows % n == 0]
     found = [Point(task=task, ranks=1, rows=rows, scaling="strong")]
-    for n in sizes:
-        if n > 1 and rows % n == 0:
-            found += [
-                Point(task=task, ranks=1, rows=rows // n, scaling="alone"),
-                Point(task=task, ranks=n, rows=rows, scaling="strong"),
-                Point(task=task, ranks=n, rows=rows * n, scaling="weak"),
-            ]
-    return found
+    for n in more:
+        found.append(Point(task=task, ranks=n, rows=rows, scaling="strong"))
+        found.append(Point(task=task, ranks=n, rows=rows * n, scaling="weak"))
+    return found + [Point(task=task, ranks=1, rows=rows // n, scaling="alone") for n in more]
 
 
 def settings_of(task: str, small: bool) -> tuple[RunConfig, ModelConfig]:

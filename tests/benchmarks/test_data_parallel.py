@@ -22,7 +22,7 @@ def test_what_is_asked_for():
     """One rank first, and of more ranks those that can share a step evenly."""
     asked = points("copy", [1, 2, 4], 6)
     assert [(one.ranks, one.rows, one.scaling) for one in asked] == [
-        (1, 6, "strong"), (1, 3, "alone"), (2, 6, "strong"), (2, 12, "weak"),
+        (1, 6, "strong"), (2, 6, "strong"), (2, 12, "weak"), (1, 3, "alone"),
     ]  # fmt: skip
 
 
