@@ -37,8 +37,9 @@ train: setup
 report: setup
 	@$(RUN) benchmarks/report.py $(FLAGS)
 
+# a file of tests stays in one process, as what its tests share does
 test: setup
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -n 2 --dist loadfile
 
 soak: setup
 	@$(RUN) -m pytest -m soak

@@ -29,7 +29,7 @@ from mlx_rtx.support.command import LONGEST, run_command
 
 BUG = 99  # exit code of what ended by an exception that it should not have
 MEMORY = 12 * 2**30  # bytes of address space
-LONG = 15  # seconds after which a program is asked to stop
+LONG = 8  # seconds after which a program is asked to stop
 PATIENCE = 15  # seconds in which a program that is asked to stop must do so, on a machine that has much else to do
 SMALL = ("--dim=8", "--heads=2", "--block=4", "--samples=32", "--batch=8", "--report-every=2", "--validate-every=2")
 

@@ -49,7 +49,7 @@ def on_cpu():
 )
 def test_a_training_step_takes_what_was_predicted(on_cpu, history, sizes, batch, targets, segment):
     benchmark = StepBenchmark(ModelConfig(**sizes, history=history), segment=segment)
-    check(benchmark, batch, sizes["max_len"], targets)
+    check(benchmark, batch, sizes["max_len"], targets, within=0.2 if "dtype" in sizes else 0.15)
 
 
 @pytest.mark.parametrize(
