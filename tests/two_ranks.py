@@ -27,9 +27,10 @@ from mlx.utils import tree_map
 from kills import small_images
 from tiny import TINY
 
-POISONED = 5  # the step at which one rank has a gradient that is none
-STOPPED = 9  # the step at which one rank is asked to stop, of 15
-SHORT = replace(TINY.training, samples=15 * 16, validate_every=6)
+STEPS = 11  # of each training
+POISONED = 4  # the step at which one rank has a gradient that is none
+STOPPED = 7  # the step at which one rank is asked to stop
+SHORT = replace(TINY.training, samples=STEPS * 16, validate_every=5)
 
 
 def make_data(path):
@@ -47,7 +48,7 @@ def runs(path):
     zero = replace(plain.architecture, alpha=0.0)
     return {
         "copy": replace(plain, optimizer=replace(TINY.optimizer, optimizer="muon", average=0.9, skip_above=1.5)),
-        "dropout": replace(TINY, training=replace(SHORT, accumulate=2, samples=15 * 32)),
+        "dropout": replace(TINY, training=replace(SHORT, accumulate=2, samples=STEPS * 32)),
         "selective": replace(plain, task=SelectiveCopyTask(noise=12, payload=2, alphabet=5)),
         "text": replace(text, task=lines),
         "mixture": replace(text, task=MixtureTask(data=lines.data, length=16, payload=2, alphabet=5)),

@@ -22,7 +22,7 @@ from mlx_rtx.training.settings import RunConfig
 
 import mlx.core as mx
 
-HOW = "start as many by: mlx.launch -n 2 --backend ring -- python -m mlx_rtx.train …"
+HOW = "start them by mlx.launch -n 2 --backend ring -- python -m mlx_rtx.train …"
 
 
 @contextlib.contextmanager
@@ -57,7 +57,7 @@ def _expected() -> int:
     try:
         for name in ("MLX_HOSTFILE", "MLX_IBV_DEVICES"):
             if name in os.environ:
-                return len(json.loads(Path(os.environ[name]).read_text() or "[0]"))
+                return len(json.loads(Path(os.environ[name]).read_text().strip() or "[0]"))  # blank for one
         return int(os.environ["MLX_WORLD_SIZE"])
     except (KeyError, OSError, TypeError, ValueError) as error:
         raise UserError(f"MLX_RANK={os.environ['MLX_RANK']}: who the others are is not said ({error}); {HOW}") from None
