@@ -8,7 +8,7 @@ from reproduction.retrieval_rows import MODELS, PAIRS
 from reproduction.rows import is_share
 
 Entry = dict[str, Any]  # of a summary.json
-MARKERS = "osDv^<>Px"
+MARKERS = "osDv^<>Px*"
 
 
 def block(entries: list[Entry]) -> list[list[str]]:

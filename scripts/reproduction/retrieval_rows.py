@@ -16,6 +16,7 @@ MODELS = {  # recipe: flags
     "hidden": "--history hidden",
     "regular-1": REGULAR,
     "layers-2": TWO,
+    "block-32": "--block 32",  # of mqar alone: does what is recalled grow with the block?
     "head": "--alpha-kind head",
     "hidden-channel": "--history hidden --alpha-kind channel",
     "gated": "--alpha-kind gated",  # last, for it takes many times as long: no kernels
@@ -48,6 +49,7 @@ ROWS = tuple(
     )
     for model, flags in MODELS.items()
     for task, command in TASKS.items()
+    if model != "block-32" or command.startswith("mqar")
 )
 _SMALL = "--dim 8 --heads 2 --block 4 --samples 128 --batch 8 --test-samples 16 --validate-samples 16"
 QUICK = {

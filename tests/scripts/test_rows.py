@@ -108,11 +108,14 @@ def test_what_the_rows_of_retrieval_are():
         task, model = name.split(":")
         models.setdefault(model, []).append(own.architecture)
         shape = own.architecture
-        kind = {"hidden": "scalar", "layers-2": "scalar", "hidden-channel": "channel"}.get(model, model)
+        kind = {"hidden": "scalar", "layers-2": "scalar", "block-32": "scalar", "hidden-channel": "channel"}.get(
+            model, model
+        )
         if own.model == "recurrent":
             assert (shape.alpha_kind, shape.train_alpha) == (kind, True)
             assert (shape.history == "hidden") == model.startswith("hidden")
             assert shape.positions == "block"  # of any length
+            assert (shape.block == 32) == (model == "block-32")
         else:
             assert shape.positions == "absolute"  # and no row of it is scored at another length
             assert not named("retrieval", name).longer
