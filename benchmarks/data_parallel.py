@@ -141,7 +141,7 @@ def gains(paces: Sequence[Pace]) -> dict[str, Any]:
 def table(paces: Sequence[Pace]) -> str:
     """Rows of Markdown: by task and kind of scaling, in order of ranks."""
     titles = ("task", "scaling", "ranks", "sequences a step", "ms a step", "samples/s", "× one rank", "efficiency")
-    rows = [f"| {' | '.join(titles)} | all_sum alone, ms | MB |", "|---" * (len(titles) + 2) + "|"]
+    rows = [f"| {' | '.join(titles)} | all_sum alone, ms | MB | last loss |", "|---" * (len(titles) + 3) + "|"]
     order = {"strong": 0, "weak": 1, "alone": 2}
     for pace in sorted(paces, key=lambda pace: (pace.task, order[pace.scaling], pace.ranks, -pace.rows)):
         one = one_rank(paces, pace.task)
@@ -150,6 +150,7 @@ def table(paces: Sequence[Pace]) -> str:
         cells += [f"{pace.samples_per_s:,.0f}", "–" if gain is None else f"{gain:.2f}"]
         cells += ["–" if gain is None else f"{gain / pace.ranks:.0%}"]
         cells += [f"{1e3 * pace.all_sum_seconds:.3f}" if pace.ranks > 1 else "–", f"{4e-6 * pace.gradients:.2f}"]
+        cells += [f"{pace.loss:.4f}"]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -49,6 +49,8 @@ class Pace(Point):
     """The exchange of as many numbers as there are gradients by itself, the median; 0 by one rank."""
     gradients: int
     """Numbers, of 4 bytes."""
+    loss: float
+    """Of the last step: without dropout the same by any number of ranks, where they share out as many sequences."""
 
     @property
     def samples_per_s(self) -> float:
@@ -106,14 +108,15 @@ class Training:
         key, shape = mx.random.key(1), (point.rows, min(self.recipe.task.shape.targets, config.max_len))
         self.tokens = mx.random.randint(0, config.vocab_size, (point.rows, config.max_len), key=key)
         self.targets = mx.random.randint(0, config.outputs, shape, key=key)
-        self.done = 0
+        self.done, self.loss = 0, mx.array(0.0)
         mx.eval(self.tokens, self.targets, self.model.parameters(), self.step.state)
 
     def take(self, steps: int) -> float:
         """Seconds of a step."""
         began = time.perf_counter()
         for _ in range(steps):
-            self.step.take(self.tokens, self.targets, self.recipe.optimizer.lr, step_key(0, self.done, "dropout"))
+            key = step_key(0, self.done, "dropout")
+            self.loss = self.step.take(self.tokens, self.targets, self.recipe.optimizer.lr, key).loss
             self.done += 1
         mx.eval(self.model.parameters(), self.step.state)
         return (time.perf_counter() - began) / steps
@@ -127,8 +130,9 @@ def measure(point: Point, ranks: Ranks, effort: Effort) -> Pace:
     size = count(training.model.trainable_parameters())
     alone = exchange(ranks, size, effort.exchanges)
     return Pace(
-        **asdict(point), seconds=statistics.median(trials), trials=trials, all_sum_seconds=alone, gradients=size
-    )
+        **asdict(point), seconds=statistics.median(trials), trials=trials, all_sum_seconds=alone, gradients=size,
+        loss=float(training.loss),
+    )  # fmt: skip
 
 
 def exchange(ranks: Ranks, size: int, times: int) -> float:

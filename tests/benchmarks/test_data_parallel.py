@@ -14,7 +14,7 @@ from lib.ranks_pace import Effort, Pace, measure, points
 def pace(scaling, ranks, rows, seconds):
     return Pace(
         task="copy", ranks=ranks, rows=rows, scaling=scaling, seconds=seconds, trials=[seconds],
-        all_sum_seconds=1e-4 * (ranks > 1), gradients=10**6,
+        all_sum_seconds=1e-4 * (ranks > 1), gradients=10**6, loss=2.0,
     )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def test_what_two_ranks_gain():
     paces = [pace("strong", 1, 8, 0.1), pace("strong", 2, 8, 0.08), pace("weak", 2, 16, 0.1)]
     assert data_parallel.gains(paces) == {"copy strong 2": 1.25, "copy weak 2": 2.0}
     rows = data_parallel.table(paces).splitlines()
-    assert rows[3] == "| copy | strong | 2 | 8 | 80.00 | 100 | 1.25 | 62% | 0.100 | 4.00 |"
+    assert rows[3] == "| copy | strong | 2 | 8 | 80.00 | 100 | 1.25 | 62% | 0.100 | 4.00 | 2.0000 |"
     assert len({row.count("|") for row in rows}) == 1
 
 
@@ -40,6 +40,7 @@ def test_a_pace_of_each_kind_of_task():
         found = measure(points(task, [1], 2)[0], Ranks(), effort)
         assert found.seconds > 0
         assert found.gradients > 1000
+        assert found.loss > 0
 
 
 def test_ranks_that_hang_or_fail_are_ended():
