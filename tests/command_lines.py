@@ -45,6 +45,7 @@ class Program(NamedTuple):
 
 RETRIEVAL = (*SMALL, "--validate-samples=4", "--test-samples=4", "--out=new")
 COPY = ("--noise=8", *RETRIEVAL)
+RETRIEVAL = (*SMALL, "--validate-samples=4", "--test-samples=4", "--out=new")
 GROWTH = ("--seconds=1", "--out=new")
 PROGRAMS = [
     Program("mlx_rtx.train", ("copy",), COPY),
@@ -58,6 +59,11 @@ PROGRAMS = [
     Program("mlx_rtx.train", ("image",), (*SMALL, "--block=128", "--samples=8", "--data=text.txt", "--out=new")),
     Program("mlx_rtx.train", ("text",), (*SMALL, "--length=16", "--data=text.txt", "--sample=4", "--out=new")),
     Program("mlx_rtx.train", ("text",), ("--data=text.txt", "--out=run/text", "--resume")),
+    Program("mlx_rtx.train", ("mqar",), (*RETRIEVAL, "--length=16", "--pairs=2")),
+    Program("mlx_rtx.train", ("induction",), (*RETRIEVAL, "--noise=13")),
+    Program("mlx_rtx.train", ("recall",), (*RETRIEVAL, "--length=16")),
+    Program("mlx_rtx.train", ("memorization",), (*RETRIEVAL, "--length=16")),
+    Program("mlx_rtx.train", ("mixture",), (*RETRIEVAL, "--length=48", "--data=text.txt")),
     Program("mlx_rtx.train"),
     Program("mlx_rtx.evaluate", (), ("--samples=4", "--noise=8"), ("run/copy",)),
     Program("mlx_rtx.evaluate", (), ("--samples=4",), ("run/text",)),
@@ -86,6 +92,8 @@ PROGRAMS = [
     Program("mlx_rtx.scaling.__main__", ("fit",), ("--losses=losses.jsonl", "--resamples=20", "--out=new")),
     Program("scripts.reproduce", (), ("--quick", "--dry-run", "--results=new", "--runs=work"), ("table2", "figures")),
     Program("benchmarks.ops_vs_wallclock", (), ("--quick", "--shapes=copy", "--models=recurrent", *GROWTH)),
+    Program("benchmarks.data_parallel", (), ("--quick", "--tasks=copy", "--ranks=1", *GROWTH)),
+    Program("benchmarks.model_cost", (), ("--contexts=8", "--repeats=1", *GROWTH), (f"copy {' '.join(COPY[:-1])}",)),
     Program("benchmarks.growth", (), ("--lengths=128", "--widths=48", *GROWTH)),
     Program("benchmarks.generation", (), ("--contexts=8", "--batches=1", *GROWTH)),
     Program("benchmarks.generation_length", (), ("--model=run/text", "--tokens=1000", "--out=new")),
