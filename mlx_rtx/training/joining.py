@@ -35,9 +35,7 @@ def joined() -> Iterator[Ranks]:
     if "MLX_RANK" not in os.environ or (expected := _expected()) == 1:
         yield Ranks()
         return
-    group = _connect(expected)
-    ranks = ManyRanks(group)
-    ranks.lifeline = Lifeline(ranks.rank, ranks.size, _address(), ranks.bytes_of_first, lambda: ranks.remedy)
+    ranks, lifeline = _connect(expected)
     with contextlib.ExitStack() as silence:
         if not ranks.first:
             nowhere = silence.enter_context(open(os.devnull, "w", encoding="utf-8"))
@@ -47,9 +45,9 @@ def joined() -> Iterator[Ranks]:
         except BaseException as error:
             lost = isinstance(error, RuntimeError)  # as MLX's ring says where another rank has gone
             well = isinstance(error, SystemExit) and not error.code
-            ranks.lifeline.let_go(well, wait=not well and (lost or not ranks.first))
+            lifeline.let_go(well, wait=not well and (lost or not ranks.first))
             raise
-    ranks.lifeline.let_go()
+    lifeline.let_go()
 
 
 def _expected() -> int:
@@ -63,21 +61,23 @@ def _expected() -> int:
         raise UserError(f"MLX_RANK={os.environ['MLX_RANK']}: who the others are is not said ({error}); {HOW}") from None
 
 
-def _connect(expected: int) -> mx.distributed.Group:
-    """The group of all ranks."""
+def _connect(expected: int) -> tuple[ManyRanks, Lifeline]:
+    """Wait for all ranks, and end with any of them from then on."""
     where = f"MLX_RANK={os.environ['MLX_RANK']} of {expected}"
     try:
         with ended_by_requests():
-            group = mx.distributed.init()
+            ranks = ManyRanks(mx.distributed.init())
+        require(
+            ranks.size == expected,
+            f"{where}: this MLX has no such backend; use --backend nccl on CUDA, else ring, or jaccl on Macs",
+        )
+        one_each = "MLX_WORLD_SIZE" not in os.environ or mx.device_count(mx.gpu) == 1
+        require(one_each, f"{where}: must see one GPU alone, as mlx.launch has it; set CUDA_VISIBLE_DEVICES for each")
+        lifeline = Lifeline(ranks.rank, ranks.size, _address(), ranks.bytes_of_first, lambda: ranks.remedy)
     except RuntimeError as error:
         raise UserError(f"{where}: the ranks cannot reach each other ({error}); see to network and ports") from None
-    require(
-        group.size() == expected,
-        f"{where}: this MLX has no such backend; use --backend nccl on CUDA, else ring, or jaccl on Macs",
-    )
-    one_each = "MLX_WORLD_SIZE" not in os.environ or mx.device_count(mx.gpu) == 1
-    require(one_each, f"{where}: must see one GPU alone, as mlx.launch has it; set CUDA_VISIBLE_DEVICES for each")
-    return group
+    ranks.lifeline = lifeline
+    return ranks, lifeline
 
 
 def _address() -> str:
