@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 
-from mlx_rtx.support.stopping import SAME, Interrupted, interruptible, stop_requests
+from mlx_rtx.support.stopping import SAME, Interrupted, ended_by_requests, interruptible, stop_requests
 
 import pytest
 
@@ -85,6 +85,10 @@ def test_handlers_are_put_back():
         os.kill(os.getpid(), signal.SIGTERM)
         assert requests == [signal.SIGTERM]
     assert [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    with interruptible():
+        with ended_by_requests():
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, before[1])
     with pytest.raises(Interrupted), interruptible():
         os.kill(os.getpid(), signal.SIGTERM)
 
