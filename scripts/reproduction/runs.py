@@ -161,7 +161,7 @@ def keep(run: Run, reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Copy what is kept of a trained run, and write its ``final.json``; return its metrics."""
     work, kept = run.work, make_folder(run.kept)
     small = work.model.stat().st_size <= run.setting.keep_mb * 1e6
-    for file in (work.config, work.metrics, work.tokenizer, *([work.model] if small else [])):
+    for file in (work.config, work.metrics, *([work.model, work.tokenizer] if small else [])):
         if file.exists():
             shutil.copy2(file, kept / file.name)
     config, task = work.read_config(), run.row.task
