@@ -1,12 +1,14 @@
 """What is timed, for how long, and what follows from it: with times that are given."""
 
 import itertools
+import math
 
 from mlx_rtx.kernel_check import worker
 from mlx_rtx.kernel_check.verdict import Trial, Verdict, VerdictFile, ask
 from mlx_rtx.kernels import FORMS, source
 from mlx_rtx.model.config import Architecture
 
+import mlx.core as mx
 import pytest
 
 NARROW, SMALL, MATRICES, WIDE = FORMS
@@ -41,6 +43,28 @@ def test_the_fastest_form_is_used(timed):
         assert (verdict.form and verdict.form._replace(windows=None)) == used
         assert verdict.ratio == pytest.approx(min(narrow, wide) / 10)
         assert list(verdict.plain) == [1, 2, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("here", "form", "right"),
+    [(0.0, 1e-6, True), (0.0, 0.02, False), (0.02, 0.03, True), (0.02, 0.05, False), (math.nan, 0.02, False)],
+)
+def test_kernels_may_be_as_far_from_exact_as_plain_operations_are_here(here, form, right, tmp_path, monkeypatch):
+    """Products in TF32 are 0.02 off in the end, and right kernels were once refused for it."""
+
+    class Contender:
+        def __init__(self, question, kernels, rates=None):
+            self.kernels = kernels
+
+        def gradient(self, S, saved=True, device=None):
+            off = form if self.kernels else 0.0 if device == mx.Device(mx.cpu, 0) else here
+            return {"x": mx.array([1.0, 1.0 - off])}
+
+    monkeypatch.setattr(worker, "Contender", Contender)
+    file = VerdictFile(tmp_path / "verdict.json")
+    trial = worker.Check(file, file.write(Verdict(QUESTION))).judge(NARROW)
+    assert (trial.failure is None) == right
+    assert trial.error == pytest.approx(form, rel=0.1)
 
 
 def test_times_that_vary_say_nothing(timed):
