@@ -57,7 +57,7 @@ def test_kernels_may_be_as_far_from_exact_as_plain_operations_are_here(here, for
             self.kernels = kernels
 
         def gradient(self, S, saved=True, device=None):
-            off = form if self.kernels else 0.0 if device == mx.Device(mx.cpu, 0) else here
+            off = form if self.kernels else 0.0 if device else here  # a device is named where it is the CPU
             return {"x": mx.array([1.0, 1.0 - off])}
 
     monkeypatch.setattr(worker, "Contender", Contender)
