@@ -26,6 +26,9 @@ with atheris.instrument_imports(include=["mlx_rtx", "tomllib", "zipfile"]):
     from mlx_rtx.generation.decoding import start
     from mlx_rtx.generation.saved_state import load_stream, save_stream
     from mlx_rtx.interchange.nanogpt import read_checkpoint
+    from mlx_rtx.kernel_check.decision import describe
+    from mlx_rtx.kernel_check.verdict import Trial, Verdict, VerdictFile, ask
+    from mlx_rtx.kernels import FORMS
     from mlx_rtx.support.json_lines import parse_table, read_json_lines
     from mlx_rtx.support.safetensors import _digest, open_arrays
     from mlx_rtx.tasks import cifar, text_file
@@ -99,6 +102,20 @@ def targets(place: Path) -> dict[str, Target]:
         from_stored(run.read_config())
         run.make_model()
 
+    verdict = Verdict(
+        ask(config.architecture, 2),
+        trials=(Trial(FORMS[0], 1e-6, None, {1: 0.5, 2: 0.9}), Trial(FORMS[3], failure="no")),
+        plain={1: 1.0, 2: 2.0},
+        form=FORMS[0],
+        took=1.5,
+    )
+    VerdictFile(place / "verdict.json").write(verdict)
+
+    def verdicts(path):
+        if found := VerdictFile(path).read():
+            describe(found)
+            found.complete, FORMS.index(found.form or FORMS[0])
+
     def flags(path):
         read_command(["copy", "--config", str(path)])
 
@@ -116,6 +133,7 @@ def targets(place: Path) -> dict[str, Target]:
         Target("documents.jsonl", [b'{"text": "a b"}\n{"text": "c", "n": [1]}\n'],
                lambda path: text_file.find(str(path)).survey),
         Target("flags.toml", [b"noise = 64\nlr = 1e-3\n", b'out = "runs/a"\ntrain-alpha = true\nalpha = 0.5\n'], flags),
+        Target("verdict.json", of("verdict.json"), verdicts),
         Target("weights.safetensors", of("weights.safetensors"), read_checkpoint),
         Target("weights.npz", of("weights.npz"), read_checkpoint),
         Target("images.npz", of("images.npz", "packed.npz"), cifar._read_npz),

@@ -15,11 +15,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from mlx_rtx.kernels import Form
+from mlx_rtx.kernels import FORMS, Form
 from mlx_rtx.model.config import Architecture
 from mlx_rtx.support import backend
 from mlx_rtx.support.cache import cache_folder
+from mlx_rtx.support.errors import require
 from mlx_rtx.support.files import sha256
+from mlx_rtx.support.typed import fits, make
 
 OPTIONS = ("dim", "block", "heads", "history", "activation", "state_norm", "qk_norm", "attention_dropout")
 
@@ -125,20 +127,23 @@ class VerdictFile:
         return cls(cache_folder("kernels") / f"{key}.json")
 
     def read(self) -> Verdict | None:
-        """What it holds; None if it is missing, or written by another version."""
+        """What it holds; None if it is missing, damaged, or written by another version."""
         try:
             stored = json.loads(self.path.read_text())
             question, trials, plain, form = (stored.pop(name) for name in ("question", "trials", "plain", "form"))
-            return Verdict(
-                question=Question(**question),
-                trials=tuple(
-                    Trial(Form(*each.pop("form")), seconds=_by_windows(each.pop("seconds")), **each) for each in trials
+            made: dict[str, Any] = {
+                "question": make(Question, question),
+                "trials": tuple(
+                    make(Trial, {**each, "form": _form(each["form"]), "seconds": _by_windows(each["seconds"])})
+                    for each in trials
                 ),
-                plain=plain and _by_windows(plain),
-                form=form and Form(*form),
-                **stored,
-            )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                "plain": None if plain is None else _by_windows(plain),
+                "form": None if form is None else _form(form),
+            }
+            verdict = make(Verdict, stored | made)
+            _ = verdict.ratio  # which needs its times
+            return verdict
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
             return None
 
     def write(self, verdict: Verdict) -> Verdict:
@@ -177,6 +182,13 @@ def _sync(descriptor: int) -> None:
         fcntl.fcntl(descriptor, command)
     else:
         os.fsync(descriptor)
+
+
+def _form(stored: list) -> Form:
+    """A form, which JSON has as a list."""
+    form = Form(*stored)
+    require(form._replace(windows=None) in FORMS and fits(form.windows, int | None), "form: there is none like it")
+    return form
 
 
 def _by_windows(seconds: dict[str, float]) -> dict[int, float]:

@@ -32,6 +32,10 @@ def fits(value: Any, kind: Any) -> bool:
         return any(value is choice or (isinstance(value, str) and value == choice) for choice in arguments)
     if origin in (Union, types.UnionType):
         return any(fits(value, one) for one in arguments)
+    if kind is Any:
+        return True
+    if origin is tuple:  # of any number of one type
+        return isinstance(value, tuple) and all(fits(one, arguments[0]) for one in value)
     if origin is list:
         return isinstance(value, list) and all(fits(one, arguments[0]) for one in value)
     if origin is dict:

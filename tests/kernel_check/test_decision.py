@@ -19,6 +19,7 @@ from mlx_rtx.training.step import TrainingStep
 import mlx.core as mx
 import pytest
 
+from damage import change_at
 from tiny import FLAGS
 
 SHAPE = Architecture(dim=8, heads=2, block=4, history="output")
@@ -123,6 +124,23 @@ def _interrupt_once(file):
     while not (found := file.read()) or not (found.stage or "").startswith("compile"):
         threading.Event().wait(0.05)
     os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong"),
+    [
+        (("took",), "x"), (("form",), [True, "no such tiles", None]), (("form",), 3), (("plain",), {}),
+        (("plain",), {"1": 0.0}), (("plain",), {"3": 1.0}), (("trials",), [{"form": [True]}]), (("failure",), 5),
+        (("question",), {}), (("question", "batch"), "2"), (("stage",), ["start"]),
+    ],
+)  # fmt: skip
+def test_a_verdict_of_values_that_are_none_is_asked_for_again(file, place, wrong):
+    """It is read as what is missing; describing it was a traceback, and a form that is none was chosen."""
+    right = Verdict(ask(SHAPE, BATCH), trials=(Trial(NARROW, 1e-6, None, {1: 0.5}),), plain={1: 1.0}, form=NARROW)
+    file.write(right)
+    assert file.read() == right
+    file.path.write_text(json.dumps(change_at(json.loads(file.path.read_text()), place, wrong)))
+    assert file.read() is None
 
 
 def test_one_checks_at_a_time(file):

@@ -11,7 +11,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 KINDS = [
     "config.json", "tokenizer.json", "model.safetensors", "training.safetensors", "stream.state", "metrics.jsonl",
-    "losses.jsonl", "documents.jsonl", "flags.toml", "weights.safetensors", "weights.npz", "images.npz",
+    "losses.jsonl", "documents.jsonl", "flags.toml", "verdict.json", "weights.safetensors", "weights.npz", "images.npz",
 ]  # fmt: skip
 pytestmark = [
     pytest.mark.soak,
