@@ -43,10 +43,14 @@ class WeightAverage:
 
     @property
     def weights(self) -> dict[str, Any]:
-        """The average, a tree like ``model.trainable_parameters()``."""
+        """The average, a tree like ``model.trainable_parameters()``.
+
+        Its arrays are copies: MLX tells cuBLAS that factors are aligned, which may refuse a part of a vector that
+        begins anywhere.
+        """
         named, start = [], 0
         for name, own in flat(self.model.trainable_parameters()).items():
-            named.append((name, self.state["weights"][start : start + own.size].reshape(own.shape)))
+            named.append((name, 1 * self.state["weights"][start : start + own.size].reshape(own.shape)))
             start += own.size
         return tree_unflatten(named)
 
