@@ -23,7 +23,7 @@ from mlx_rtx.support.reports import make_folder, write_picture
 
 import tyro
 
-from reproduction import retrieval_page
+from reproduction import retrieval_page, scale_page
 from reproduction.pictures import FIGURES, draw, read_curves
 from reproduction.rows import choose, owner
 from reproduction.runs import Run, RunFailed, Setting
@@ -141,7 +141,7 @@ def reproduce(command: ReproduceCommand, setting: Setting) -> Outcome:
 
 
 def draw_figures(setting: Setting) -> None:
-    """Draw those of the paper's figures that have runs, and say what is missing; and accuracy of retrieval."""
+    """Draw those of the paper's figures that have runs, and say what is missing; and those of retrieval and scale."""
     pictures: dict[str, Any] = {}
     for name, figure in FIGURES.items():
         curves, missing = read_curves(figure, setting.results)
@@ -151,6 +151,8 @@ def draw_figures(setting: Setting) -> None:
             pictures[name] = draw(figure, curves)
     if entries := read_summary(setting.results, "retrieval"):
         pictures["retrieval"] = retrieval_page.draw(entries)
+    if entries := read_summary(setting.results, "scale"):
+        pictures["scale"] = scale_page.draw(entries, setting.results)
     for name, picture in pictures.items():
         print(f"written: {write_picture(make_folder(setting.results / 'figures'), name, picture)}")
 

@@ -298,7 +298,7 @@ def test_what_models_cost_comes_from_training_commands(short, tmp_path, capsys):
     assert first == second > 0  # of the recurrent model
     model_cost.main([commands[0], "--contexts", "8", "--repeats", "1", "--seconds", "1e-9", "--out", str(tmp_path)])
     (_, left_out) = json.loads((tmp_path / "model_cost.json").read_text())["rows"]
-    assert "would take" in left_out["left_out"]
+    assert "time was up" in left_out["left_out"]
 
 
 @pytest.mark.parametrize(

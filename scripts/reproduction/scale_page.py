@@ -1,0 +1,65 @@
+"""The picture of scale: loss against parameters, and against the operations that training took."""
+
+from pathlib import Path
+from typing import Any
+
+from mlx_rtx import train
+from mlx_rtx.forecast.operations import training_ops
+from mlx_rtx.plots.figures import COLOURS, new_axes
+from mlx_rtx.training.log import read_lines
+
+from reproduction.row import Row
+from reproduction.scale_rows import ROWS, SIZES, TEXTS
+from reproduction.summary import kept_folders
+
+Entry = dict[str, Any]  # of a summary.json
+LOOKS: dict[str, Any] = {
+    "recurrent": {"color": COLOURS[0], "ls": "-", "marker": "o"},
+    "regular": {"color": COLOURS[1], "ls": "--", "marker": "s"},
+}
+
+
+def draw(entries: list[Entry], results: Path) -> Any:
+    """A line of panels a text: the loss of all that is held out, and of validations as training goes on."""
+    texts = [text for text in TEXTS if any(entry["recipe"] == text for entry in entries)]
+    figure, axes = new_axes(len(texts), 2, sharey="row")
+    for (over_size, over_operations), text in zip(axes, texts, strict=True):
+        found = {entry["row"]: entry for entry in entries if entry["recipe"] == text}
+        for kind, look in LOOKS.items():
+            line = [found[row] for row in SIZES if row.startswith(kind) and row in found]
+            x, y = [entry["parameters"] for entry in line], [entry["mean"] for entry in line]
+            over_size.plot(x, y, label=kind, lw=1.4, ms=4, **look)
+        others = [entry for row, entry in found.items() if row not in SIZES]
+        if others:
+            x, y = [entry["parameters"] for entry in others], [entry["mean"] for entry in others]
+            over_size.plot(x, y, "x", color=COLOURS[0], ms=4, label="recurrent, something changed")
+        for row in ROWS:
+            if row.recipe == text and row.row in SIZES and row.row in found:
+                operations, losses = curve(row, results)
+                look = LOOKS[row.row.partition("-")[0]]
+                over_operations.plot(operations, losses, lw=1, color=look["color"], ls=look["ls"])
+                over_operations.annotate(row.row.rpartition("-")[2], (operations[-1], losses[-1]), fontsize=7)
+        over_size.set_title(text)
+        over_size.set_ylabel("held-out loss (nats a token)")
+        over_size.set_xlabel("parameters")
+        over_operations.set_xlabel("multiply-adds of training so far")
+        over_operations.set_ylim(top=1.35 * max(entry["mean"] for entry in found.values()))
+        for axis in (over_size, over_operations):
+            axis.set_xscale("log")
+            axis.minorticks_off()
+        over_size.set_xticks([5e6, 15e6, 50e6], ["5M", "15M", "50M"])
+        over_size.set_xlim(4e6, 7e7)
+        over_size.legend(fontsize=8)
+    return figure
+
+
+def curve(row: Row, results: Path) -> tuple[list[float], list[float]]:
+    """Multiply-adds so far and loss at each validation of a row's first kept run."""
+    settings = train.read_command(row.command.split())[0].settings
+    shape = settings.task.shape
+    config = settings.model_config(shape)
+    of_one = training_ops(config, shape.length, shape.targets, settings.model, settings.training.segment)
+    log = read_lines(kept_folders(results, row)[0] / "metrics.jsonl")
+    points = [(of_one * event["samples"], event["loss"]) for event in log if event["kind"] == "validation"]
+    operations, losses = zip(*points, strict=True)
+    return list(operations), list(losses)
