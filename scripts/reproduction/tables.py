@@ -33,24 +33,23 @@ another table has the same settings, beside that. A row is made by"""
 
 
 def page(table: str, entries: list[dict[str, Any]]) -> str:
-    """The page of one table."""
-    rows = [
-        [
-            entry["row"],
-            entry["recipe"],
-            f"`{entry['metric']}`",
-            _between(entry),
-            _number(entry["metric"], entry["paper"]),
-            _seeds(entry),
-            f"{entry['samples']:,}",
-            f"{entry['parameters']:,}",
-            _machine(entry),
-        ]
-        for entry in entries
-    ]
-    heads = ("row", "recipe", "metric", "here", "paper", "seeds", "samples", "parameters", "machine, revision")
+    """The page of one table: a grid a row, in which a recipe is a line and a metric a column."""
+    grids = []
+    for row in dict.fromkeys(entry["row"] for entry in entries):
+        own = [entry for entry in entries if entry["row"] == row]
+        metrics = list(dict.fromkeys(entry["metric"] for entry in own))
+        lines = []
+        for recipe in dict.fromkeys(entry["recipe"] for entry in own):
+            found = {entry["metric"]: entry for entry in own if entry["recipe"] == recipe}
+            first = next(iter(found.values()))
+            cells = [_between(found[metric]) if metric in found else "" for metric in metrics]
+            about = [_number(first["metric"], first["paper"]), _seeds(first), f"{first['samples']:,}"]
+            lines.append([recipe, *cells, *about, f"{first['parameters']:,}", _machine(first)])
+        named = [f"`{metric}`" for metric in metrics]
+        heads = ("recipe", *named, "paper", "seeds", "samples", "parameters", "machine, revision")
+        grids += [f"## {row}", _grid(heads, lines)]
     example = f"    python scripts/reproduce.py {table} --only {entries[0]['row']}:{entries[0]['recipe']}"
-    return "\n\n".join([f"# {TITLES[table]}", _grid(heads, rows), *_remarks(entries), INTERVALS, RUNS, example]) + "\n"
+    return "\n\n".join([f"# {TITLES[table]}", *grids, *_remarks(entries), INTERVALS, RUNS, example]) + "\n"
 
 
 def readme_block(summaries: dict[str, list[dict[str, Any]]]) -> str:

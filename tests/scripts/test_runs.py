@@ -276,7 +276,7 @@ def test_from_the_command_line_to_a_table(tmp_path, capsys, monkeypatch):
     ]  # fmt: skip
     evaluate.main([str(results / "table4" / "copy-paper-0"), "--noise=64", "--samples=64", "--batch=64"])
     assert f" accuracy={summary[0]['mean']:.2%}" in capsys.readouterr().out
-    assert "| copy | paper | `token_accuracy` |" in (results / "table4" / "README.md").read_text()
+    assert "## copy\n\n| recipe | `token_accuracy` |" in (results / "table4" / "README.md").read_text()
     monkeypatch.setattr(workers.subprocess, "Popen", None)
     quick(tmp_path, "table4", "--only", "copy:paper")
     said = capsys.readouterr().out
