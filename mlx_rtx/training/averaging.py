@@ -9,7 +9,7 @@ the average soon forgets where it started.
 from typing import Any
 
 from mlx_rtx.support.compiled import Execution
-from mlx_rtx.support.trees import flat
+from mlx_rtx.support.trees import flat, part
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -43,14 +43,10 @@ class WeightAverage:
 
     @property
     def weights(self) -> dict[str, Any]:
-        """The average, a tree like ``model.trainable_parameters()``.
-
-        Its arrays are copies: MLX tells cuBLAS that factors are aligned, which may refuse a part of a vector that
-        begins anywhere.
-        """
+        """The average, a tree like ``model.trainable_parameters()``."""
         named, start = [], 0
         for name, own in flat(self.model.trainable_parameters()).items():
-            named.append((name, 1 * self.state["weights"][start : start + own.size].reshape(own.shape)))
+            named.append((name, part(self.state["weights"], start, own.shape)))
             start += own.size
         return tree_unflatten(named)
 

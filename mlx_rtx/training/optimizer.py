@@ -7,7 +7,7 @@ from functools import reduce
 from typing import Literal, NamedTuple
 
 from mlx_rtx.support.errors import require
-from mlx_rtx.support.trees import count, flat
+from mlx_rtx.support.trees import count, flat, part
 from mlx_rtx.support.typed import require_types
 from mlx_rtx.training.spikes import SpikeGuard
 
@@ -180,6 +180,6 @@ def _part(shapes: dict, joined: dict[str, mx.array], config: OptimizerConfig) ->
                 continue
             group = "matrices" if shape.ndim > 1 else "others"
             start, done[group] = done[group], done[group] + shape.size
-            yield name, joined[group][start : done[group]].reshape(shape.shape)
+            yield name, part(joined[group], start, shape.shape)
 
     return tree_unflatten(list(named()))

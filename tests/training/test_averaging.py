@@ -87,17 +87,6 @@ def test_it_is_of_what_is_trained(frozen):
     assert ("layers.0.alpha" in flat(average.weights)) is not frozen
 
 
-def test_its_matrices_begin_where_products_on_a_gpu_want_them():
-    """As parts of one vector they begin anywhere, after the alphas of two layers: cuBLAS refused such a factor."""
-    model = make_model(layers=2)
-    average = WeightAverage(model, BETA, Execution())
-    average.update(mx.array(True))
-    arrays = [mx.zeros((4, 4)), *(array for array in flat(average.weights).values() if array.ndim == 2)]
-    mx.eval(arrays)
-    own, *others = (np.asarray(memoryview(array)).ctypes.data % 16 for array in arrays)  # of a buffer's beginning
-    assert set(others) == {own}
-
-
 def test_a_step_that_is_not_taken_does_not_move_it():
     model, tokens, targets = make_model(), make_tokens(4 * K), make_tokens(3, seed=2)
     step = TrainingStep(model, OptimizerConfig(average=BETA), segment=1)

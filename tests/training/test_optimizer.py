@@ -1,6 +1,9 @@
 """Adam as the books have it, clipping, and the guard."""
 
 from mlx_rtx import ModelConfig, RecurrentTransformer, UserError
+from mlx_rtx.support.compiled import Execution
+from mlx_rtx.support.trees import flat
+from mlx_rtx.training.averaging import WeightAverage
 from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 
 import mlx.core as mx
@@ -63,6 +66,20 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad, decay, kind):
     for name, array in tree_flatten([model.parameters(), optimizer.state]):
         assert np.array_equal(np.array(array), before[name]), name
     assert apply_gradients(model, optimizer, good, config).taken.item()
+
+
+def test_matrices_begin_where_products_on_a_gpu_want_them():
+    """As parts of a vector they began anywhere, after odd sizes and alphas: cuBLAS refused them."""
+    model = make_model(layers=2, dim=6, heads=2, vocab_size=7)
+    average = WeightAverage(model, 0.9, Execution())
+    optimizer = make_optimizer(config := OptimizerConfig(), model)
+    apply_gradients(model, optimizer, tree_map(mx.ones_like, model.trainable_parameters()), config)
+    average.update(mx.array(True))
+    for tree in (model.trainable_parameters(), average.weights):
+        matrices = [mx.zeros((4, 4)), *(array for array in flat(tree).values() if array.ndim == 2)]
+        mx.eval(matrices)
+        own, *others = (np.asarray(memoryview(array)).ctypes.data % 16 for array in matrices)  # of a buffer's beginning
+        assert set(others) == {own}
 
 
 def orthogonalised(matrix, steps=5):
