@@ -31,7 +31,7 @@ from reproduction.summary import read_summary, require_scipy, write_summary
 from reproduction.tables import TITLES, write_tables
 from reproduction.workers import ROOT, Outcome, carry_out_all, visible_gpus
 
-What = Literal["table2", "table4", "table6", "ablations", "retrieval", "scale", "figures", "tables"]
+What = Literal["table2", "table4", "table6", "ablations", "retrieval", "scale", "lengths", "figures", "tables"]
 
 
 @dataclass(frozen=True, kw_only=True)

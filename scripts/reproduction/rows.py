@@ -109,15 +109,15 @@ ABLATIONS = (
     *_changed("selective-copy", {"noise-8192": "", **SHORTER}, LONGER),
     *_changed("text", ALPHAS),
 )
-ROWS = TABLES + ABLATIONS + retrieval_rows.ROWS + scale_rows.ROWS
+ROWS = TABLES + ABLATIONS + retrieval_rows.ROWS + scale_rows.ROWS + scale_rows.LENGTH_ROWS
 
 
 def scorings(row: Row, quick: bool = False) -> list[Scoring]:
     """How a row's models are scored, the row's first metric first."""
     if row.table == retrieval_rows.TABLE:
         return retrieval_rows.scorings(row, quick)
-    if row.table == scale_rows.TABLE:
-        return scale_rows.scorings(quick)
+    if row in scale_rows.ROWS + scale_rows.LENGTH_ROWS:
+        return scale_rows.scorings(row, quick)
     some = ("--samples", "50") if quick else ()
     if row.task == "image":
         return [Scoring(("--split", "test", "--batch", "100", *some), {"test_accuracy": "accuracy"})]

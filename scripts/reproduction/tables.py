@@ -19,6 +19,7 @@ TITLES = {
     "ablations": "Ablations: the default recipes with one thing changed",
     "retrieval": "Retrieval: associative recall, induction heads, MAD's tasks, and language with copying",
     "scale": "Scale: 5, 15 and 50 million parameters on larger texts",
+    "lengths": "Lengths: text in sequences of 64 to 16,384 characters",
 }
 IN_README = {"table2": "image", "table4": "", "table6": "text"}  # what comes before a row's name
 RECIPES_IN_README = ("default", "mirror", "paper", "nanogpt")  # other readings and what else is frozen: on the pages
