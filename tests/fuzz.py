@@ -8,8 +8,11 @@ what lies behind it is reached as well.
 
 import contextlib
 import io
+import itertools
 import json
+import math
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -29,14 +32,14 @@ with atheris.instrument_imports(include=["mlx_rtx", "tomllib", "zipfile"]):
     from mlx_rtx.kernel_check.decision import describe
     from mlx_rtx.kernel_check.verdict import Trial, Verdict, VerdictFile, ask
     from mlx_rtx.kernels import FORMS
-    from mlx_rtx.support.json_lines import parse_table, read_json_lines
+    from mlx_rtx.plots.run_history import read_history
+    from mlx_rtx.scaling import grid
     from mlx_rtx.support.safetensors import _digest, open_arrays
     from mlx_rtx.tasks import cifar, text_file
     from mlx_rtx.tasks.subwords import read_vocabulary, train_tokenizer
     from mlx_rtx.train import read_command
     from mlx_rtx.training import checkpoint
     from mlx_rtx.training.checkpoint import RunFolder
-    from mlx_rtx.training.log import read_lines
     from mlx_rtx.training.stored_settings import from_stored
     from mlx_rtx.training.trainer import Trainer
 
@@ -82,7 +85,7 @@ def targets(place: Path) -> dict[str, Target]:
     """All kinds, of a run and a state that are made in ``place``."""
     config = text_run(place, stateful=True)
     config = replace(config, architecture=replace(config.architecture, dim=4))
-    fit_until(make_trainer(place / "run", config), 9)
+    fit_until(make_trainer(place / "run", config), 30)
     run, data, model = RunFolder(place / "run"), config.task.load(), make_model(dim=4)
     _, state = model.step(make_tokens(9, 1), start(model).state)
     save_stream(place / "state", model, start(model)._replace(state=state, pending=make_tokens(1, 1)))
@@ -116,6 +119,17 @@ def targets(place: Path) -> dict[str, Target]:
             describe(found)
             found.complete, FORMS.index(found.form or FORMS[0])
 
+    point = {"model": "recurrent", "layers": 1, "lr": 1e-3, "embeddings": 9, "steps": 7}
+    point |= {"loss_se": 0.01, "seconds": 1.0, "text": "a"}
+    rows = [point | {"dim": N, "parameters": N * N, "tokens": D, "characters": D, "loss": 8 / N + 90 / D, "seed": seed}
+            for N in (4, 8, 16) for D in (100, 300, 900) for seed in (0, 1)]  # fmt: skip
+    losses = "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+    def runs_of_a_grid(path):
+        read = grid.read_losses(path)
+        grid.best_runs(read)
+        grid.seed_noise(loss for loss in read if math.isfinite(loss.loss))
+
     def flags(path):
         read_command(["copy", "--config", str(path)])
 
@@ -127,9 +141,9 @@ def targets(place: Path) -> dict[str, Target]:
         Target("training.safetensors", of("run/training.safetensors"),
                lambda _: Trainer(config, data, run, resume=True).log.close(), sign_arrays),
         Target("stream.state", of("state"), lambda path: load_stream(path, model), sign_arrays),
-        Target("metrics.jsonl", of("run/metrics.jsonl"), read_lines),
-        Target("losses.jsonl", [b'{"model": "x", "loss": 1.5}\n{"model": "y"}\n'],
-               lambda path: read_json_lines(path, parse_table)),
+        Target("metrics.jsonl", [*of("run/metrics.jsonl"), re.sub(rb', "crc32": "\w+"', b"", *of("run/metrics.jsonl"))],
+               lambda _: read_history(run.path)),
+        Target("losses.jsonl", [losses], runs_of_a_grid),
         Target("documents.jsonl", [b'{"text": "a b"}\n{"text": "c", "n": [1]}\n'],
                lambda path: text_file.find(str(path)).survey),
         Target("flags.toml", [b"noise = 64\nlr = 1e-3\n", b'out = "runs/a"\ntrain-alpha = true\nalpha = 0.5\n'], flags),
@@ -146,15 +160,19 @@ def mutate(content: bytes, longest: int, seed: int) -> bytes:
     generator = random.Random(seed)
     if generator.random() < 0.5:
         with contextlib.suppress(ValueError, RecursionError, AttributeError):
-            begin = 8 if content[8:9] == b"{" else 0  # in safetensors files after its length
-            end = 8 + int.from_bytes(content[:8], "little") if begin else content.find(b"\n{") % 2**63
+            header = content[8:9] == b"{"  # of safetensors, after its length
+            lines = [0, *(found.end() for found in re.finditer(b"\n(?={)", content)), len(content)]
+            begin, end = generator.choice([*itertools.pairwise(lines)])
+            if header:
+                begin, end = 8, 8 + int.from_bytes(content[:8], "little")
             tree = json.loads(content[begin:end])
             values = [*ODD, *WORDS, *tree.values(), *range(10), generator.randrange(2**33), generator.random()]
             for _ in range(generator.choice([1, 1, 2, 4])):
                 if all_places := list(places(tree)):
                     tree = change_at(tree, generator.choice(all_places), generator.choice(values))
             changed = json.dumps(tree).encode()
-            changed = (len(changed).to_bytes(8, "little") if begin else b"") + changed + content[end:]
+            before = len(changed).to_bytes(8, "little") if header else content[:begin]
+            changed = before + changed + b"\n" * (end < len(content) and not header) + content[end:]
             return changed if len(changed) <= longest else content
     return atheris.Mutate(content, longest)
 
@@ -174,7 +192,7 @@ def main(name: str, runs: int, seed: int) -> None:
         with contextlib.suppress(Exception):
             target.sign(path)
         try:
-            with contextlib.redirect_stderr(io.StringIO()):
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
                 target.read(path)
             tried["read"] += 1
         except UserError as error:

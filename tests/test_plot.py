@@ -14,7 +14,7 @@ from mlx_rtx.training.log import RunLog, read_lines
 import numpy as np
 import pytest
 
-from tiny import FLAGS, complaint, events
+from tiny import FLAGS, complains, complaint, events
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,15 @@ def test_a_history_is_what_was_reported(runs):
         assert so_far == total
     assert run.validated_operations[-1] == run.operations[-1]
     assert read_history(runs / "regular").alpha.shape[1] == 0
+
+
+def test_reports_of_different_numbers_of_alphas_are_refused(runs, tmp_path):
+    """As they may stand in a log of before there were checksums, if somebody changed it."""
+    shutil.copytree(runs / "recurrent", tmp_path / "run")
+    log = RunLog(tmp_path / "run" / "metrics.jsonl", 640)
+    last = read_lines(log.path)[-1]
+    log.note(**events(tmp_path / "run", "train")[-1] | {"step": last["step"], "alpha": [0.5]})
+    complains(read_history, tmp_path / "run", words=r"its reports tell of \[1, 2\] values of α")
 
 
 def test_what_is_drawn(runs):

@@ -7,6 +7,7 @@ from pathlib import Path
 from mlx_rtx.forecast.operations import paper_ops
 from mlx_rtx.model.config import Architecture
 from mlx_rtx.support.errors import require
+from mlx_rtx.support.typed import fits
 from mlx_rtx.training.checkpoint import RunFolder
 from mlx_rtx.training.log import read_lines
 from mlx_rtx.training.stored_settings import from_stored
@@ -60,10 +61,12 @@ def read_history(path: Path) -> History:
         len(reports) > 1 and bool(checks),
         f"{path}: its run has not come to a second report and a validation; train on",
     )
+    alphas = {len(report["alpha"]) for report in reports}
+    require(len(alphas) == 1, f"{folder.metrics}: its reports tell of {sorted(alphas)} values of α; restore it")
     shape = settings.architecture
     samples = np.array([report["samples"] for report in reports])
     each = [paper_ops(shape, report["length"], settings.model) for report in reports]
-    begins = [(0, reports[0]["noise"])] if "noise" in reports[0] else []
+    begins = [(0, reports[0]["noise"])] if fits(reports[0].get("noise"), int) else []
     begins += [(line["samples"], line["next_noise"]) for line in lines if line["kind"] == "stage"]
     return History(
         name=path.resolve().name,

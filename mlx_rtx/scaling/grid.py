@@ -93,6 +93,10 @@ class Loss:
     text: str
     """sha256 of the text."""
 
+    def __post_init__(self):
+        require(0 <= self.embeddings < self.parameters and self.tokens > 0, "a model has weights, and reads something")
+        require(not self.loss <= 0, f"loss={self.loss}: must be above 0, or not finite")
+
     def row(self) -> str:
         """A line of JSON."""
         values = asdict(self)

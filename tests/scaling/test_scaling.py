@@ -136,7 +136,7 @@ def test_a_grid_in_processes(text, tmp_path, capfd):
 
 def test_of_learning_rates_the_best_counts():
     point = grid.GridPoint("recurrent", 1, 8, 1000, 1e-3)
-    rows = [grid.Loss(replace(point, lr=lr), 1, 1, 1000, 2, loss, 0.1, 1.0, "") for lr, loss in ((1e-3, 2), (2e-3, 1))]
+    rows = [grid.Loss(replace(point, lr=lr), 2, 1, 1000, 2, loss, 0.1, 1.0, "") for lr, loss in ((1e-3, 2), (2e-3, 1))]
     other = replace(rows[0], point=replace(point, dim=4))
     assert grid.best_runs([*rows, other]) == [rows[1], other]
 
@@ -259,3 +259,12 @@ def test_a_row_that_a_crash_cut_off_costs_no_other(tmp_path, capsys):
     path.write_bytes(b'\xff\n[1]\n{}\n{"model": "recurrent", "dim": "8"}\n')
     with pytest.raises(UserError, match="no losses of a grid"):
         grid.read_losses(path)
+
+
+@pytest.mark.parametrize("wrong", [{"loss": 0.0}, {"loss": -1}, {"tokens": 0}, {"parameters": 5, "embeddings": 5}])
+def test_a_row_that_no_run_can_have_made_is_left_out(wrong, tmp_path, capsys):
+    """Its logarithm ended a fit in a traceback."""
+    row = json.loads(LOSSES.read_bytes().splitlines()[0])
+    (tmp_path / "losses.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps({**row, **wrong})}\n")
+    assert len(grid.read_losses(tmp_path / "losses.jsonl")) == 1
+    assert "line 2 is damaged" in capsys.readouterr().err
