@@ -204,8 +204,8 @@ def main(name: str, runs: int, seed: int) -> None:
             shutil.rmtree(place, ignore_errors=True)
 
     options = {
-        "runs": runs, "seed": seed, "max_len": LONGEST_FILE, "timeout": SLOWEST, "rss_limit_mb": 4096, "verbosity": 0,
-        "dict": place / "words", "artifact_prefix": f"{name}-",
+        "runs": runs, "seed": seed, "max_len": LONGEST_FILE, "timeout": SLOWEST, "rss_limit_mb": 4096, "reload": 0,
+        "verbosity": 0, "dict": place / "words", "artifact_prefix": f"{name}-",
     }  # fmt: skip
     arguments = [__file__, *(f"-{key}={value}" for key, value in options.items()), str(place / "corpus")]
     atheris.Setup(arguments, test, custom_mutator=mutate)
