@@ -28,7 +28,7 @@ $(READY): pyproject.toml
 
 # goes on where an earlier call was stopped
 train: setup
-	@echo "training copy at 4,096 noise tokens: 4 to 10 minutes on 2 CPU cores with OpenBLAS"
+	@echo "training copy at 4,096 noise tokens: about 4 minutes on 2 CPU cores with OpenBLAS"
 	@$(RUN) -m mlx_rtx.train copy --noise 4096 $$(test ! -e runs/copy/config.json || echo --resume)
 	@echo "next, after source .venv/bin/activate:"
 	@echo "  python -m mlx_rtx.evaluate runs/copy --samples 1000"
