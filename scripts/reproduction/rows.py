@@ -42,6 +42,7 @@ TABLES = (  # Tables 2, 4 and 6 of the paper
     _image("paper", "--recipe paper"),
     _image("paper-hidden", "--recipe paper --history hidden"),
     _image("paper", "--recipe paper --model regular", "regular-1", 0.393),
+    _image("paper-batch-40", "--recipe paper --model regular --batch 40", "regular-1", 0.393),  # the paper's own batch
     _image("paper", "--recipe paper --model regular --layers 4", "regular-4", 0.412),
     *_copying("copy", 1.0),
     *_copying("selective-copy", 0.994),
