@@ -164,7 +164,7 @@ def test_metrics():
 def test_which_rows_are_meant():
     assert choose(("table2",), ()) == [row for row in ROWS if row.table == "table2"]
     assert [row.name for row in choose(("table2", "table6"), ("regular-1", "recurrent:mirror"))] == [
-        "recurrent:mirror", "regular-1:paper", "regular-1:paper",
+        "recurrent:mirror", "regular-1:paper", "regular-1:paper-batch-40", "regular-1:paper",
     ]  # fmt: skip
     with pytest.raises(UserError, match="regular-6: no such row; there are recurrent, recurrent:default"):
         choose(("table2",), ("regular-6",))
