@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mlx_rtx.kernel_check.trials import LEAST_TOLERANCE, SLACK, Contender, candidates, deviation, rates_to_try
+from mlx_rtx.kernel_check.trials import LEAST_TOLERANCE, SLACK, Contender, Rates, candidates, deviation, rates_to_try
 from mlx_rtx.kernel_check.verdict import Trial, Verdict, VerdictFile
 from mlx_rtx.kernels import Form, source
 from mlx_rtx.kernels.scan import LONGEST_LAUNCH
@@ -36,6 +36,7 @@ class Check:
         self.file, self.verdict, self.limit = file, verdict, limit
         self.parent, self.started = os.getppid(), time.perf_counter()
         self.compiled = self.started
+        self._plain: dict[Rates, tuple[dict[str, mx.array], float]] = {}
 
     def begin(self, stage: str) -> None:
         """Write down what is about to be tried; end where nobody waits for it any more."""
@@ -88,6 +89,15 @@ class Check:
                 return Trial(form, failure=f"a launch of one window takes {seconds / 2:.2g} s")
         return self.known(form)
 
+    def plain(self, rates: Rates) -> tuple[dict[str, mx.array], float]:
+        """What plain operations give on the CPU, and how far from it they are on the device in use; computed once."""
+        if rates not in self._plain:
+            question = self.verdict.question
+            expected = Contender(question, None, rates).gradient(3, device=mx.Device(mx.cpu, 0))
+            here = Contender(question, None, rates).gradient(3)
+            self._plain[rates] = expected, deviation(here, expected)
+        return self._plain[rates]
+
     def judge(self, form: Form) -> Trial:
         """Hold three windows against plain operations on the CPU, where products are exact to float32; and repeat them.
 
@@ -95,9 +105,8 @@ class Check:
         """
         question, error, allowed = self.verdict.question, 0.0, LEAST_TOLERANCE
         for rates in rates_to_try(question):
-            expected = Contender(question, None, rates).gradient(3, device=mx.Device(mx.cpu, 0))
-            here = Contender(question, None, rates).gradient(3)
-            allowed = max(allowed, SLACK * deviation(here, expected))
+            expected, here = self.plain(rates)
+            allowed = max(allowed, SLACK * here)
             for saved in (False, True):
                 with source.filled(math.nan):
                     found = Contender(question, form, rates).gradient(3, saved)

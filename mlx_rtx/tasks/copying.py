@@ -6,9 +6,8 @@ payload in order, all in parallel: no answer is fed back.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Self
 
 from mlx_rtx.support import backend
 from mlx_rtx.support.errors import require, require_at_most
@@ -72,10 +71,6 @@ class CopyTask(MadeTask):
     def stage(self) -> dict[str, int]:
         """A curriculum raises the noise."""
         return {"noise": self.noise}
-
-    def at_stage(self, stage: dict[str, int]) -> Self:
-        """The same task with another noise."""
-        return self if stage == self.stage else replace(self, **stage)
 
     def make(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
         """Tokens (size, L) and targets (size, P), int32."""

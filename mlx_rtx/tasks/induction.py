@@ -7,8 +7,7 @@ L = N + 3. One position is asked at, the last.
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 from mlx_rtx.support.errors import require, require_at_most
 from mlx_rtx.support.typed import require_types
@@ -64,10 +63,6 @@ class InductionTask(MadeTask):
     def stage(self) -> dict[str, int]:
         """A curriculum raises the noise."""
         return {"noise": self.noise}
-
-    def at_stage(self, stage: dict[str, int]) -> Self:
-        """The same task with another noise."""
-        return replace(self, **stage)
 
     def make(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
         """Tokens (size, L) and targets (size, 1), int32."""

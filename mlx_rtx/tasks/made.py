@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from mlx_rtx.support.errors import UserError
@@ -28,6 +28,10 @@ class MadeTask(Task, Data):
     def load(self, vocabulary: Vocabulary | None = None) -> Self:
         """The task itself: its sequences are made, not read."""
         return self
+
+    def at_stage(self, stage: dict[str, int]) -> Self:
+        """The same task with what a curriculum has raised."""
+        return self if stage == self.stage else replace(self, **stage)
 
     def describe(self) -> dict:
         """Length, and where a curriculum stands."""

@@ -30,9 +30,11 @@ def absolute(named: str) -> str:
     return f"{hub}{os.path.abspath(path)}{colon}{configuration}"
 
 
-def place(data: str) -> Path:
-    """Where files or a folder of that name lie: here, or else in the folder that MLX_RTX_DATA names."""
+def place(data: str | None) -> Path:
+    """Where files or a folder of that name lie: here, or else in the folder of MLX_RTX_DATA, which None stands for."""
     folder = Path(os.environ.get(VARIABLE, ""))
+    if not data:
+        return folder
     return folder / data if not os.path.exists(data) and (folder / data).exists() else Path(data)
 
 
@@ -51,7 +53,7 @@ def locate(data: str | None, *names: str, flag: str = "--data") -> Path | None:
         UserError: there is no such thing.
     """
     given = f"{flag} {data}" if data else f"{VARIABLE}={os.environ.get(VARIABLE, '')}"
-    path = place(data) if data else Path(os.environ.get(VARIABLE, ""))
+    path = place(data)
     if not data and not os.environ.get(VARIABLE):
         return None
     if not path.exists():

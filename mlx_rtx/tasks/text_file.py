@@ -7,7 +7,6 @@ import codecs
 import glob
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ from typing import NamedTuple
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.files import sha256
 from mlx_rtx.tasks.pieces import line_end
-from mlx_rtx.tasks.sources import HUB, VARIABLE, download, kept, locate, place
+from mlx_rtx.tasks.sources import HUB, download, kept, locate, place
 from mlx_rtx.tasks.vocabulary import check_text
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -134,7 +133,7 @@ def _files(data: str | None, flag: str = "--data") -> list[Path]:
     first = locate(data, FILE, "**/*.txt", f"**/*{LINES}", flag=flag)
     if first is None:
         return [kept(FILE, _download)]
-    folder = place(data) if data else Path(os.environ[VARIABLE])
+    folder = place(data)
     if folder.is_file() or first.name == FILE:
         return [first]
     return sorted(path for path in folder.rglob("*") if path.suffix in (".txt", LINES) and path.is_file())

@@ -4,7 +4,7 @@ import re
 
 from mlx_rtx.support.errors import require
 
-from reproduction import retrieval_rows, scale_rows
+from reproduction import lengths_rows, retrieval_rows, scale_rows
 from reproduction.row import Row, Scoring
 
 LONGER = (8192, 16384, 65536, 1048544)  # noise tokens beyond the 4,096 of training
@@ -110,15 +110,14 @@ ABLATIONS = (
     *_changed("selective-copy", {"noise-8192": "", **SHORTER}, LONGER),
     *_changed("text", ALPHAS),
 )
-ROWS = TABLES + ABLATIONS + retrieval_rows.ROWS + scale_rows.ROWS + scale_rows.LENGTH_ROWS
+OTHERS = {module.TABLE: module for module in (retrieval_rows, scale_rows, lengths_rows)}  # with scorings of their own
+ROWS = TABLES + ABLATIONS + tuple(row for module in OTHERS.values() for row in module.ROWS)
 
 
 def scorings(row: Row, quick: bool = False) -> list[Scoring]:
     """How a row's models are scored, the row's first metric first."""
-    if row.table == retrieval_rows.TABLE:
-        return retrieval_rows.scorings(row, quick)
-    if row in scale_rows.ROWS + scale_rows.LENGTH_ROWS:
-        return scale_rows.scorings(row, quick)
+    if row.table in OTHERS:
+        return OTHERS[row.table].scorings(row, quick)
     some = ("--samples", "50") if quick else ()
     if row.task == "image":
         return [Scoring(("--split", "test", "--batch", "100", *some), {"test_accuracy": "accuracy"})]
@@ -137,12 +136,13 @@ def scorings(row: Row, quick: bool = False) -> list[Scoring]:
 
 
 _COPY = "--noise 64 --payload 4 --dim 24 --heads 2 --samples 512 --batch 16 --test-samples 32 --validate-samples 32"
-QUICK = {  # what makes a row a matter of seconds, after its own flags: tiny models, few samples, short noise
+QUICK = {  # by task or table: what makes a row a matter of seconds, after its own flags, by tiny models on few samples
     "copy": _COPY,
     "selective-copy": _COPY,
     "image": "--dim 8 --heads 2 --samples 64 --batch 8 --test-samples 16 --validate-samples 16",
     "text": "--dim 24 --heads 2 --length 64 --samples 256 --batch 8 --test-samples 32 --validate-samples 32 --sample 0",
     **retrieval_rows.QUICK,
+    scale_rows.TABLE: scale_rows.QUICK,
 }
 
 
@@ -150,8 +150,13 @@ def train_flags(row: Row, seed: int, samples: int | None = None, quick: bool = F
     """Task and flags of a run of ``row``, all but the folder."""
     words = row.command.split()
     if quick:
-        smaller = scale_rows.QUICK if row.table == scale_rows.TABLE else QUICK[row.task]
-        words += [*smaller.split(), "--validate-every", "4", "--report-every", "2"]
+        words += [
+            *QUICK[row.table if row.table in QUICK else row.task].split(),
+            "--validate-every",
+            "4",
+            "--report-every",
+            "2",
+        ]
     return [*words, *(["--samples", str(samples)] if samples else []), "--seed", str(seed)]
 
 

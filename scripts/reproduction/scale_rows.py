@@ -1,8 +1,7 @@
 """Rows of the table of scale: recurrent and regular transformers of 5, 15 and 50 million parameters on larger texts.
 
 A row is a model, a recipe a text. All are trained by Muon on as many tokens of it, in windows of 1,024, by products in
-bfloat16; the texts lie in the folder that MLX_RTX_DATA names. And rows of sequence lengths: the default text model on
-as many characters, in sequences of any length, read on (`stateful`) or not.
+bfloat16; the texts lie in the folder that MLX_RTX_DATA names.
 """
 
 from reproduction.row import Row, Scoring
@@ -42,32 +41,15 @@ ROWS = tuple(
     for text in TEXTS
     for row, flags in (SIZES | VARIANTS if text == "gcide" else SIZES).items()
 )
-LENGTHS = (64, 256, 1024, 4096, 16384)
-STATEFUL = "--stateful --alpha 0"
-LENGTH_TEXTS = {  # recipe: text and how it is read
-    "shakespeare": "",
-    "shakespeare-stateful": STATEFUL,
-    "repeats": "--data repeats.txt",
-    "repeats-stateful": f"--data repeats.txt {STATEFUL}",
-}
-TOKENS, TOKENS_A_STEP = 480_000 * 128, 16384  # half of what the default recipe reads
-LENGTH_ROWS = tuple(
-    Row(
-        "lengths",
-        f"length-{L}",
-        recipe,
-        f"text --length {L} --batch {TOKENS_A_STEP // L} --samples {TOKENS // L} --sample 0 {flags}".strip(),
-    )
-    for recipe, flags in LENGTH_TEXTS.items()
-    for L in LENGTHS
-)
 QUICK = "--dim 24 --heads 2 --length 256 --characters 20000 --samples 64 --batch 8 --validate-samples 16"
 
 
 def scorings(row: Row, quick: bool = False) -> list[Scoring]:
-    """How a row's models are scored: on all that is held out; where lengths are compared, read on as one stream."""
+    """How a row's models are scored: on all that is held out."""
+    return [held_out(quick)]
+
+
+def held_out(quick: bool) -> Scoring:
+    """The loss of all that is held out, in windows of the length that was trained."""
     some = ("--samples", "16") if quick else ()
-    validation = Scoring(("--split", "validation", "--batch", "16", *some), {"validation_loss": "loss"})
-    if row.table == TABLE:
-        return [validation]
-    return [validation, Scoring(("--split", "stream"), {"stream_loss": "loss"})]
+    return Scoring(("--split", "validation", "--batch", "16", *some), {"validation_loss": "loss"})
