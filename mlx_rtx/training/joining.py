@@ -127,9 +127,10 @@ def own_folder(ranks: Ranks, path: Path, resume: bool) -> Iterator[RunFolder]:
     with contextlib.ExitStack() as temporary:
         folder = RunFolder(path)
         if not ranks.first:
-            folder = CopiedFolder(temporary.enter_context(tempfile.TemporaryDirectory(prefix="mlx_rtx_")))
-            if ranks.lifeline:
-                ranks.lifeline.last = temporary.close
+            directory = tempfile.TemporaryDirectory(prefix="mlx_rtx_", ignore_cleanup_errors=True)
+            folder = CopiedFolder(temporary.enter_context(directory))
+            if ranks.lifeline:  # whose thread may remove it while this one does, or is about to
+                ranks.lifeline.last = directory.cleanup
         files = [folder.config, folder.tokenizer, folder.metrics, folder.model, folder.training] if resume else []
         with ranks.united():
             contents = [file.read_bytes() if file.is_file() else b"" for file in files]

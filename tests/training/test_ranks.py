@@ -1,11 +1,15 @@
 """Two ranks train as one process does, to rounding, and end together."""
 
+import os
 import signal
+import tempfile
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from mlx_rtx.training.checkpoint import RunFolder
-from mlx_rtx.training.joining import share_of
+from mlx_rtx.training.joining import own_folder, share_of
 from mlx_rtx.training.ranks import Ranks
 
 import numpy as np
@@ -95,6 +99,34 @@ def test_all_end_with_a_rank_that_is_killed_and_the_run_can_go_on(lost, tmp_path
     if resumed:
         assert "resumed at step 7" in resumed[0][1]
         assert saved(tmp_path / "here" / "run")[1]["step"] == 10
+
+
+def test_a_copied_folder_goes_though_another_thread_is_about_to_remove_it(tmp_path, monkeypatch):
+    """A lost rank ends this process from the lifeline's thread, while MLX may have raised in the main one already."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    removing, ended, rmdir = threading.Event(), threading.Event(), os.rmdir
+    ranks = Ranks()
+    ranks.rank, ranks.size, ranks.lifeline = 1, 2, SimpleNamespace(last=None)
+
+    def slowly(*arguments, **others):
+        if threading.current_thread() is leaving:
+            removing.set()
+            ended.wait(10)
+        rmdir(*arguments, **others)
+
+    def leave():
+        with own_folder(ranks, tmp_path / "run", resume=False) as folder:
+            folder.config.touch()
+
+    monkeypatch.setattr(os, "rmdir", slowly)
+    leaving = threading.Thread(target=leave)
+    leaving.start()
+    assert removing.wait(10)
+    ranks.lifeline.last()
+    left = list(tmp_path.iterdir())
+    ended.set()
+    leaving.join()
+    assert left == []
 
 
 def test_what_one_rank_alone_finds_wrong_is_said_once(tmp_path, monkeypatch):
