@@ -49,7 +49,7 @@ class Transformer(nn.Module, ABC):
         self.config = config
         self.implementation = implementation
         layers = [self.make_layer(config, implementation) for _ in range(config.layers)]  # they draw before the rest
-        self.embedding = Embedding(config)
+        self.embedding = Embedding(config, exportable=implementation == "exportable")
         self.layers = layers
 
     def __call__(

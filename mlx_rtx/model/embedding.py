@@ -4,6 +4,7 @@ from typing import Any
 
 from mlx_rtx.model.config import NORM_EPS, ModelConfig
 from mlx_rtx.model.layer import normal
+from mlx_rtx.model.lookup import exportable_lookup, lookup
 from mlx_rtx.support.errors import require
 
 import mlx.core as mx
@@ -17,9 +18,10 @@ class Embedding(nn.Module):
         config: sizes; ``positions`` decides what stands for the token at place t of a sequence: row t of a table of
             max_len rows ("absolute"), row t mod K of one of K ("block"), that plus row ⌊t/K⌋ of a second table, of
             ⌈max_len/K⌉ rows ("axial"), or nothing.
+        exportable: see `mlx_rtx.model.base.Implementation`.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, exportable: bool = False):
         super().__init__()
         D, K = config.dim, config.block
         rows = {"absolute": config.max_len, "block": K, "axial": K, "none": 0}[config.positions]
@@ -32,6 +34,7 @@ class Embedding(nn.Module):
         if not config.tie_embeddings:
             self.head = normal(D, config.outputs)
         self._kind, self._rows = config.positions, rows
+        self._lookup = exportable_lookup if exportable else lookup
         self._limit = config.max_len if config.has_limit else None
 
     def __call__(self, tokens: mx.array, weights: dict[str, Any], position: int | mx.array = 0) -> mx.array:
@@ -42,7 +45,7 @@ class Embedding(nn.Module):
             weights: a tree like ``self.parameters()``.
             position: tokens before them; as an array it is not checked: see `check`.
         """
-        x, n = weights["tokens"][tokens], tokens.shape[1]
+        x, n = self._lookup(weights["tokens"], tokens), tokens.shape[1]
         if self._kind == "none":
             return x
         if isinstance(position, int):
@@ -52,8 +55,8 @@ class Embedding(nn.Module):
         elif self._kind == "absolute":
             return x + mx.slice(weights["positions"], position[None], [0], [n, x.shape[2]])
         at = mx.arange(n) + position
-        rows = weights["positions"][at % self._rows]
-        return x + (rows + weights["blocks"][at // self._rows] if self._kind == "axial" else rows)
+        rows = self._lookup(weights["positions"], at % self._rows)
+        return x + (rows + self._lookup(weights["blocks"], at // self._rows) if self._kind == "axial" else rows)
 
     def check(self, length: int) -> None:
         """Refuse sequences that are longer than there are positions."""
