@@ -51,7 +51,7 @@ def draw(entries: list[Entry]) -> Any:
 def _cell(entry: Entry) -> str:
     """A mean, and half the width of its interval over seeds."""
     if entry["mean"] is None:
-        return "no number"
+        return "not finite"
     scale, digits = (100, 1) if is_share(entry["metric"]) else (1, 3)
     mean = f"{scale * entry['mean']:.{digits}f}"
     spread = scale * (entry["high"] - entry["low"]) / 2

@@ -24,13 +24,13 @@ TITLES = {
 IN_README = {"table2": "image", "table4": "", "table6": "text"}  # what comes before a row's name
 RECIPES_IN_README = ("default", "mirror", "paper", "nanogpt")  # other readings and what else is frozen: on the pages
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
-BEST = "Scored with the weights that did best on the {} itself, which flatters"
-INTERVALS = """In brackets: 95 % intervals. Over two seeds and more they are Student's t of the seeds' values (where all
-seeds agree it has no width); of one seed they are Wilson's for a share and 1.96 standard errors for a loss, over what
-was scored, and leave out how far trainings differ. A metric with `@N` is at N noise tokens, which the model was not
-trained at. Samples are the mean over seeds."""
-RUNS = """Settings, reports and scores of each run lie in `<row>-<recipe>-<seed>` beside this page; where a row of
-another table has the same settings, beside that. A row is made by"""
+BEST = "The checkpoint was selected on the {} that it is scored on, which makes the figure optimistic"
+INTERVALS = """In parentheses: 95 % intervals. With two or more seeds, Student's t interval of the seeds' values (zero
+width if all seeds agree). With one seed, Wilson's interval of a share or 1.96 standard errors of a loss, over what was
+scored; it does not include the variation between trainings. A metric with `@N` is measured at N noise tokens, a length
+that the model was not trained at. Samples are the mean over seeds."""
+RUNS = """The settings, log and scores of each run are in the folder `<row>-<recipe>-<seed>` next to this page, or next
+to another table's page if a row there has the same settings. To train and score a row:"""
 
 
 def page(table: str, entries: list[dict[str, Any]]) -> str:
@@ -76,14 +76,14 @@ def readme_block(summaries: dict[str, list[dict[str, Any]]]) -> str:
         )
     grid = _grid(("model, recipe", "paper", "here (95 %)", "samples", "seeds", "machine, revision"), rows)
     places = dict.fromkeys(entries[0]["chosen_on"] for entries in lines.values() if entries[0]["chosen_on"])
-    note = f"\n\n\\* {BEST.format(' or the '.join(places))}." if places else ""
+    note = f"\n\n\\* {BEST.format(' or '.join(places))}." if places else ""
     return f"{BEGIN}\n{grid}{note}\n{END}"
 
 
 def retrieval_block(summaries: dict[str, list[dict[str, Any]]]) -> str:
     """What stands between the markers of the page on retrieval: a line a task, a column a model."""
     heads, *rows = retrieval_page.block(summaries.get("retrieval", []))
-    return f"{BEGIN}\n{_grid(tuple(heads), rows) if rows else 'Nothing is trained yet.'}\n{END}"
+    return f"{BEGIN}\n{_grid(tuple(heads), rows) if rows else 'Nothing has been trained yet.'}\n{END}"
 
 
 def rendered(root: Path, results: Path) -> dict[Path, str]:
@@ -139,7 +139,7 @@ def _number(metric: str, value: float | None) -> str:
 def _between(entry: dict[str, Any]) -> str:
     """A mean and its interval."""
     if entry["mean"] is None:
-        return "no number"
+        return "not finite"
     scale, digits, unit = (100, 2, " %") if is_share(entry["metric"]) else (1, 4, "")
     mean, low, high = (f"{scale * entry[name]:.{digits}f}" for name in ("mean", "low", "high"))
     return f"**{mean}{unit}** ({low} – {high})"

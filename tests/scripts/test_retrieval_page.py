@@ -43,7 +43,7 @@ def test_without_results_the_page_says_so(tmp_path):
     page = tmp_path / "docs" / "retrieval.md"
     page.write_text(f"{BEGIN}\n{END}\n")
     write_tables(tmp_path, tmp_path / "results")
-    assert page.read_text() == f"{BEGIN}\nNothing is trained yet.\n{END}\n"
+    assert page.read_text() == f"{BEGIN}\nNothing has been trained yet.\n{END}\n"
 
 
 def test_the_picture_has_a_line_a_model_over_the_pairs(results):

@@ -42,7 +42,7 @@ def test_a_page_says_what_its_summary_does(project):
     line = "| default | **56.22 %** (55.25 – 57.19) | 47.3 % | 0 | 600,000 | 53,665 | Some GPU, abc1234 |"
     assert line in said
     assert "| paper | **46.00 %** (43.52 – 48.48) | 47.3 % | 0, 1, 2 |" in said
-    assert "best on the test set itself, which flatters: recurrent paper." in said
+    assert "selected on the test set that it is scored on, which makes the figure optimistic: recurrent paper." in said
     assert "Student's t" in said
     assert "Wilson's" in said
     assert "python scripts/reproduce.py table2 --only recurrent:default" in said
@@ -51,7 +51,7 @@ def test_a_page_says_what_its_summary_does(project):
     assert values[heads.index("`token_accuracy@1048544`")].startswith("**20.00 %**")
     assert values[heads.index("`sequence_accuracy`")].startswith("**95.70 %**")
     assert "| sequence_accuracy" not in said
-    assert "flatters" not in said
+    assert "optimistic" not in said
     said = page("table6", read_summary(project / "results", "table6"))
     assert "## regular-6" in said
     assert "| paper | **1.5151** (1.5053 – 1.5249) | 1.47 |" in said
@@ -60,7 +60,7 @@ def test_a_page_says_what_its_summary_does(project):
 
 def test_a_loss_that_is_no_number(tmp_path):
     write_final(tmp_path, "table6/recurrent:paper", 0, metric(None, None))
-    assert "| no number | 1.47 |" in page("table6", summarise(tmp_path, "table6"))
+    assert "| not finite | 1.47 |" in page("table6", summarise(tmp_path, "table6"))
 
 
 def test_the_block_of_the_readme(project):
@@ -71,7 +71,7 @@ def test_the_block_of_the_readme(project):
     assert " of tokens; **95.70 %** (" in block
     assert "@" not in block
     assert "block-32" not in block  # of the ablations
-    assert "test set or the validation split itself" in block
+    assert "the test set or validation split that it is scored on" in block
     assert readme_block({"table4": summaries["table4"]}).count("\\*") == 0
 
 
@@ -83,7 +83,7 @@ def test_rewriting_changes_what_is_stale_and_nothing_else(project):
     }  # fmt: skip
     text = readme.read_text()
     assert text.startswith(f"# Title\n\n{BEGIN}\n| model, recipe |")
-    assert text.endswith(f"flatters.\n{END}\n\nThe rest.\n")
+    assert text.endswith(f"optimistic.\n{END}\n\nThe rest.\n")
     assert write_tables(project, results) == out_of_date(project, results) == []
     readme.write_text(text.replace("46.00 %", "47.00 %"))
     assert out_of_date(project, results) == [readme]
