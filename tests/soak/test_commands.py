@@ -32,4 +32,4 @@ def test_trainings_that_are_killed_go_on_bit_exactly(capsys):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_command_line_ends_in_a_traceback(seed, capsys):
-    assert run("command_lines.py", 2500, capsys, seed).endswith(": 0 faults")
+    assert run("command_runs.py", 2500, capsys, seed).endswith(": 0 faults")
