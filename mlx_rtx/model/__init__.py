@@ -1,1 +1,1 @@
-"""The two models and what they are made of: embedding, layer, recurrence, readout."""
+"""The recurrent and the regular transformer, and their parts: embedding, layer, recurrence, readout."""

@@ -1,7 +1,7 @@
-"""What both models share: the two ends, a stack of layers between them, and how they are called.
+"""Base class of both models: embedding, stacked layers, readout, and the interface to call them.
 
-A model's parameters live in its module, as MLX has it. All that computes takes them as an argument: `run` and `step`
-are functions of (weights, tokens, carry), and the module only adds its configuration.
+As usual in MLX, the module holds the parameters. Methods that compute take them as an argument: `run` and `step` are
+pure functions of (weights, tokens, carry), and the module only adds its configuration.
 """
 
 from abc import ABC, abstractmethod
@@ -20,24 +20,24 @@ from mlx_rtx.support.typed import require_whole
 import mlx.core as mx
 import mlx.nn as nn
 
-# How a model computes. auto: fused kernels where they are available, else plain; plain: MLX operations;
-# exportable: the same without gradients of our own, so that `mx.export_function` can write the graph down.
+# auto: fused kernels if available, else plain; plain: MLX operations;
+# exportable: plain without custom gradients (`mx.custom_function`), which `mx.export_function` cannot export.
 Implementation = Literal["auto", "plain", "exportable"]
 
 
 class ModelWeights(NamedTuple):
-    """A model's parameters as `run` takes them: what serves all blocks alike is computed once."""
+    """A model's parameters in the form that `run` takes: computations that all blocks share are done once."""
 
     embedding: dict[str, Any]  # parameters of `Embedding`
-    layers: tuple  # one a layer, of the layer's own type
+    layers: tuple  # one entry per layer, as returned by the layer's `fold_weights`
 
 
 class Transformer(nn.Module, ABC):
-    """A model of whole sequences and of streams; `run`, `spans` and `feed` are its kinds' own.
+    """Abstract model that processes whole sequences or streams; subclasses implement `run`, `spans` and `feed`.
 
     Args:
-        config: its sizes and choices.
-        implementation: how it computes.
+        config: model settings.
+        implementation: ``"auto"``, ``"plain"`` or ``"exportable"``; see `Implementation`.
     """
 
     def __init__(self, config: ModelConfig, implementation: Implementation = "auto"):
@@ -48,28 +48,29 @@ class Transformer(nn.Module, ABC):
         require(implementation in kinds, f"implementation={implementation!r}: must be one of {', '.join(kinds)}")
         self.config = config
         self.implementation = implementation
-        layers = [self.make_layer(config, implementation) for _ in range(config.layers)]  # they draw before the rest
+        layers = [self.make_layer(config, implementation) for _ in range(config.layers)]  # initialised first
         self.embedding = Embedding(config, exportable=implementation == "exportable")
         self.layers = layers
 
     def __call__(
         self, tokens: mx.array, last: int | None = None, close: bool = True, key: mx.array | None = None
     ) -> mx.array:
-        """Logits of whole sequences.
+        """Compute the logits of whole sequences.
 
         Args:
             tokens: (B, L) integers, any L ≥ 1.
-            last: read the last ``last`` positions only; what no reading needs is not computed.
-            close: end by Eq. 7; ``False`` keeps Eq. 6 in the last block, as a stream does. A regular
-                transformer has no such end.
-            key: random key of the dropout masks in training; from MLX's global state if not given.
+            last: return logits of the last ``last`` positions only and skip work that they do not need; all by
+                default.
+            close: use Eq. 7 for the last block; ``False`` uses Eq. 6 there too, as a stream does. Ignored by a
+                regular transformer.
+            key: random key of the dropout masks in training; taken from MLX's global random state by default.
 
         Returns:
-            (B, L or last, outputs).
+            Logits (B, L or last, outputs).
 
         Raises:
-            UserError: tokens of another kind or shape, beyond the vocabulary, or more than there are positions for.
-                Their values are looked at, which waits for them, unless the call is being traced.
+            UserError: if tokens have the wrong type or shape, are outside the vocabulary, or are more than there are
+                positions. Checking the values waits for their computation; it is skipped while the call is traced.
         """
         self.check_tokens(tokens)
         L, weights = tokens.shape[1], self.fold_weights()
@@ -80,18 +81,18 @@ class Transformer(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def make_layer(config: ModelConfig, implementation: Implementation) -> nn.Module:
-        """One of the layers that are stacked, with fresh weights."""
+        """Return one layer of the stack with newly initialised weights."""
 
     @property
     def alphas(self) -> list[mx.array]:
-        """The mean accumulation parameter α of each layer that has one, in [0, 1]."""
+        """Mean accumulation parameter α, in [0, 1], of each layer that has one."""
         return [layer.mean_alpha for layer in self.layers if "alpha" in layer]
 
     def fold_weights(self, parameters: dict[str, Any] | None = None) -> ModelWeights:
-        """The weights that `run` takes.
+        """Return the weights that `run` takes.
 
         Args:
-            parameters: a tree like ``self.parameters()``, which are taken if not given.
+            parameters: a tree like ``self.parameters()``, which is the default.
         """
         parameters = self.parameters() if parameters is None else parameters
         layers = zip(self.layers, parameters["layers"], strict=True)
@@ -99,11 +100,11 @@ class Transformer(nn.Module, ABC):
 
     @property
     def limit(self) -> int | None:
-        """Longest sequence in tokens that has positions; None where there is no limit."""
+        """Maximum sequence length in tokens, or None if unlimited."""
         return self.config.max_len if self.config.has_limit else None
 
     def dropout_keys(self, length: int, key: mx.array | None = None) -> mx.array | None:
-        """A dropout key for each part of a sequence that draws its own masks; None when nothing is dropped."""
+        """Return one dropout key per part of a sequence (see `masked_parts`), or None if dropout is off."""
         if key is not None:
             check_key(key)
         if not self.training or self.config.dropout == self.config.attention_dropout == 0:
@@ -112,7 +113,7 @@ class Transformer(nn.Module, ABC):
 
     @abstractmethod
     def masked_parts(self, length: int) -> int:
-        """Number of parts of a sequence that draw dropout masks of their own."""
+        """Return the number of parts of a sequence that draw independent dropout masks."""
 
     @abstractmethod
     def run(
@@ -123,75 +124,76 @@ class Transformer(nn.Module, ABC):
         saved: Sequence[Saved] = (),
         differentiated: bool = False,
     ) -> SegmentOutput:
-        """Run a segment: a pure function of its arguments.
+        """Run a segment. A pure function of its arguments.
 
         Args:
             weights: from `fold_weights`.
-            segment: tokens and what to do with them.
-            carry: from the segment before; None at the start of a sequence.
-            saved: what an earlier run of this segment saved, one a layer: its scans are then not run again. Only
-                for a backward pass, which needs their outputs and not their steps.
-            differentiated: a gradient of this call will be taken.
+            segment: tokens and how to process them.
+            carry: carry of the previous segment, or None at the start of a sequence.
+            saved: outputs of the fused scans that an earlier run of this segment returned, one entry per layer, so
+                that the scans are not run again. For a backward pass only.
+            differentiated: whether a gradient of this call will be taken.
         """
 
     @abstractmethod
     def spans(self, length: int, segment: int | None) -> list[tuple[int, int]]:
-        """Cut ``length`` tokens into segments, (start, end), of ``segment`` blocks; one for None."""
+        """Split ``length`` tokens into segments (start, end) of ``segment`` blocks, or into one segment if None."""
 
     def check_tokens(self, tokens: mx.array, name: str = "tokens") -> None:
-        """Refuse what are no tokens (B, L) of the vocabulary."""
+        """Raise `UserError` unless ``tokens`` is a batch (B, L) of indices into the vocabulary."""
         V = self.config.vocab_size
         check_indices(name, tokens, V, f"the vocabulary of {V:,}")
 
     def check_targets(self, targets: mx.array, masked: bool = False) -> None:
-        """Refuse what are no classes (B, n) of the outputs; ``masked`` ones may be `IGNORED`."""
+        """Raise `UserError` unless ``targets`` is a batch (B, n) of output classes, or `IGNORED` if ``masked``."""
         count = self.config.outputs
         if not masked:
-            of = f"the {count:,} classes; none is ignored, only final positions count"
+            of = f"the {count:,} classes; there is no ignored class: pass the final positions only"
             check_indices("targets", targets, count, of)
         else:
             check_indices("targets", targets, count, f"the {count:,} classes and {IGNORED}, which is ignored", IGNORED)
 
     def check_state(self, state: Any, batch_size: int) -> None:
-        """Refuse what is no state of so many streams of this model."""
+        """Raise `UserError` unless ``state`` belongs to this model and to ``batch_size`` streams."""
         right = type(state) is type(self.initial_state(batch_size))
-        require(right, f"state: is a {type(state).__name__}; give what initial_state or the step before returned")
+        require(right, f"state: is a {type(state).__name__}; pass the result of initial_state or of the previous step")
         require_whole(least=0, position=state.position)
-        require(state.position < 2**31, f"position={state.position}: a stream is not so long; begin anew")
+        require(state.position < 2**31, f"position={state.position}: must be below 2^31; start a new stream")
         found, expected = (
             [(array.shape, array.dtype) for array in arrays(one.layers)]
             for one in (state, self.initial_state(batch_size, self.room(state)))
         )
         require(
             found == expected,
-            f"state: is of another model, or not of {batch_size} streams; begin with initial_state({batch_size})",
+            f"state: does not fit this model with {batch_size} streams; start with initial_state({batch_size})",
         )
 
     def room(self, state: Any) -> int:
-        """Tokens that a state has room for, at least those that it has been fed."""
+        """Return the number of tokens for which ``state`` has memory allocated, at least the number fed so far."""
         return state.position
 
     @abstractmethod
     def initial_state(self, batch_size: int = 1, room: int = 0) -> Any:
-        """State of ``batch_size`` streams before their first token; with ``room`` as large as after so many tokens."""
+        """Return the state of ``batch_size`` streams before their first token, with memory for ``room`` tokens."""
 
     @abstractmethod
     def carry_shapes(self, batch_size: int) -> list[tuple[int, ...]]:
-        """Shapes of all arrays that ``batch_size`` sequences carry from segment to segment."""
+        """Return the shapes of all arrays that ``batch_size`` sequences carry between segments."""
 
     def step(self, tokens: mx.array, state: Any, parameters: dict[str, Any] | None = None) -> tuple[mx.array, Any]:
-        """Feed the next tokens of a stream, any number at a time: a pure function of its arguments.
+        """Feed the next tokens of a stream, any number at a time. A pure function of its arguments.
 
         Args:
             tokens: (B, n) integers.
-            state: from `initial_state` or the step before; it is not changed.
-            parameters: a tree like ``self.parameters()``, which are taken if not given.
+            state: from `initial_state` or the previous step; not modified.
+            parameters: a tree like ``self.parameters()``, which is the default.
 
         Returns:
-            (logits (B, n, outputs), state): what ``model(all_tokens, close=False)`` gives there.
+            (logits (B, n, outputs), new state). The logits are those of ``model(all_tokens, close=False)`` at these
+            positions.
 
         Raises:
-            UserError: see `__call__`; and a state of another model, or of another number of streams.
+            UserError: as `__call__`, or if the state belongs to another model or another number of streams.
         """
         self.check_tokens(tokens)
         self.check_state(state, len(tokens))
@@ -199,4 +201,4 @@ class Transformer(nn.Module, ABC):
 
     @abstractmethod
     def feed(self, tokens: mx.array, state: Any, parameters: dict[str, Any]) -> tuple[mx.array, Any]:
-        """`step` that checks nothing, for loops that know what they feed and gather parameters once."""
+        """Do the same as `step` without checking arguments, for inner loops that pass the parameters themselves."""

@@ -1,4 +1,7 @@
-"""Model settings. Letters: D width, H heads, K block width, V vocabulary."""
+"""Model settings.
+
+Letters: D model width, H heads, K block width, V vocabulary size.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,50 +9,51 @@ from typing import Literal
 from mlx_rtx.support.errors import UserError, require, require_at_most, require_positive
 from mlx_rtx.support.typed import require_types
 
-ModelKind = Literal["recurrent", "regular"]  # as commands and run folders call them; see `mlx_rtx.model.registry`
-NORM_EPS = 1e-5  # of every norm
-FUSIBLE_SIZE = 8  # arrays of fewer numbers come to Metal kernels in an address space that they are not written for
+ModelKind = Literal["recurrent", "regular"]  # names used by commands and run folders; see `mlx_rtx.model.registry`
+NORM_EPS = 1e-5  # epsilon of every normalisation
+FUSIBLE_SIZE = 8  # MLX passes smaller arrays to Metal kernels as `constant`, which the fused kernels do not support
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The part of a model that its user chooses."""
+    """Model settings that the user chooses, independent of the data."""
 
     dim: int
     """Model width D."""
     heads: int
-    """Attention heads H; they must divide D."""
+    """Number of attention heads H; must divide D."""
     block: int
-    """Block width K in tokens: a window holds 2K."""
+    """Block width K in tokens; a window holds 2K tokens."""
     layers: int = 1
-    """Stacked layers r, each with a recurrence of its own."""
+    """Number of stacked layers r, each with its own recurrence."""
     dropout: float = 0.0
-    """Dropout on embeddings, attention output and MLP output."""
+    """Dropout rate on embeddings, attention output and MLP output."""
     attention_dropout: float = 0.0
-    """Dropout on attention weights."""
+    """Dropout rate on attention weights."""
     activation: Literal["relu", "gelu"] = "relu"
-    """Nonlinearity of the MLP."""
+    """Activation function of the MLP."""
     positions: Literal["absolute", "block", "axial", "none"] = "absolute"
-    """Learned positions: a row per token, K rows shared by all blocks, those plus a row per block, or none."""
+    """Learned position embedding: one row per position (absolute), K rows shared by all blocks (block), those plus one
+    row per block (axial), or none."""
     history: Literal["hidden", "output"] = "hidden"
-    """What Eq. 6 mixes in: h as printed in the paper, or y as the author's program does."""
+    """History that Eq. 6 adds: h as printed in the paper (hidden), or y as in the author's program (output)."""
     state_norm: bool = False
-    """RMS-normalise what is carried from block to block, so that it cannot grow."""
+    """RMS-normalise the carry between blocks, so that it cannot grow."""
     qk_norm: bool = False
-    """RMS-normalise queries and keys, each head's by itself, and multiply their scores by 9: within ±9√(D/H)."""
+    """RMS-normalise queries and keys per head and multiply the scores by 9, which bounds them to ±9√(D/H)."""
     tie_embeddings: bool = True
     """Use the token embedding as the output head."""
     alpha: float = 0.5
     """Initial value of the accumulation parameter, in [0, 1]."""
     alpha_kind: Literal["scalar", "head", "channel", "gated"] = "scalar"
-    """One alpha a layer, as in the paper; one a head or a channel; or gated: one a head and row, a sigmoid of the row
-    that history is added to (by plain operations, slower on a GPU)."""
+    """One alpha per layer (scalar), as in the paper; one per head or per channel; or one per head and row (gated), a
+    sigmoid of the row to which the history is added. Gated does not use the fused kernels and is slower on a GPU."""
     embedding_std: float = 0.02
     """Standard deviation of the initial token and position embeddings."""
     train_alpha: bool = True
-    """Learn alpha, or keep it as it starts."""
+    """Train alpha, or keep it at its initial value."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Numbers of the layers' products; weights, norms, what is carried, readout and loss stay float32."""
+    """dtype of the layers' matrix products; weights, norms, carry, readout and loss stay float32."""
 
     def __post_init__(self):
         require_types(self)
@@ -64,22 +68,22 @@ class Architecture:
         require(0 <= self.alpha <= 1, f"alpha={self.alpha}: must lie in [0, 1]")
         require(
             self.alpha_kind != "gated" or 0 < self.alpha < 1,
-            f"alpha={self.alpha}: a gate starts between 0 and 1, and can't at either; e.g. 0.5",
+            f"alpha={self.alpha}: must lie strictly between 0 and 1 for a gated alpha, e.g. 0.5",
         )
 
     @property
     def has_limit(self) -> bool:
-        """Whether there are positions for sequences up to max_len only."""
+        """Whether the position embedding limits sequences to max_len tokens."""
         return self.positions in ("absolute", "axial")
 
     @property
     def fusible(self) -> bool:
-        """Whether fused kernels (`mlx_rtx.kernels`) can run it."""
-        smallest = min(self.dim, self.heads * self.block)  # a bit an attention weight comes in so many words or more
+        """Whether the fused kernels (`mlx_rtx.kernels`) support these settings."""
+        smallest = min(self.dim, self.heads * self.block)  # alpha has D elements, attention-dropout bits ≥ H·K
         return self.dtype == "float32" and self.alpha_kind != "gated" and smallest >= FUSIBLE_SIZE
 
     def _pairs(self) -> str:
-        """Say which heads fit this width, and which widths near it fit these heads."""
+        """Return valid head counts for this width and nearby widths for this head count, as text."""
         fitting = [h for h in range(1, self.dim + 1) if self.dim % h == 0]
         near = sorted(sorted(fitting, key=lambda h: abs(h - self.heads))[:4])
         below = self.dim // self.heads * self.heads
@@ -89,7 +93,7 @@ class Architecture:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Architecture):
-    """An `Architecture` and what the data dictates: vocabulary, outputs, length.
+    """An `Architecture` plus the settings that the data determines: vocabulary size, output classes, maximum length.
 
     Example:
         >>> config = ModelConfig(vocab_size=16, max_len=4128, dim=96, heads=6, block=32)
@@ -98,11 +102,11 @@ class ModelConfig(Architecture):
     """
 
     vocab_size: int
-    """Input vocabulary V."""
+    """Size V of the input vocabulary."""
     max_len: int
-    """Longest sequence in tokens that absolute and axial positions have rows for; no limit otherwise."""
+    """Maximum sequence length in tokens with absolute or axial positions; no limit otherwise."""
     out_size: int | None = None
-    """Classes of the output head; the vocabulary when not given."""
+    """Number of output classes; defaults to vocab_size."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -116,5 +120,5 @@ class ModelConfig(Architecture):
 
     @property
     def outputs(self) -> int:
-        """Number of classes of the output head."""
+        """Number of output classes."""
         return self.vocab_size if self.out_size is None else self.out_size

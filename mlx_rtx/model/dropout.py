@@ -1,6 +1,6 @@
-"""Dropout whose masks belong to blocks: however a sequence is cut, each block draws the same ones.
+"""Dropout masks drawn per block, so that they do not depend on how a sequence is split into segments.
 
-Letters: B batch, S windows, N rows of a window, n rows whose output is wanted, D width, H heads.
+Letters: B batch, S windows, N rows of a window, n rows whose output is computed, D width, H heads.
 """
 
 import math
@@ -13,7 +13,7 @@ import mlx.core as mx
 
 
 class DropoutScales(NamedTuple):
-    """Scales of a layer's two outputs and its attention weights, 0 or 1 / (1 - rate); None where nothing is dropped."""
+    """Factors of a layer's two outputs and its attention weights, 0 or 1 / (1 - rate); None for no dropout."""
 
     attention: mx.array | None = None  # (B·n, D)
     mlp: mx.array | None = None  # (B·n, D)
@@ -21,69 +21,69 @@ class DropoutScales(NamedTuple):
 
     @classmethod
     def of(cls, outputs: mx.array | None, weights: mx.array | None = None) -> "DropoutScales":
-        """From those of both outputs in one array (2, B, n, D), and those of the weights (1, B, H, n, N)."""
+        """Make them from the scales of both outputs (2, B, n, D) and of the attention weights (1, B, H, n, N)."""
         attention, mlp = (None, None) if outputs is None else outputs.flatten(1, 2)
         return cls(attention, mlp, None if weights is None else weights.squeeze(0))
 
 
 class SegmentScales(NamedTuple):
-    """Dropout scales of one kind in a segment, where τ is used; None where nothing is dropped."""
+    """Dropout scales of one kind for the applications of τ in a segment; None for no dropout."""
 
-    first: mx.array | None = None  # on the sequence's first block
-    windows: mx.array | None = None  # (S, …), on each window
-    last: mx.array | None = None  # on what is read in one call at the end
+    first: mx.array | None = None  # for the sequence's first block
+    windows: mx.array | None = None  # (S, …), for the windows
+    last: mx.array | None = None  # for the final call that computes outputs y
 
 
 class SegmentDropout(NamedTuple):
     """All dropout scales of τ in a segment."""
 
-    outputs: SegmentScales = SegmentScales()  # (2, B, n, D), of n rows
-    weights: SegmentScales = SegmentScales()  # (1, B, H, n, N), of n rows in a window of N
-    kept: mx.array | None = None  # in place of those on windows, for fused kernels: bits (S, B, H, n, ⌈N/32⌉)
+    outputs: SegmentScales = SegmentScales()  # each (2, B, n, D), for n rows
+    weights: SegmentScales = SegmentScales()  # each (1, B, H, n, N), for n rows of a window of N
+    kept: mx.array | None = None  # bits (S, B, H, n, ⌈N/32⌉) that replace weights.windows for the fused kernels
 
     @property
     def first(self) -> DropoutScales:
-        """On the sequence's first block."""
+        """Scales for the sequence's first block."""
         return DropoutScales.of(self.outputs.first, self.weights.first)
 
     @property
     def last(self) -> DropoutScales:
-        """On what is read in one call at the end."""
+        """Scales for the final call that computes outputs y."""
         return DropoutScales.of(self.outputs.last, self.weights.last)
 
     def windows(self, count: int) -> list[DropoutScales]:
-        """On each of so many windows."""
+        """Return the scales for each of ``count`` windows."""
         drawn = self.outputs.windows, self.weights.windows
         kinds = ([None] * count if scales is None else each(scales) for scales in drawn)
         return [DropoutScales.of(*scales) for scales in zip(*kinds, strict=True)]
 
 
 def split_keys(keys: mx.array, parts: int) -> list[mx.array]:
-    """Split each of S keys (S, 2) for ``parts`` uses: ``parts`` arrays (S, 2)."""
+    """Split each of S keys (S, 2) into ``parts`` keys; return ``parts`` arrays (S, 2)."""
     split = mx.vmap(lambda key: mx.random.split(key, parts))(keys)  # (S, parts, 2)
-    return [part.squeeze(1) for part in mx.split(split, parts, axis=1)]  # views; indices would copy them
+    return [part.squeeze(1) for part in mx.split(split, parts, axis=1)]  # views; indexing would copy
 
 
 def draw_scales(keys: mx.array, rate: float, shape: tuple[int, ...]) -> mx.array:
-    """Scales (S, \\*shape), 0 with probability ``rate`` and 1 / (1 - rate) else, from S keys (S, 2)."""
+    """Draw scales (S, \\*shape) from S keys (S, 2): 0 with probability ``rate``, else 1 / (1 - rate)."""
     return as_scales(draw_kept(keys, rate, shape), rate)
 
 
 def draw_kept(keys: mx.array, rate: float, shape: tuple[int, ...]) -> mx.array:
-    """What is kept, bools (S, \\*shape), false with probability ``rate``, from S keys (S, 2)."""
+    """Draw boolean masks (S, \\*shape) from S keys (S, 2): False (dropped) with probability ``rate``, else True."""
     count, kept = math.prod(shape), round((1 - rate) * 2**32) - 1
-    # splitting a key gives its random bits as they are: a launch, where drawing numbers in [0, 1) takes six more
+    # splitting a key yields its random bits in one kernel launch; drawing uniform numbers would take six more launches
     bits = mx.vmap(lambda key: mx.random.split(key, -(-count // 2)).flatten())(keys)  # (S, count or one more)
     return (bits[:, :count] <= mx.array(kept, mx.uint32)).reshape(-1, *shape)
 
 
 def as_scales(kept: mx.array, rate: float) -> mx.array:
-    """The scales of what is kept at a rate."""
+    """Convert a boolean mask to dropout scales for ``rate``."""
     return mx.where(kept, 1 / (1 - rate), 0.0)
 
 
 def as_bits(kept: mx.array) -> mx.array:
-    """What is kept (…, N) in words of 32 bits (…, ⌈N/32⌉), uint32; the first of a word is its lowest bit."""
+    """Pack a boolean mask (…, N) into uint32 words (…, ⌈N/32⌉), lowest bit first."""
     if padding := -kept.shape[-1] % 32:
         kept = mx.pad(kept, [(0, 0)] * (kept.ndim - 1) + [(0, padding)])
     kept = mx.unflatten(kept, -1, (kept.shape[-1] // 32, 32))
@@ -93,24 +93,24 @@ def as_bits(kept: mx.array) -> mx.array:
 def draw_segment(
     config: Architecture, keys: mx.array | None, batch: int, windows: int, wanted: int, fused: bool
 ) -> SegmentDropout:
-    """Draw what a recurrence drops in a segment of S blocks.
+    """Draw all dropout scales of a recurrence in a segment of S blocks.
 
-    A block's key is that of the window which makes its h, and which gives the y of the block before.
+    The key of a block belongs to the window that computes its h, and with it the y of the preceding block.
 
     Args:
-        config: rates and sizes.
-        keys: one a block and one for what reads the last block, (S + 1, 2); None for no dropout.
+        config: dropout rates and sizes.
+        keys: one key per block and one for the outputs of the last block, (S + 1, 2); None for no dropout.
         batch: B.
-        windows: so many of the last blocks have one.
-        wanted: blocks that are read.
-        fused: windows run by fused kernels.
+        windows: number of windows: S, or S - 1 at the start of a sequence.
+        wanted: number of blocks whose outputs are computed.
+        fused: whether the windows run in fused kernels.
     """
     if keys is None:
         return SegmentDropout()
     K, D, outputs, weights, bits = config.block, config.dim, SegmentScales(), SegmentScales(), None
 
     def draw(draw_kind, keys, rate, shape, of_window, of_half):
-        """First, windows and last, in ``shape`` + (rows, columns of a window or of a half)."""
+        """Draw (first, windows, last), each of ``shape`` followed by rows and columns of a window or of a half."""
         if config.history == "hidden":
             of_h, of_y = split_keys(keys, 2)
             drawn = draw_kind(of_h[:-1], rate, (*shape, K, of_window))
@@ -135,5 +135,5 @@ def draw_segment(
 
 
 def fresh_key() -> mx.array:
-    """A key from MLX's global random state."""
+    """Draw a random key from MLX's global random state."""
     return mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)

@@ -1,11 +1,10 @@
 """One causal transformer layer, the τ of the recurrence.
 
-Letters: B batch, N rows of a window, n rows whose output is wanted, D width, H heads, d = D/H.
+Letters: B batch, N rows of a window, n rows whose output is computed, D width, H heads, d = D/H.
 
-The recurrence runs this hundreds of times a step, and the host that launches the work sets the
-pace. So it is written in few operations: the rows of all sequences stand in one matrix (B·N, D),
-queries, keys and values come from one product, and weights are kept as (inputs, outputs), which
-spares every product a transpose.
+The recurrence runs this layer hundreds of times per step and is host-bound, so the layer uses as few operations as
+possible: the rows of all sequences form one matrix (B·N, D), queries, keys and values come from one product, and
+weights are stored as (inputs, outputs), so that products need no transpose.
 """
 
 import math
@@ -21,36 +20,36 @@ import mlx.nn as nn
 
 
 def relu(x: mx.array) -> mx.array:
-    """max(x, 0). Not `nn.relu`, which is compiled: under a gradient it would be traced at every call."""
+    """Compute max(x, 0). `nn.relu` is compiled, so that MLX would trace it again at every call under a gradient."""
     return mx.maximum(x, 0.0)
 
 
 def gelu(x: mx.array) -> mx.array:
-    """x Φ(x), exact, and not compiled for the same reason."""
+    """Compute the exact GELU x Φ(x), not compiled for the same reason as `relu`."""
     return x * (0.5 * mx.erf(x * math.sqrt(0.5)) + 0.5)
 
 
 ACTIVATIONS = {"relu": relu, "gelu": gelu}
-QK_SHARPNESS = 9.0  # of scores of normalised queries and keys, before 1/√d
+QK_SHARPNESS = 9.0  # factor on the scores of normalised queries and keys, in addition to 1/√d
 
 
 def causal_mask(rows: int) -> mx.array:
-    """Additive mask (rows, rows): 0 where a row may look, -inf at rows after it."""
+    """Return the additive causal mask (rows, rows): 0 on and below the diagonal, -inf above."""
     above = mx.arange(rows)[:, None] < mx.arange(rows)
     return mx.where(above, -mx.inf, 0.0)
 
 
 def normal(inputs: int, outputs: int, std: float = 0.02) -> mx.array:
-    """A weight (inputs, outputs) drawn from N(0, std), for ``x @ weight``."""
+    """Return a weight (inputs, outputs) for ``x @ weight``, drawn from a normal distribution of deviation ``std``."""
     return mx.random.normal((inputs, outputs), scale=std)
 
 
 class FoldedWeights(NamedTuple):
-    """A layer's weights as its products take them, each (inputs, outputs).
+    """A layer's weights in the form that its matrix products take, each (inputs, outputs).
 
-    Each norm's gain g is folded in, ``(x ⊙ g) W = x (diag(g) W)``, and so is the scale of attention, unless queries are
-    normalised. It pays where one set of weights serves many calls: they launch and save less, above all in the backward
-    pass.
+    Each norm's gain g is folded in, ``(x ⊙ g) W = x (diag(g) W)``, and so is the attention scale, unless queries are
+    normalised. Folding pays off if many calls use the same weights: each launches fewer kernels and saves fewer arrays
+    for the backward pass.
     """
 
     qkv: mx.array  # (D, 3D)
@@ -62,8 +61,8 @@ class FoldedWeights(NamedTuple):
 class TransformerLayer(nn.Module):
     """Pre-norm causal layer without biases: ``x + Attn(LN x)``, then ``x + MLP(LN x)``.
 
-    Weights start as N(0, 0.02), those that write to the residual stream as N(0, 0.02/√(2r)) for r
-    stacked layers.
+    Weights are initialised from a normal distribution with standard deviation 0.02, or 0.02/√(2r) for those that write
+    to the residual stream of r stacked layers.
     """
 
     def __init__(self, config: Architecture):
@@ -72,17 +71,17 @@ class TransformerLayer(nn.Module):
         self.heads = config.heads
         self.qk_norm = config.qk_norm
         self.scale = (QK_SHARPNESS if config.qk_norm else 1) / math.sqrt(D // config.heads)  # of attention scores
-        self.dtype = getattr(mx, config.dtype)  # of products
+        self.dtype = getattr(mx, config.dtype)  # of matrix products
         self.activation = ACTIVATIONS[config.activation]
         self.attention_norm = nn.LayerNorm(D, eps=NORM_EPS, bias=False)
-        self.qkv = mx.concatenate([normal(D, D), normal(D, 2 * D)], axis=1)  # two draws, which a seed's runs rely on
+        self.qkv = mx.concatenate([normal(D, D), normal(D, 2 * D)], axis=1)  # two draws: a seed keeps its weights
         self.attention_out = normal(D, D, residual_std)
         self.mlp_norm = nn.LayerNorm(D, eps=NORM_EPS, bias=False)
         self.mlp_in = normal(D, 4 * D)
         self.mlp_out = normal(4 * D, D, residual_std)
 
     def fold_weights(self, parameters: dict[str, Any]) -> FoldedWeights:
-        """The weights that `__call__` takes, in float32, from a tree like ``self.parameters()``."""
+        """Return the float32 weights that `__call__` takes, computed from a tree like ``self.parameters()``."""
         D = parameters["qkv"].shape[0]
         qkv = parameters["qkv"] * parameters["attention_norm"]["weight"][:, None]
         if not self.qk_norm:
@@ -95,7 +94,7 @@ class TransformerLayer(nn.Module):
         )
 
     def cast(self, weights: FoldedWeights) -> FoldedWeights:
-        """The weights in the dtype of the products."""
+        """Return the weights in the dtype of the matrix products."""
         return FoldedWeights(*(weight.astype(self.dtype) for weight in weights))
 
     def __call__(
@@ -106,14 +105,14 @@ class TransformerLayer(nn.Module):
         mask: mx.array | str = "causal",
         dropout: DropoutScales | None = None,
     ) -> mx.array:
-        """Run the layer on the last n rows of windows of N; all rows serve as keys and values.
+        """Compute the outputs of the last n rows of windows of N rows; all rows serve as keys and values.
 
         Args:
             x: (B, N, D), float32.
-            weights: folded and cast; their dtype is that of the products.
-            rows: n; all N if not given.
-            mask: additive (n, N) in the dtype of the products, or ``"causal"``.
-            dropout: scales of the attention and MLP outputs, and of the attention weights.
+            weights: folded and cast weights; their dtype is that of the matrix products.
+            rows: n; all N by default.
+            mask: additive mask (n, N) in the dtype of the matrix products, or ``"causal"``.
+            dropout: dropout scales of the attention and MLP outputs and of the attention weights.
 
         Returns:
             (B, n, D), float32.
@@ -121,7 +120,7 @@ class TransformerLayer(nn.Module):
         (B, N, D), w = x.shape, weights
         n = N if rows is None else rows
         normed = _layer_norm(x, None).astype(w.qkv.dtype)
-        if 2 * n < N:  # most rows need no query
+        if 2 * n < N:  # few rows need queries: compute only theirs
             q = normed[:, N - n :].reshape(B * n, D) @ w.qkv[:, :D]
             k, v = mx.split(normed.reshape(B * N, D) @ w.qkv[:, D:], 2, axis=1)
         else:
@@ -144,17 +143,17 @@ class TransformerLayer(nn.Module):
         cache: mx.array,
         write: Callable[[mx.array, mx.array], mx.array],
     ) -> tuple[mx.array, mx.array]:
-        """Run the layer on rows that follow others, whose keys and values were kept; in float32.
+        """Compute the outputs of new rows, given the cached keys and values of the rows before them; in float32.
 
         Args:
-            x: the new rows (B, n, D).
-            parameters: a tree like ``self.parameters()``; one use of them is too few to fold them.
-            mask: additive (n, N), over all N rows of their window.
+            x: new rows (B, n, D).
+            parameters: a tree like ``self.parameters()``; not folded, which would cost more than a single use saves.
+            mask: additive mask (n, N) over all N rows of the window.
             cache: keys and values (2, B, H, N, d) of the window.
-            write: puts those of the new rows, (2, B, H, n, d), in their place in the cache.
+            write: function of (cache, keys and values (2, B, H, n, d) of the new rows) that returns the updated cache.
 
         Returns:
-            (outputs (B, n, D), cache with the new rows written in).
+            (outputs (B, n, D), updated cache).
         """
         (B, n, D), p, H = x.shape, parameters, self.heads
         x = x.reshape(B * n, D)
@@ -179,7 +178,7 @@ def _rms_norm(x: mx.array) -> mx.array:
 
 
 def _add_product(x: mx.array, rows: mx.array, weight: mx.array, scales: mx.array | None) -> mx.array:
-    """``x + scales ⊙ (rows @ weight)``, in the dtype of x."""
+    """Compute ``x + scales ⊙ (rows @ weight)`` in the dtype of x."""
     if scales is None:
         return mx.addmm(x, rows, weight) if weight.dtype == x.dtype else x + rows @ weight
     return x + scales * (rows @ weight)
@@ -188,16 +187,20 @@ def _add_product(x: mx.array, rows: mx.array, weight: mx.array, scales: mx.array
 def _attend(
     q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str, scale: float, dropout: mx.array | None = None
 ) -> mx.array:
-    """Attention of queries (B, H, n, d) to keys (B, H, d, N) and values (B, H, N, d): (B·n, D), heads side by side.
+    """Compute attention of queries (B, H, n, d), keys (B, H, d, N) and values (B, H, N, d), with heads concatenated.
 
-    Its weights are scaled by ``dropout`` (B, H, n, N) after the softmax. MLX's fused attention has no place for that.
+    ``dropout`` (B, H, n, N) scales the attention weights after the softmax, which MLX's fused attention does not
+    support.
+
+    Returns:
+        (B·n, D).
     """
     B, H, n, d = q.shape
     if isinstance(mask, str) and dropout is not None:
         mask = causal_mask(k.shape[3])[-n:].astype(q.dtype)
     if isinstance(mask, str):
         out = mx.fast.scaled_dot_product_attention(q, k.swapaxes(2, 3), v, scale=scale, mask=mask)
-    else:  # three kernels; heads this narrow are fused on no backend
+    else:  # three kernels; no MLX backend has a fused kernel for heads this narrow
         scores = mx.addmm(mask, q, k, alpha=scale)  # (B, H, n, N)
         weights = mx.softmax(scores, axis=-1, precise=True)
         if dropout is not None:

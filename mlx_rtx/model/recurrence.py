@@ -1,16 +1,16 @@
-"""The recurrence of the paper, Eqs. 5–7: one layer τ slides over blocks and carries its state on.
+"""The recurrence of the paper, Eqs. 5–7: one layer τ applied block after block, with a carried state.
 
-Letters: B batch, K block width, S blocks of a segment, D width, H heads, d = D/H.
+Letters: B batch, K block width, S blocks per segment, D width, H heads, d = D/H.
 
-With m_i the history that Eq. 6 mixes in, m_i = h_i (``history="hidden"``, as printed) or
-m_i = y_i (``"output"``, as the author's program does), m_0 = 0 or x_1, every block i does
+Let m_i be the history that Eq. 6 adds: m_i = h_i with ``history="hidden"`` (as printed in the paper), or m_i = y_i with
+``"output"`` (as in the author's program), and m_0 = 0 or x_1 respectively. Every block i computes
 
-    w_i = α m_i-1 + h_i                       the window's first half
+    w_i = α m_i-1 + h_i                             first half of the window
     h_i+1 = second half of τ(w_i, α m_i-1 + x_i+1)
-    y_i = first half of the same window = τ(w_i), since τ is causal
+    y_i = first half of the same output = τ(w_i), since τ is causal
 
-and the last block of a closed sequence has w_T = h_T (Eq. 7). What the next block needs, its
-*carry*, is (m_i-1, h_i). With ``state_norm`` the m and h that are carried are RMS-normalised.
+The last block of a closed sequence has w_T = h_T (Eq. 7). The *carry* into the next window is (m_i-1, h_i); with
+``state_norm`` both are RMS-normalised.
 """
 
 import math
@@ -32,18 +32,18 @@ import mlx.nn as nn
 
 
 class RecurrenceWeights(NamedTuple):
-    """A recurrence's parameters as all its blocks take them."""
+    """A recurrence's parameters in the form that all blocks use."""
 
     alpha: Alpha  # a scalar or (D,), clamped to [0, 1]; or a gate
     tau: FoldedWeights
 
 
 class RecurrenceOutput(NamedTuple):
-    """What a recurrence makes of a segment."""
+    """Result of running a recurrence over a segment."""
 
     y: mx.array  # (B, blocks_wanted·K, D)
-    carry: Carry | None  # None of a closed sequence
-    saved: Saved  # outputs of the fused scan; empty where there was none
+    carry: Carry | None  # None after a closed sequence
+    saved: Saved  # outputs of the fused scan; empty if there was none
 
 
 class StepState(NamedTuple):
@@ -53,18 +53,18 @@ class StepState(NamedTuple):
     m_prev: mx.array  # m_j-1 (B, K, D): added to its h
     m_now: mx.array  # m_j (B, K, D), filled row by row
     window_kv: mx.array  # keys and values (2, B, H, 2K, d) of the window (w_j-1, α m_j-2 + x_j)
-    output_kv: mx.array  # those (2, B, H, K, d) of w_j: the next window's first half
+    output_kv: mx.array  # keys and values (2, B, H, K, d) of w_j, the first half of the next window
 
 
 class Recurrence(nn.Module):
-    """A transformer layer τ applied block after block, with its accumulation parameter α."""
+    """A transformer layer τ applied block after block, and its accumulation parameter α."""
 
     def __init__(self, config: Architecture, implementation: Implementation = "auto"):
         super().__init__()
         self.tau = TransformerLayer(config)
         self.alpha_kind = config.alpha_kind
         self.alpha = _initial_alpha(config)
-        if config.alpha_kind == "gated":  # its bias is alpha; at first it is as deaf as a fixed α
+        if config.alpha_kind == "gated":  # self.alpha is its bias; with zero weights it starts as a fixed α
             self.gate = mx.zeros((config.dim, config.heads))
         self.block = config.block
         self.history = config.history
@@ -82,16 +82,16 @@ class Recurrence(nn.Module):
             kept_scale=1 / (1 - config.attention_dropout),
         )
         self._mask = causal_mask(2 * config.block).astype(self.tau.dtype)
-        self._rows = mx.eye(2 * config.block).astype(mx.bool_)  # row by row: where it is
+        self._rows = mx.eye(2 * config.block).astype(mx.bool_)  # row i: one-hot mask of row i
         if not config.train_alpha:
             self.freeze(keys=["alpha", "gate"], recurse=False)
 
     def fold_weights(self, parameters: dict[str, Any]) -> RecurrenceWeights:
-        """The weights that `__call__` takes, from a tree like ``self.parameters()``."""
+        """Return the weights that `__call__` takes, computed from a tree like ``self.parameters()``."""
         return RecurrenceWeights(self._alpha(parameters), self.tau.fold_weights(parameters["tau"]))
 
     def _alpha(self, parameters: dict[str, Any]) -> Alpha:
-        """α as all blocks take it."""
+        """Return α in the form that all blocks use."""
         alpha = parameters["alpha"]
         if self.alpha_kind == "gated":
             return Gate(parameters["gate"], alpha)
@@ -100,7 +100,7 @@ class Recurrence(nn.Module):
 
     @property
     def mean_alpha(self) -> mx.array:
-        """The mean of α, a scalar in [0, 1]; of a gate, that of rows of zeros."""
+        """Mean of α over heads or channels, a scalar in [0, 1]; for a gate, its value for rows of zeros."""
         alpha = self.alpha
         return (mx.sigmoid(alpha) if self.alpha_kind == "gated" else mx.clip(alpha, 0, 1)).mean()
 
@@ -120,16 +120,16 @@ class Recurrence(nn.Module):
         Args:
             x: embedded input (B, S·K, D).
             weights: from `fold_weights`.
-            carry: from the blocks before; None at the start of a sequence.
-            blocks_wanted: compute the outputs of so many final blocks only; of all if None.
-            close: the last block is the sequence's last: Eq. 7 instead of Eq. 6.
-            keys: random keys (S + 1, 2) for dropout, the last for what reads the last block; None for none.
+            carry: carry of the preceding blocks, or None at the start of a sequence.
+            blocks_wanted: number of final blocks whose outputs are computed; all by default.
+            close: whether the last block ends the sequence: Eq. 7 instead of Eq. 6.
+            keys: dropout keys (S + 1, 2), one per block and one for the outputs of the last block; None for no dropout.
             saved, differentiated: see `Transformer.run`.
         """
         (B, _, D), K, hidden = x.shape, self.block, self.history == "hidden"
         S, alpha, tau = x.shape[1] // K, weights.alpha, self.tau.cast(weights.tau)
         wanted = S if blocks_wanted is None else blocks_wanted
-        windows = S if carry else S - 1  # the first block of a sequence has none before it
+        windows = S if carry else S - 1  # a sequence's first block has no window
         dropout = draw_segment(self._config, keys, B, windows, wanted, self._fused)
         if carry is None:
             x_1 = x[:, :K]
@@ -150,17 +150,17 @@ class Recurrence(nn.Module):
         else:
             m, h = carry
             y = self._half(h if close else accumulate(alpha, m, h), tau, dropout.last)  # (7) or (6)
-            if wanted > 1:  # the windows gave those before
+            if wanted > 1:  # the windows have computed the earlier ones
                 earlier = mx.stack(states[1 - wanted :], axis=1)[:, :, :K]  # (B, wanted - 1, K, D)
                 y = mx.concatenate([earlier.flatten(1, 2), y], axis=1)
         return RecurrenceOutput(y, None if close else carry, saved_now)
 
     def _normalise(self, x: mx.array) -> mx.array:
-        """What is carried of x."""
+        """Return x as it is carried: RMS-normalised with ``state_norm``."""
         return mx.fast.rms_norm(x, None, NORM_EPS) if self.state_norm else x
 
     def _half(self, w: mx.array, tau: FoldedWeights, dropout: DropoutScales | None) -> mx.array:
-        """τ of a first half alone, (·, K, D) → (·, K, D)."""
+        """Apply τ to the first half of a window alone: (·, K, D) → (·, K, D)."""
         return self.tau(w, tau, None, self._mask[: self.block, : self.block], dropout)
 
     def _scan(
@@ -173,11 +173,12 @@ class Recurrence(nn.Module):
         saved: Saved,
         differentiated: bool,
     ) -> tuple[list[mx.array], Carry, Saved]:
-        """Eq. 6 over S windows, one a block of x (B, S·K, D).
+        """Compute Eq. 6 over S windows, one per block of x (B, S·K, D).
 
         Returns:
-            (one state a window: the h it makes (B, K, D), as it is carried, with ``"hidden"``; with ``"output"``
-            both its halves (B, 2K, D), as they are; the carry that the last one leaves; what a fused scan saved).
+            (states, carry, saved). ``states`` has one array per window: with ``history="hidden"`` the next h (B, K, D)
+            as it is carried, with ``"output"`` the outputs of both halves (B, 2K, D), not normalised. ``carry`` is that
+            after the last window; ``saved`` holds the outputs of the fused scan.
         """
         S, hidden = x.shape[1] // self.block, self.history == "hidden"
         if self._fused:
@@ -201,22 +202,25 @@ class Recurrence(nn.Module):
 
     @property
     def _fused(self) -> bool:
-        """Whether windows run by fused kernels."""
+        """Whether windows are computed with the fused kernels."""
         return self.implementation == "auto" and self._config.fusible and kernels.available()
 
     @staticmethod
     def _halves(window: mx.array) -> Carry:
-        """The carry that a whole window (B, 2K, D) leaves: y_i, h_i+1."""
+        """Return the carry (y_i, h_i+1) after a window whose outputs are (B, 2K, D)."""
         return Carry(*mx.split(window, 2, axis=1))
 
     def _first_halves(self, h: mx.array, alpha: Alpha, close: bool) -> mx.array:
-        """w_i = α h_i-1 + h_i of the blocks of h (B, n + 1, K, D) but the first; w_T = h_T if closed (7)."""
+        """Return w_i = α h_i-1 + h_i, (B, n, K, D), of all blocks of h (B, n + 1, K, D) but the first.
+
+        If ``close``, the last one is w_T = h_T (Eq. 7).
+        """
         n = h.shape[1] - 1
         before = h[:, :-1] * (mx.arange(n) < n - 1)[:, None, None] if close else h[:, :-1]
         return accumulate(alpha, before, h[:, 1:])
 
     def initial_state(self, batch: int) -> StepState:
-        """State before the first token, for ``batch`` streams."""
+        """Return the state of ``batch`` streams before their first token."""
         K, D, H = self.block, self.tau.qkv.shape[0], self.tau.heads
         block, rows = mx.zeros((batch, K, D)), mx.zeros((2, batch, H, 2 * K, D // H))
         return StepState(block, block, block, rows, rows[..., :K, :])
@@ -224,22 +228,22 @@ class Recurrence(nn.Module):
     def step(
         self, x: mx.array, parameters: dict[str, Any], state: StepState, at: int, first: bool
     ) -> tuple[mx.array, StepState]:
-        """Feed the next tokens of a stream, at most to the end of the block they are in; without dropout.
+        """Feed the next tokens of a stream, all within one block; without dropout.
 
         Args:
             x: embedded input (B, n, D).
             parameters: a tree like ``self.parameters()``.
-            state: the state before them.
-            at: their place in the block.
-            first: the block is the stream's first.
+            state: state before these tokens.
+            at: offset of the first token in its block.
+            first: whether this is the stream's first block.
 
         Returns:
-            (y (B, n, D) by Eq. 6, state).
+            (y (B, n, D) by Eq. 6, new state).
         """
         (_, n, _), K, alpha, tau = x.shape, self.block, self._alpha(parameters), parameters["tau"]
         m_prev, mask = state.m_prev, self._mask[K + at : K + at + n]
         if first:
-            mask = mx.where(mx.arange(2 * K) < K, -mx.inf, mask)  # nothing before x_1
+            mask = mx.where(mx.arange(2 * K) < K, -mx.inf, mask)  # there is no block before x_1
             if self.history == "output":
                 m_prev = self._write(m_prev, self._normalise(x), at)  # y_0 = x_1
         rows = accumulate(alpha, state.m_prev2[:, at : at + n], x)
@@ -251,20 +255,20 @@ class Recurrence(nn.Module):
         )
         m_now = self._write(state.m_now, h if self.history == "hidden" else self._normalise(y), at)
         m_prev2 = state.m_prev2
-        if at + n == K:  # what was w_j becomes the first half of the next window
+        if at + n == K:  # end of block: w_j becomes the first half of the next window
             window_kv = mx.concatenate([output_kv, window_kv[..., K:, :]], axis=-2)
             m_prev2, m_prev = m_prev, m_now
         return y, StepState(m_prev2, m_prev, m_now, window_kv, output_kv)
 
     def _write(self, rows: mx.array, new: mx.array, at: int) -> mx.array:
-        """``rows`` (…, N, d) with ``new`` (…, n, d) from row ``at`` on; a single row in one operation."""
+        """Return ``rows`` (…, N, d) with ``new`` (…, n, d) written from row ``at`` on."""
         if new.shape[-2] == 1:
             return mx.where(self._rows[: rows.shape[-2], at : at + 1], new, rows)
         return mx.slice_update(rows, new, mx.array([at]), [rows.ndim - 2])
 
 
 def _initial_alpha(config: Architecture) -> mx.array:
-    """α at the start, of the shape that its kind has; of a gate, its bias."""
+    """Return the initial α in the shape of its kind; for a gate, the initial bias."""
     start = math.log(config.alpha / (1 - config.alpha)) if config.alpha_kind == "gated" else config.alpha
     shape = {"scalar": (), "channel": (config.dim,)}.get(config.alpha_kind, (config.heads,))
     return mx.full(shape, start, dtype=mx.float32)

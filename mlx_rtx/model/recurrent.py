@@ -16,7 +16,7 @@ import mlx.core as mx
 
 
 class State(NamedTuple):
-    """State of a stream: tokens fed so far and one `StepState` a layer. Its size is constant."""
+    """State of a stream: number of tokens fed so far and one `StepState` per layer. Its size is constant."""
 
     position: int
     layers: tuple[StepState, ...]
@@ -26,7 +26,7 @@ class RecurrentTransformer(Transformer):
     """Recurrent transformer of arXiv 2402.14746, Eqs. 5–7.
 
     Args:
-        config: its sizes and choices.
+        config: model settings.
         implementation: see `mlx_rtx.model.base.Implementation`.
 
     Example:
@@ -38,15 +38,15 @@ class RecurrentTransformer(Transformer):
 
     @staticmethod
     def make_layer(config, implementation):
-        """A recurrence."""
+        """Return a `Recurrence`."""
         return Recurrence(config, implementation)
 
     def masked_parts(self, length):
-        """The blocks, T, and what reads the last one."""
+        """Return T + 1: one part per block, and one for the outputs of the last block."""
         return -(-length // self.config.block) + 1
 
     def run(self, weights, segment, carry=None, saved=(), differentiated=False):
-        """Run S = ⌈n/K⌉ blocks; see `Transformer.run`."""
+        """Run a segment of S = ⌈n/K⌉ blocks; see `Transformer.run`."""
         tokens, position, outputs_wanted, close, keys = segment
         (B, n), K, D = tokens.shape, self.config.block, self.config.dim
         S, r = -(-n // K), len(self.layers)
@@ -59,7 +59,7 @@ class RecurrentTransformer(Transformer):
             if self.config.dropout:
                 scales = draw_scales(own[:-1], self.config.dropout, (B, K, D))  # (S, B, K, D)
                 x = x * scales.swapaxes(0, 1).flatten(1, 2)
-        unread = (n - outputs_wanted) // K if outputs_wanted else S  # leading blocks whose outputs nothing needs
+        unread = (n - outputs_wanted) // K if outputs_wanted else S  # leading blocks without wanted outputs
         outputs = []
         for i, layer in enumerate(self.layers):
             out = layer(
@@ -80,21 +80,21 @@ class RecurrentTransformer(Transformer):
         return SegmentOutput(y, carry_out, tuple(out.saved for out in outputs))
 
     def spans(self, length, segment):
-        """Segments of ``segment`` whole blocks, the last one shorter; one for None."""
+        """Split into segments of ``segment`` blocks, of which the last may be shorter; one segment if None."""
         size = length if segment is None else segment * self.config.block
         return [(start, min(start + size, length)) for start in range(0, length, size)]
 
     def initial_state(self, batch_size: int = 1, room: int = 0) -> State:
-        """State of ``batch_size`` streams before their first token; its size is that of any other."""
+        """Return the state of ``batch_size`` streams before their first token; ``room`` is ignored."""
         require_whole(batch_size=batch_size)
         return State(0, tuple(layer.initial_state(batch_size) for layer in self.layers))
 
     def carry_shapes(self, batch_size):
-        """Two of a block a layer."""
+        """Return two shapes (B, K, D) per layer."""
         return [(batch_size, self.config.block, self.config.dim)] * 2 * self.config.layers
 
     def feed(self, tokens: mx.array, state: State, parameters: dict[str, Any]) -> tuple[mx.array, State]:
-        """Feed tokens (B, n), block by block: (logits (B, n, outputs) by Eq. 6, state)."""
+        """Feed tokens (B, n) block by block; return (logits (B, n, outputs) by Eq. 6, new state)."""
         K, outputs, start = self.config.block, [], 0
         position, layers = state
         while start < tokens.shape[1]:
@@ -117,8 +117,8 @@ def _step(
     at: int,
     first: bool,
 ) -> tuple[mx.array, tuple[StepState, ...]]:
-    """Feed tokens that stand at ``at`` … of one block: logits (B, n, outputs) and the layers' states."""
-    of_block = model.config.positions == "block"  # then the place is known beforehand
+    """Feed tokens of one block that start at offset ``at``; return (logits (B, n, outputs), states of the layers)."""
+    of_block = model.config.positions == "block"  # then positions depend only on the constant `at`
     x, stepped = model.embedding(tokens, parameters["embedding"], at if of_block else position), []
     for layer, own, state in zip(model.layers, parameters["layers"], states, strict=True):
         x, state = layer.step(x, own, state, at, first)

@@ -1,4 +1,4 @@
-"""The kinds of model by name, as commands and run folders call them."""
+"""Model classes by the names that commands and run folders use."""
 
 import functools
 
@@ -15,5 +15,5 @@ MODELS: dict[ModelKind, type[RecurrentTransformer] | type[RegularTransformer]] =
 
 @functools.cache
 def parameter_count(config: ModelConfig, model: ModelKind = "recurrent") -> int:
-    """Parameters of a model of that configuration."""
+    """Return the number of parameters of a model with this configuration."""
     return count(MODELS[model](config).parameters())

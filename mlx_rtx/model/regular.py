@@ -12,34 +12,34 @@ from mlx_rtx.support.typed import require_whole
 
 import mlx.core as mx
 
-CACHE_ROWS = 256  # the key-value cache grows by so many tokens at a time
+CACHE_ROWS = 256  # tokens by which the key-value cache grows at a time
 
 
 class CacheState(NamedTuple):
-    """State of a stream: tokens fed, and each layer's keys and values (2, B, H, N, d), with room for N tokens."""
+    """State of a stream: number of tokens fed, and per layer a key-value cache (2, B, H, N, d) of N rows."""
 
     position: int
     layers: tuple[mx.array, ...]
 
 
 class RegularTransformer(Transformer):
-    """``config.layers`` causal layers over the whole sequence; same interface as the recurrent one.
+    """Stack of ``config.layers`` causal layers over the whole sequence, with the interface of the recurrent model.
 
-    `run` takes whole sequences only and leaves no carry. ``block`` matters for
-    ``positions="block"`` and ``"axial"`` only; ``history``, ``alpha`` and ``close`` have no meaning here.
+    `run` takes whole sequences only and returns no carry. ``block`` is used only with ``positions="block"`` and
+    ``"axial"``; ``history``, ``alpha`` and ``close`` are ignored.
     """
 
     @staticmethod
     def make_layer(config, implementation):
-        """The layer of the paper's τ; it is the same in every implementation."""
+        """Return a `TransformerLayer`; ``implementation`` is ignored."""
         return TransformerLayer(config)
 
     def masked_parts(self, length):
-        """One: the sequence is in one piece."""
+        """Return 1: the sequence is not divided."""
         return 1
 
     def run(self, weights, segment, carry=None, saved=(), differentiated=False):
-        """Run whole sequences; see `Transformer.run`."""
+        """Run a segment, which must be a whole sequence; see `Transformer.run`."""
         (B, L), D, rate = segment.tokens.shape, self.config.dim, self.config.dropout
         x = self.embedding(segment.tokens, weights.embedding)
         layer_keys: list = [None] * len(self.layers)
@@ -53,7 +53,7 @@ class RegularTransformer(Transformer):
         return SegmentOutput(x, None, ())
 
     def _draw_dropout(self, key: mx.array, B: int, n: int, L: int) -> DropoutScales:
-        """Scales of a layer whose last n rows are wanted, from its key (1, 2)."""
+        """Draw the dropout scales of a layer that computes its last n rows, from its key (1, 2)."""
         config, weights = self.config, None
         if config.attention_dropout:
             key, of_weights = split_keys(key, 2)
@@ -62,11 +62,11 @@ class RegularTransformer(Transformer):
         return DropoutScales.of(outputs, weights)
 
     def spans(self, length, segment):
-        """One segment: attention over the whole sequence cannot be cut."""
+        """Return one segment: attention over the whole sequence cannot be split."""
         return [(0, length)]
 
     def initial_state(self, batch_size: int = 1, room: int = 0) -> CacheState:
-        """State of ``batch_size`` streams before their first token, with room for so many."""
+        """Return the state of ``batch_size`` streams before their first token, with caches for ``room`` tokens."""
         require_whole(batch_size=batch_size)
         require_whole(least=0, room=room)
         H = self.config.heads
@@ -74,26 +74,26 @@ class RegularTransformer(Transformer):
         return CacheState(0, (empty,) * len(self.layers))
 
     def room(self, state):
-        """The rows of its caches, or what they should be."""
+        """Return the number of rows of the caches, or of tokens fed if that is larger."""
         return max([state.position, *(cache.shape[3] for cache in arrays(state.layers) if cache.ndim == 5)])
 
     def carry_shapes(self, batch_size):
-        """None: it has no segments."""
+        """Return no shapes: there is no carry."""
         return []
 
     def feed(self, tokens: mx.array, state: CacheState, parameters: dict[str, Any]) -> tuple[mx.array, CacheState]:
-        """Feed tokens (B, n): (logits (B, n, outputs), state)."""
+        """Feed tokens (B, n); return (logits (B, n, outputs), new state)."""
         position, caches = state
         end = position + tokens.shape[1]
         self.embedding.check(end)
-        if (grown := _rows(end) - caches[0].shape[3]) > 0:  # padding by nothing would copy it all
+        if (grown := _rows(end) - caches[0].shape[3]) > 0:  # padding by 0 rows would still copy the cache
             caches = tuple(mx.pad(cache, [(0, 0)] * 3 + [(0, grown), (0, 0)]) for cache in caches)
         logits, caches = compiled(self, _step)(parameters, tokens, mx.array(position), caches)
         return logits, CacheState(end, caches)
 
 
 def _rows(tokens: int) -> int:
-    """Rows N of a cache for so many tokens."""
+    """Return the number of rows N of a cache that holds ``tokens`` tokens."""
     return -(-tokens // CACHE_ROWS) * CACHE_ROWS
 
 
@@ -104,8 +104,8 @@ def _step(
     position: mx.array,
     caches: tuple[mx.array, ...],
 ) -> tuple[mx.array, tuple[mx.array, ...]]:
-    """Feed tokens: logits (B, n, outputs) and the layers' caches, which have room for them."""
-    last = position + mx.arange(tokens.shape[1])[:, None]  # that a token may look at
+    """Feed tokens, for which the caches must be large enough; return (logits (B, n, outputs), new caches)."""
+    last = position + mx.arange(tokens.shape[1])[:, None]  # last row that each token attends to
     mask = mx.where(mx.arange(caches[0].shape[3]) > last, -mx.inf, 0.0)
     x, written = model.embedding(tokens, parameters["embedding"], position), []
     for layer, own, cache in zip(model.layers, parameters["layers"], caches, strict=True):

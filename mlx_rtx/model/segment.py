@@ -1,6 +1,6 @@
-"""What passes through a model: a segment of a sequence goes in, outputs and the carry come out.
+"""Inputs and outputs of a model: segments of sequences, the carry between segments, and segment outputs.
 
-Letters: B batch, n tokens of a segment, K block width, S blocks of a segment, D width, r layers.
+Letters: B batch, n tokens per segment, K block width, S blocks per segment, D width, r layers.
 """
 
 from typing import NamedTuple
@@ -12,9 +12,9 @@ import mlx.core as mx
 
 
 class Carry(NamedTuple):
-    """All that one block leaves to the next, in one layer: two arrays (B, K, D).
+    """Everything that one block passes to the next, in one layer: two arrays (B, K, D).
 
-    With ``state_norm`` both are RMS-normalised. A model's carry is a tuple of r of these, one a layer, and None
+    With ``state_norm`` both are RMS-normalised. A model's carry is a tuple of r of these, one per layer; it is None
     before the first block and after a closed sequence.
     """
 
@@ -23,32 +23,37 @@ class Carry(NamedTuple):
 
 
 Carries = tuple[Carry, ...]
-Saved = tuple[mx.array, ...]  # outputs of one fused scan, in the form that the kernels of its width want
+Saved = tuple[mx.array, ...]  # outputs of one fused scan, in the form that its kernels use
 
 
 class Segment(NamedTuple):
-    """Consecutive tokens of a sequence, and what to do with them.
+    """Consecutive tokens of a sequence, and how to process them.
 
-    A recurrent model's segment begins with a block, and only the last one of a sequence may end inside a block.
+    For a recurrent model a segment starts at a block boundary, and only the last segment of a sequence may end within a
+    block.
     """
 
     tokens: mx.array  # (B, n) integers
-    position: int | mx.array = 0  # tokens before them; as an array it is not checked against the position table
-    outputs_wanted: int = 0  # final positions whose outputs are computed
-    close: bool = False  # they end the sequence: Eq. 7 for the last block
+    position: int | mx.array = 0  # number of preceding tokens; an array is not checked against the position table
+    outputs_wanted: int = 0  # number of final positions whose outputs are computed
+    close: bool = False  # whether the segment ends the sequence: Eq. 7 for the last block
     keys: mx.array | None = None  # dropout keys (S + 1, 2), see `Transformer.dropout_keys`; None for no dropout
 
 
 class SegmentOutput(NamedTuple):
-    """What a model makes of a segment."""
+    """Result of running a segment."""
 
-    y: mx.array  # (B, outputs_wanted, D), to be read out
-    carry: Carries | None  # to the next segment
-    saved: tuple[Saved, ...]  # one a layer: a later backward pass that is given them runs no scan twice
+    y: mx.array  # (B, outputs_wanted, D), input of the readout
+    carry: Carries | None  # for the next segment
+    saved: tuple[Saved, ...]  # one entry per layer; a later backward pass that takes them need not rerun the scans
 
 
 def resolve_last(length: int, last: int | None) -> int:
-    """The number of final positions to read: ``last``, or all of ``length``."""
+    """Return the number of final positions to read: ``last``, or ``length`` if None.
+
+    Raises:
+        UserError: if ``last`` is not between 1 and ``length``.
+    """
     require_whole(length=length)
     last = length if last is None else last
     require_whole(last=last)

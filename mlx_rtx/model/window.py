@@ -1,6 +1,7 @@
-"""The window of Eq. 6 and the clamp of α, each with a gradient of its own, and twins of them without.
+"""The window of Eq. 6 and the clamp of α, with custom gradients, and equivalent versions without.
 
-MLX cannot export a function with a gradient of its own, nor can a graph be walked that holds one.
+The versions without custom gradients exist because MLX cannot export graphs that contain `mx.custom_function`, nor can
+such graphs be traversed.
 """
 
 from typing import NamedTuple, cast
@@ -9,17 +10,17 @@ import mlx.core as mx
 
 
 class Gate(NamedTuple):
-    """An α that the rows decide to which history is added: σ(z W + b), a number a head and row z."""
+    """Parameters of a gated α: σ(z W + b), one value per head for each row z to which the history is added."""
 
     weight: mx.array  # W (D, H)
     bias: mx.array  # b (H,)
 
 
-Alpha = mx.array | Gate  # a scalar, a number a channel (D,), or a gate
+Alpha = mx.array | Gate  # a scalar, one value per channel (D,), or a gate
 
 
 def accumulate(alpha: Alpha, m: mx.array, z: mx.array) -> mx.array:
-    """α m + z: history m added to rows z, both (…, D)."""
+    """Compute α m + z for history m and rows z, both (…, D)."""
     if isinstance(alpha, Gate):
         by_head = mx.sigmoid(z @ alpha.weight + alpha.bias)  # (…, H)
         alpha = mx.repeat(by_head, z.shape[-1] // by_head.shape[-1], axis=-1)
@@ -38,12 +39,12 @@ def _clamp_vjp(alpha, cotangent, _):
 
 
 def clamp(alpha: mx.array) -> mx.array:
-    """``alpha`` clamped to [0, 1]; outside, a gradient whose descent leads back in is let through."""
+    """Clamp ``alpha`` to [0, 1]; outside, pass only those gradients whose descent step moves it back towards [0, 1]."""
     return cast(mx.array, _clamp(alpha))
 
 
 def exportable_clamp(alpha: mx.array) -> mx.array:
-    """The same without a gradient outside [0, 1]."""
+    """Clamp ``alpha`` to [0, 1] without a custom gradient: the gradient outside [0, 1] is zero."""
     return mx.clip(alpha, 0, 1)
 
 
@@ -67,10 +68,13 @@ def _window_vjp(primals, cotangent, _):
 
 
 def window(alpha: Alpha, m: mx.array, h: mx.array, x: mx.array) -> mx.array:
-    """The window (α m + h, α m + x) of blocks (B, K, D): (B, 2K, D); but for a gate in one operation, one backward."""
+    """Return the window (α m + h, α m + x), (B, 2K, D), of blocks m, h, x (B, K, D).
+
+    Except for a gate, it has a custom gradient, which takes fewer operations than the one that MLX derives.
+    """
     return exportable_window(alpha, m, h, x) if isinstance(alpha, Gate) else cast(mx.array, _window(alpha, m, h, x))
 
 
 def exportable_window(alpha: Alpha, m: mx.array, h: mx.array, x: mx.array) -> mx.array:
-    """The same in operations with gradients of their own."""
+    """Return the same as `window`, without a custom gradient."""
     return accumulate(alpha, mx.tile(m, (1, 2, 1)), mx.concatenate([h, x], axis=1))

@@ -25,7 +25,7 @@ from tiny import make_config
         ({"layers": 2**31}, "layers=2147483648"),
         ({"block": 2**31}, "block=2147483648"),
         ({"max_len": 2**31}, "max_len=2147483648"),
-        ({"alpha": 0.0, "alpha_kind": "gated"}, "alpha=0.0: a gate"),
+        ({"alpha": 0.0, "alpha_kind": "gated"}, "alpha=0.0: must lie strictly between 0 and 1"),
         ({"alpha_kind": "token"}, "alpha_kind"),
         ({"positions": "rotary"}, "positions='rotary'.*absolute, block, axial, none"),
         ({"history": "y"}, "history='y'.*hidden, output"),
