@@ -8,6 +8,7 @@ So what follows can be told by looking far back, as nothing in plain text asks f
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import require
@@ -22,10 +23,10 @@ import tyro
 class Repeats:
     """Write a text in which every passage comes twice."""
 
-    text: tyro.conf.Positional[str]
-    """What is read, as --data of text training names it."""
-    out: tyro.conf.Positional[Path]
-    """What is written, twice as long."""
+    text: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TEXT")]]
+    """Text to read: a file or folder, named as for --data of text training."""
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
+    """File to write, about twice as long."""
     passage: int = 256
     """Characters of a passage."""
     after: int = 2304
@@ -57,7 +58,7 @@ def repeated(text: str, passage: int, after: int) -> str:
 def main(arguments: list[str]) -> None:
     """Read, weave, write."""
     command = parse(Repeats, arguments, "python scripts/repeats.py")
-    woven = repeated(text_file.load(command.text)[0], command.passage, command.after)
+    woven = repeated(text_file.load(command.text, "TEXT")[0], command.passage, command.after)
     write_whole(command.out, partial(Path.write_text, data=woven, encoding="utf-8"))
     print(f"written: {command.out}, {len(woven):,} characters")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mlx_rtx.model.config import ModelKind
 from mlx_rtx.scaling import corpora, grid, pictures
@@ -56,7 +56,7 @@ class Theory:
 class Count:
     """Count unique sequences."""
 
-    texts: tyro.conf.Positional[tuple[Path, ...]] = ()
+    texts: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[TEXT ...]")]] = ()
     """Texts in UTF-8, each counted by character and by word."""
     made: bool = True
     """Count made corpora of known diversity as well."""
@@ -84,7 +84,7 @@ class Count:
 class Train:
     """Train models of several widths on several amounts of a text, each read once."""
 
-    text: tyro.conf.Positional[Path | None] = None
+    text: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="[TEXT]")]] = None
     """Text in UTF-8, whose last tenth is held out and scores every run; tiny Shakespeare if not given."""
     models: tuple[ModelKind, ...] = ("recurrent", "regular")
     """Kinds: recurrent with one layer, regular with four."""
@@ -212,7 +212,7 @@ def counted(one: corpora.Corpus, command: Count, band: tuple[float, float]) -> l
 
 def train(command: Train) -> None:
     """Run what is missing of the grid."""
-    text, path = text_file.load(str(command.text) if command.text else None)
+    text, path = text_file.load(str(command.text) if command.text else None, "TEXT")
     most = int((1 - HELD_OUT) * len(text)) // grid.LENGTH * grid.LENGTH
     sizes = [most >> i for i in range(command.halvings + 1)]
     require(sizes[-1] >= 4 * grid.LENGTH, f"halvings={command.halvings}: leave {sizes[-1]:,} characters; use fewer")

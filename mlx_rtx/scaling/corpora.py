@@ -24,7 +24,7 @@ def of_text(path: Path) -> list[Corpus]:
     Raises:
         UserError: it cannot be read, or is empty.
     """
-    text, file = text_file.load(str(path))
+    text, file = text_file.load(str(path), "TEXT")
     words = text.split()
     require(bool(words), f"{file}: the corpus is empty")
     by_word = np.unique(np.array(words), return_inverse=True)[1]

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshake
 FILE = "tinyshakespeare.txt"
 CHARACTERS = 65  # different ones in it
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-INSTEAD = "give any text file in UTF-8 with --data"
+INSTEAD = "give any text file in UTF-8 as {flag}"
 LINES = ".jsonl"  # files of documents, one a line
 BLOCK = 2**22  # bytes that are read at once
 BETWEEN = b"\0"  # documents, where their hash is taken
@@ -87,10 +87,10 @@ class Text:
                 return
 
 
-def load(data: str | None) -> tuple[str, Path]:
-    """The whole text in memory, and the file that it came from; see `find`."""
-    (path,) = _files(data)[:1]
-    text = "".join(_read(path))
+def load(data: str | None, flag: str = "--data") -> tuple[str, Path]:
+    """Return the whole text in memory, and the file that it came from; see `find`."""
+    (path,) = _files(data, flag)[:1]
+    text = "".join(_read(path, flag))
     require(bool(text), f"{path}: is empty; give a text")
     return text, path
 
@@ -117,14 +117,14 @@ def find(
         UserError: it is missing, not UTF-8, or not what it should be.
     """
     if data is not None and data.startswith(HUB):
-        path = _keep_documents(data, column, split, documents)
-        return Text(data, lambda: _pieces([path], "text", documents))
+        path = _keep_documents(data, column, split, documents, flag)
+        return Text(data, lambda: _pieces([path], "text", documents, flag))
     files = _files(data, flag)
     name = files[0].name if len(files) == 1 else str(data)
-    return Text(name, lambda: _pieces(files, column, documents))
+    return Text(name, lambda: _pieces(files, column, documents, flag))
 
 
-def _files(data: str | None, flag: str = "--data") -> list[Path]:
+def _files(data: str | None, flag: str) -> list[Path]:
     """The files that a flag or MLX_RTX_DATA names, in order."""
     if data and glob.has_magic(data) and not Path(data).exists():
         found = sorted(path for path in map(Path, glob.glob(data, recursive=True)) if path.is_file())
@@ -132,27 +132,27 @@ def _files(data: str | None, flag: str = "--data") -> list[Path]:
         return found
     first = locate(data, FILE, "**/*.txt", f"**/*{LINES}", flag=flag)
     if first is None:
-        return [kept(FILE, _download)]
+        return [kept(FILE, partial(_download, flag=flag))]
     folder = place(data)
     if folder.is_file() or first.name == FILE:
         return [first]
     return sorted(path for path in folder.rglob("*") if path.suffix in (".txt", LINES) and path.is_file())
 
 
-def _pieces(files: Iterable[Path], column: str, count: int | None) -> Iterator[str | None]:
-    for i, document in enumerate(islice(_documents(files, column), count)):
+def _pieces(files: Iterable[Path], column: str, count: int | None, flag: str) -> Iterator[str | None]:
+    for i, document in enumerate(islice(_documents(files, column, flag), count)):
         if i:
             yield None
         yield from document
 
 
-def _documents(files: Iterable[Path], column: str) -> Iterator[Iterable[str]]:
+def _documents(files: Iterable[Path], column: str, flag: str) -> Iterator[Iterable[str]]:
     """The documents of files in pieces: each a line of JSON, or the whole of any other file."""
     for path in files:
         if path.suffix != LINES:
-            yield _read(path)
+            yield _read(path, flag)
             continue
-        for number, line in enumerate(_lines(path), 1):
+        for number, line in enumerate(_lines(path, flag), 1):
             try:
                 text = json.loads(line)[column]
                 text.encode()
@@ -161,17 +161,17 @@ def _documents(files: Iterable[Path], column: str) -> Iterator[Iterable[str]]:
             yield [text]
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, flag: str) -> Iterator[str]:
     """The lines of a file that have something on them."""
     left = ""
-    for piece in _read(path):
+    for piece in _read(path, flag):
         *whole, left = (left + piece).split("\n")
         yield from filter(str.strip, whole)
     if left.strip():
         yield left
 
 
-def _read(path: Path) -> Iterator[str]:
+def _read(path: Path, flag: str) -> Iterator[str]:
     """A file in pieces that end with lines, where it has lines."""
     if path.name == FILE:
         _check(path)
@@ -188,7 +188,7 @@ def _read(path: Path) -> Iterator[str]:
         block, waiting = b"", len(decoder.getstate()[0])
         decoder.decode(b"", final=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {INSTEAD}") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {INSTEAD.format(flag=flag)}") from None
     except UnicodeDecodeError as error:
         where = f"byte {error.object[error.start]:#04x} at {done - waiting + error.start}"
         raise UserError(f"{path}: is not UTF-8 ({where}); convert it, for example with iconv -t UTF-8") from None
@@ -196,18 +196,18 @@ def _read(path: Path) -> Iterator[str]:
         yield left
 
 
-def _keep_documents(name: str, column: str, split: str, count: int | None) -> Path:
+def _keep_documents(name: str, column: str, split: str, count: int | None, flag: str) -> Path:
     """A data set's documents, streamed once into a file of JSON lines in the cache."""
     what, _, config = name.removeprefix(HUB).partition(":")
-    require(what != "", f"--data {name}: names no data set; write {HUB}NAME or {HUB}NAME:CONFIG")
+    require(what != "", f"{flag} {name}: names no data set; write {HUB}NAME or {HUB}NAME:CONFIG")
     found = sorted(Path(what).rglob("*")) if Path(what).is_dir() else []  # of one's own, it may change
     state = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in found]
     key = sha256(json.dumps([name, column, split, count, state]).encode())[:16]
 
     def fetch(path: Path) -> None:
-        rows = download(name, INSTEAD, what, config or None, split=split, streaming=True)
+        rows = download(name, INSTEAD.format(flag=flag), what, config or None, split=split, streaming=True)
         with path.open("w", encoding="utf-8") as file:
-            for row in islice(_whole(rows, name), count):
+            for row in islice(_whole(rows, name, flag), count):
                 text = row.get(column)
                 known = ", ".join(row)
                 require(isinstance(text, str), f"--column {column}: is no text in {name}, which has {known}")
@@ -216,7 +216,7 @@ def _keep_documents(name: str, column: str, split: str, count: int | None) -> Pa
     return kept(f"{Path(what).name}-{split}-{key}{LINES}", fetch)
 
 
-def _whole(rows: Iterable[dict], name: str) -> Iterator[dict]:
+def _whole(rows: Iterable[dict], name: str, flag: str) -> Iterator[dict]:
     """All rows of a data set, or a refusal where the connection breaks off."""
     try:
         yield from rows
@@ -224,11 +224,12 @@ def _whole(rows: Iterable[dict], name: str) -> Iterator[dict]:
         raise  # of the disk, or of a network that says so itself
     except Exception as error:  # whatever lies between here and the server
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name}: broke off ({type(error).__name__}: {reason}); call again, or {INSTEAD}") from None
+        instead = INSTEAD.format(flag=flag)
+        raise UserError(f"{name}: broke off ({type(error).__name__}: {reason}); call again, or {instead}") from None
 
 
-def _download(path: Path) -> None:
-    rows = download(URL, INSTEAD, "text", data_files=URL, split="train", sample_by="document")
+def _download(path: Path, flag: str) -> None:
+    rows = download(URL, INSTEAD.format(flag=flag), "text", data_files=URL, split="train", sample_by="document")
     content = rows[0]["text"].encode("utf-8")
     _check_hash(sha256(content), URL)
     path.write_bytes(content)

@@ -27,6 +27,17 @@ def test_from_file_to_file(tmp_path, capsys):
     assert "1,197 characters" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"), [("missing.txt", "TEXT {}: not found"), ("folder", "TEXT {}: this folder")]
+)
+def test_messages_name_the_argument(name, reason, tmp_path, capsys, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    text = str(tmp_path / name)
+    said = complaint([text, str(tmp_path / "out.txt")], capsys, monkeypatch, repeats.main)
+    assert reason.format(text) in said
+    assert "--data" not in said
+
+
 @pytest.mark.parametrize("wrong", [["--passage", "0"], ["--after", "2048", "--passage", "256"]])
 def test_wrong_flags(wrong, tmp_path, capsys, monkeypatch):
     (tmp_path / "text.txt").write_text("abcdef")
