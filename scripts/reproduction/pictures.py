@@ -5,6 +5,7 @@ The paper's figures have training and validation, over samples (1, 2) or over op
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from reproduction.summary import kept_folders
 
 TRAINING, VALIDATION = COLOURS[5], COLOURS[1]
 PAPER: Any = {"color": "0.2", "lw": 1, "ls": "--"}
+PAPER_DASHES = ["--", ":", "-."]  # one per value, where a picture has several
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,8 @@ def _over_operations(curves: Sequence[Curves]) -> Any:
             label = row.title if j == 0 else None
             axes[0, 0].plot(run.operations, run.loss, color=colour, lw=0.9, label=label)
             axes[0, 1].plot(run.validated_operations, run.validation_loss, color=colour, lw=0.9, label=label)
-    for value in sorted({row.paper_loss for row in curves}):
-        axes[0, 1].axhline(value, label=f"paper: {value:.3g}", **PAPER)
+    for value, dashes in zip(sorted({row.paper_loss for row in curves}), cycle(PAPER_DASHES), strict=False):
+        axes[0, 1].axhline(value, label=f"paper: {value:.3g}", **PAPER | {"ls": dashes})
     for axis, name in zip(axes[0], ("training", "validation"), strict=True):
         axis.set_title(f"{name} loss", fontsize=11)
         axis.set_xlabel("operations of the run by the paper's count")

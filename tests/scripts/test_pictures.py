@@ -72,6 +72,7 @@ def test_loss_over_operations(results):
         assert np.array_equal(left.lines[i].get_xydata(), np.stack([run.operations, run.loss], axis=1))
         assert np.array_equal(right.lines[i].get_ydata(), run.validation_loss)
     assert [line.get_label() for line in right.lines[2:]] == ["paper: 1.47", "paper: 1.58"]
+    assert right.lines[2].get_linestyle() != right.lines[3].get_linestyle()
 
 
 def test_figures_from_the_command_line(results, tmp_path, capsys):
