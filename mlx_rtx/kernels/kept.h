@@ -1,6 +1,6 @@
-// Dropout of attention weights: a query has a bit a key, which says whether its weight is kept.
+// Dropout of attention weights: one bit per query and key, set if the weight is kept.
 
-CONSTANT int WORDS = ceil_div(WINDOW, 32);  // of a query
+CONSTANT int WORDS = ceil_div(WINDOW, 32);  // per query
 
 INLINE float drop_weight(float x, const GLOBAL unsigned* kept, int head, int row, int key) {
   if (!DROPS_WEIGHTS) return x;

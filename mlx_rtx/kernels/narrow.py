@@ -1,7 +1,9 @@
-"""The scan of a narrow model, one kernel a direction: a threadgroup walks all windows of its sequence.
+"""The scan of a narrow model, one kernel per direction: each threadgroup processes all windows of one sequence.
 
-Letters: B batch, S windows, K block width, D width, n rows of a window that have outputs. It waits for no other
-threadgroup, so a piece of any length is one launch; for a wide model one processor is too little.
+Threadgroups are independent, so one launch can process any number of windows. For a wide model one GPU core per
+sequence would be too slow.
+
+Letters: B batch, S windows, K block width, D width, n rows of a window that have outputs.
 """
 
 from collections.abc import Callable
@@ -17,10 +19,10 @@ HELPERS = (
     ("vectors", "rows", "window", "activation", "narrow_operands"),
     ("softmax", "kept", "narrow_attention", "narrow_carry"),
 )
-SUMS = {"large tiles": 128, "small tiles": 32, "matrices": 32}  # numbers of a product that a thread has in hand at most
+SUMS = {"large tiles": 128, "small tiles": 32, "matrices": 32}  # results of a product per thread at most
 LANES = 8  # threads that share a row
 WEIGHTS = ("wqkv", "wo", "w1", "w2")
-SAVED = ("win", "qkv", "att", "u", "z")  # what windows compute on the way: scratch forward, given backward
+SAVED = ("win", "qkv", "att", "u", "z")  # activations within a window: scratch memory forward, inputs backward
 INPUTS = {
     "narrow_forward": ("alpha", "h", "m", "x", *WEIGHTS, "dropout", "kept"),
     "narrow_backward": (
@@ -36,7 +38,7 @@ OUTPUTS = {
 
 
 def forward(options: Options, tiles: Tiles, inputs: ScanInputs) -> mx.array:
-    """τ of all windows, (S, B, n, D) in one array; what lies within them is not kept."""
+    """Return the outputs of all windows, (S, B, n, D); activations within the windows are not kept."""
     alpha, m, h, x, weights, dropout, kept = inputs
     S, B, K, D = x.shape
     n = options.rows(K)
@@ -48,7 +50,7 @@ def forward(options: Options, tiles: Tiles, inputs: ScanInputs) -> mx.array:
 def backward(
     options: Options, tiles: Tiles, inputs: ScanInputs, out: mx.array, dout: mx.array, activations: SavedActivations
 ) -> ScanGradient:
-    """The gradient, from that of the outputs (S, B, n, D) and what lies within all windows."""
+    """Compute the gradient from ``dout``, that of the outputs (S, B, n, D), and the activations of all windows."""
     alpha, m, h, x, weights, dropout, kept = inputs
     (S, B, K, D), n, a = x.shape, out.shape[2], activations
     shapes = [
@@ -57,7 +59,7 @@ def backward(
         (B, n, D), (B, 2 * K, D), (B, options.heads, n, 2),
     ]  # fmt: skip
     transposed = (mx.contiguous(weight.T) for weight in weights)
-    z = a.activated if options.activation == "relu" else a.z  # same derivative
+    z = a.activated if options.activation == "relu" else a.z  # ReLU has the same derivative at both
     saved = a.window, a.scored, a.attended, a.u, z, a.qkv
     masks = dout if dropout is None else dropout, dout if kept is None else kept
     arrays = [alpha, *saved, out, h, m, *masks, dout, *transposed]
@@ -71,18 +73,18 @@ def backward(
 
 
 def helpers(tiles: Tiles) -> tuple[str, ...]:
-    """What the source is put together from, before the kernel."""
+    """Return the source files that precede the kernel."""
     before, after = HELPERS
     return (*before, "narrow_matrices" if tiles == "matrices" else "narrow_products", *after)
 
 
 def thread_count(K: int, D: int) -> int:
-    """Threads a group: each has 4 x 4 numbers of a (2K, D) product if that makes enough and not too many of them."""
+    """Return the threads per threadgroup: one per 4 x 4 results of a (2K, D) product, but at least 256, at most 512."""
     return min(512, max(256, -(-2 * K * D // 512) * 32))
 
 
 def constants(options: Options, tiles: Tiles, K: int, D: int, drops: Drops) -> source.Constants:
-    """What a kernel is compiled for."""
+    """Return a kernel's compile-time constants."""
     return {
         "K": K,
         "D": D,
@@ -100,14 +102,14 @@ def constants(options: Options, tiles: Tiles, K: int, D: int, drops: Drops) -> s
 
 
 def window_ops(n: int, K: int, D: int) -> int:
-    """Multiply-adds of a window in one direction, within some per cent."""
+    """Return the multiply-adds of a window in one direction, accurate to a few per cent."""
     seen = 2 * K
     return (3 * seen + n) * D * D + 8 * n * D * D + 4 * n * seen * D
 
 
 @cache
 def _kernel(name: str, options: Options, tiles: Tiles, K: int, D: int, drops: Drops) -> Callable[..., list[mx.array]]:
-    """A kernel as a function of (B, inputs, shapes of its outputs)."""
+    """Return a kernel as a function of (B, inputs, shapes of its outputs)."""
     sizes = constants(options, tiles, K, D, drops)
     kernel, threads = (
         source.make_kernel(name, helpers(tiles), INPUTS[name], OUTPUTS[name], sizes),

@@ -1,4 +1,5 @@
-// Attention: a thread has one row of one head; 16 neighbours share the head, and so read the same at the same time.
+// Attention: a thread computes one row of one head; 16 neighbouring threads have the same head, so that they read the
+// same addresses at the same time.
 
 CONSTANT int HEAD = D / HEADS;
 CONSTANT int HEAD_V = vector_size(HEAD);
@@ -47,7 +48,7 @@ INLINE float head_factor(const LOCAL float* x) {
   return rsqrt(sum * (1.0f / HEAD) + EPS);
 }
 
-// Queries and keys of each head at RMS 1, queries then times QK_SCALE, in their place.
+// RMS-normalises queries and keys per head and multiplies queries by QK_SCALE, in-place.
 INLINE void normalise_heads(GLOBAL float* qkv, int rank) {
   for (int item = rank; item < 2 * HEADS * WINDOW; item += THREADS) {
     const int head = item % (2 * HEADS);
@@ -99,7 +100,7 @@ INLINE void attend(const GLOBAL float* qkv, const GLOBAL unsigned* kept, GLOBAL 
   BARRIER();
 }
 
-// statistics: for each head and row the logarithm of the softmax's denominator, and datt . att
+// statistics: per head and row the logarithm of the softmax's denominator, and datt . att
 INLINE void attend_vjp_queries(const GLOBAL float* qkv, const GLOBAL unsigned* kept, const GLOBAL float* att,
                                const GLOBAL float* datt, GLOBAL float* dqkv, GLOBAL float* statistics, int rank) {
   for (int item = rank; item < HEADS * ROWS; item += THREADS) {
@@ -139,7 +140,7 @@ INLINE void attend_vjp_keys(const GLOBAL float* qkv, const GLOBAL unsigned* kept
     float k[HEAD], v[HEAD], dk[HEAD] = {}, dv[HEAD] = {};
     load_head(k, qkv + row * 3 * D + D + head * HEAD);
     load_head(v, qkv + row * 3 * D + 2 * D + head * HEAD);
-    const int first = max(row / SIDE * SIDE - SKIPPED, 0);  // in step with its neighbours
+    const int first = max(row / SIDE * SIDE - SKIPPED, 0);  // the same start for all neighbours
     UNROLL_BY(2) for (int query = first; query < ROWS; ++query) {
       const GLOBAL float* q = qkv + (query + SKIPPED) * 3 * D + head * HEAD;
       const GLOBAL float* dout = datt + query * D + head * HEAD;

@@ -1,8 +1,8 @@
 // Gradient of Eq. 6 over all windows of one sequence b, last one first. Shapes: alpha (D), h m (B, K, D), win
-// (S·B·2K, D), qkv raw (S·B·2K, 3D), with queries and keys normalised and not, att u (S·B·ROWS, D), z (S·B·ROWS, 4D),
+// (S·B·2K, D), qkv raw (S·B·2K, 3D), queries and keys normalised or not, att u (S·B·ROWS, D), z (S·B·ROWS, 4D),
 // out dout (S, B, ROWS, D), dropout (S, 2, B, ROWS, D), kept (S, B, HEADS, ROWS, WORDS), weights transposed:
 // wqkv_t (3D, D), wo_t (D, D), w1_t (4D, D), w2_t (D, 4D); dx (S, B, K, D), dh dm (B, K, D), dalpha (B, TEAMS, D),
-// dtotal du (S, B, ROWS, D), dz (S, B, ROWS, 4D), dqkv (S, B, 2K, 3D); of the window in hand datt (B, ROWS, D),
+// dtotal du (S, B, ROWS, D), dz (S, B, ROWS, 4D), dqkv (S, B, 2K, 3D). Of the current window: datt (B, ROWS, D),
 // dwin (B, 2K, D), statistics (B, HEADS, ROWS, 2).
 SHARED_ARRAY float4 storage[TILE / 4];
 SHARED float* tile = (SHARED float*)storage;
@@ -30,7 +30,7 @@ for (int i = S - 1; i >= 0; --i) {
   const GLOBAL float* mlp_scales = attention_scales + (DROPOUT ? size_t(B) * ROWS * D : 0);
   const GLOBAL unsigned* kept_i = (const GLOBAL unsigned*)kept + (DROPS_WEIGHTS ? step * HEADS * ROWS * WORDS : 0);
 
-  for (int above = 0; above < ROWS; above += TEAMS) {  // what comes back through the carry
+  for (int above = 0; above < ROWS; above += TEAMS) {  // add the gradient that comes through the carry
     const int row = min(above + team, ROWS - 1);
     float total[SHARE];
     load_row(total, dout + (step * ROWS + row) * D, lane);
@@ -54,7 +54,7 @@ for (int i = S - 1; i >= 0; --i) {
     const int row = min(above + team, ROWS - 1);
     float y[SHARE], dy[SHARE] = {}, total[SHARE];
     load_row(y, u_i + row * D, lane);
-    if (above + team < ROWS) load_row(dy, du_i + row * D, lane);  // the other teams' row is being written
+    if (above + team < ROWS) load_row(dy, du_i + row * D, lane);  // other teams may be writing the clamped row
     load_row(total, dtotal_i + row * D, lane);
     const float scale = layer_norm(y, lane);
     layer_norm_vjp(dy, y, scale);
@@ -91,7 +91,7 @@ for (int i = S - 1; i >= 0; --i) {
         dalpha_part[j] = fma(history[j], both[1][j], dalpha_part[j]);
         both[1][j] *= weight[j];
       }
-      if (ROWS == K && i < S - 1) {  // the next window's m is this one's h
+      if (ROWS == K && i < S - 1) {  // m of the next window is h of this one
         load_row(history, dm_b + row * D, lane);
         UNROLL for (int j = 0; j < SHARE; ++j) both[0][j] += history[j];
       }

@@ -1,10 +1,10 @@
-// The carry (m, h) into window i: the inputs of the call, later what the windows before put out
+// The carry (m, h) into window i: the kernel's inputs for i = 0, then outputs of earlier windows
 
 struct Carry {
   const GLOBAL float* m;
   const GLOBAL float* h;
   const GLOBAL float* out;
-  size_t stride;  // rows of all sequences in a window
+  size_t stride;  // rows per window, of all sequences
 
   INLINE void load_state(LOCAL float* x, int window, int row, int lane) const {
     load_row(x, out + (window * stride + row) * D, lane);

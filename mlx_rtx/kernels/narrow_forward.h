@@ -1,6 +1,6 @@
 // Eq. 6 over all windows of one sequence b. Shapes: alpha (D), h m (B, K, D), x (S, B, K, D), wqkv (D, 3D), wo (D, D),
-// w1 (D, 4D), w2 (4D, D), dropout (S, 2, B, ROWS, D), kept (S, B, HEADS, ROWS, WORDS); out (S, B, ROWS, D), and of the
-// window in hand, for each b: win (2K, D), qkv (2K, 3D), att u (ROWS, D), z (ROWS, 4D).
+// w1 (D, 4D), w2 (4D, D), dropout (S, 2, B, ROWS, D), kept (S, B, HEADS, ROWS, WORDS); out (S, B, ROWS, D). Of the
+// current window of each b: win (2K, D), qkv (2K, 3D), att u (ROWS, D), z (ROWS, 4D).
 SHARED_ARRAY float4 storage[TILE / 4];
 SHARED float* tile = (SHARED float*)storage;
 const int S = x_shape[0], B = x_shape[1], lane = rank % LANES, team = rank / LANES;

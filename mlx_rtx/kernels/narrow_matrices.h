@@ -1,6 +1,6 @@
-// Products in matrices of 8 x 8 numbers, which a warp holds and multiplies together; widths and depths are multiples of 8.
-// A warp has TALL by BROAD of them of the result at a time. They leave it through shared memory, since only there it is
-// known which number lies where.
+// Products of 8 x 8 matrices, which the threads of a warp hold and multiply together; widths and depths are multiples
+// of 8. A warp computes TALL by BROAD matrices of the result at a time. It stores them through shared memory, because
+// the assignment of matrix elements to threads is not specified.
 
 #ifdef __METAL_VERSION__
 #include <metal_simdgroup_matrix>
@@ -12,7 +12,7 @@
 #define WARP_BARRIER() simdgroup_barrier(mem_flags::mem_threadgroup)
 #endif
 
-// what a warp issues for a step of the depth, over all its turns: loads and products; many where it has not the registers
+// Loads and products that a warp issues per step of the depth, over all turns; a huge value if registers do not suffice
 constexpr int turn_cost(int down, int across, int tall, int broad) {
   const bool fits = down % tall == 0 && across % broad == 0 && 2 * tall * broad <= SUMS;
   return fits ? ceil_div(down / tall * (across / broad), WARPS) * (tall * broad + tall + broad) : 1 << 20;
@@ -75,7 +75,7 @@ INLINE void product(Stage stage, const GLOBAL float* weights, Finish finish, SHA
           UNROLL for (int n = 0; n < BROAD; ++n) MATRIX_STORE(sum[i][n], mine + 8 * n, 8 * BROAD);
         }
         WARP_BARRIER();
-        for (int at = lane; at < 16 * BROAD; at += 32) {  // vectors of 4 numbers
+        for (int at = lane; at < 16 * BROAD; at += 32) {  // vectors of 4 elements
           const int r = row + 8 * i + at / (2 * BROAD);
           float x[V];
           UNROLL for (int j = 0; j < V; ++j) x[j] = mine[4 * at + j];

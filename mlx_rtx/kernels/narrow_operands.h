@@ -1,11 +1,11 @@
-// A product a (HEIGHT, DEPTH) times weights (DEPTH, WIDTH): a is staged, band by band, in shared memory.
+// Products of a (HEIGHT, DEPTH) and weights (DEPTH, WIDTH): bands of rows of a are staged in shared memory.
 
 CONSTANT int WARPS = THREADS / 32;
 CONSTANT int BAND = 64;    // rows staged at a time
-CONSTANT int DEEPEST = 112;  // columns staged at a time, at most
+CONSTANT int DEEPEST = 112;  // maximum number of columns staged at a time
 CONSTANT int TILE = BAND * (DEEPEST + 4);
 
-// Puts rows `top` on, of them the columns `first` on, of what `stage` reads into the tile.
+// Fills the tile with what `stage` reads, from row `top` and column `first` on.
 template <int HEIGHT, int ROWS_AT_ONCE, int CHUNK, int PITCH, typename Stage>
 INLINE void fill(SHARED float* tile, Stage stage, int top, int first, int depth, int rank) {
   const int lane = rank % LANES, team = rank / LANES;
@@ -70,7 +70,7 @@ struct Normalised {
   }
 };
 
-// What becomes of a product
+// What is done with a product's result
 
 template <int WIDTH>
 struct Store {

@@ -1,7 +1,7 @@
-// Products: a (HEIGHT, DEPTH), staged in shared memory, times weights (DEPTH, WIDTH). Warps of 4 x 8 threads lie side
-// by side over the result; a thread has TALL rows (every fourth) by BLOCKS vectors of columns (APART columns apart).
-// SPLIT groups of warps may each take a slice of the depth and add up at the end: taller tiles, so fewer loads.
-// A thread has SUMS numbers of the result at a time at most: as many as its registers hold.
+// Products of a (HEIGHT, DEPTH), staged in shared memory, and weights (DEPTH, WIDTH). Warps of 4 x 8 threads tile the
+// result; a thread computes TALL rows (every fourth) by BLOCKS vectors of columns (APART columns apart). SPLIT groups
+// of warps may each process a slice of the depth and add their sums at the end: taller tiles, hence fewer loads. A
+// thread holds at most SUMS elements of the result at a time, which limits its registers.
 
 constexpr int warps(int height, int tall, int groups) { return ceil_div(height, 4 * tall) * ceil_div(groups, 8); }
 
@@ -11,7 +11,7 @@ constexpr int parts(int height, int tall, int groups, int split) {
   return n;
 }
 
-// what a thread issues for a step of the depth: a load weighs as much as four products
+// Instructions that a thread issues per step of the depth; a load costs as much as four products
 constexpr int cost(int height, int tall, int groups, int split) {
   const int n = parts(height, tall, groups, split);
   const bool shared = WARPS % split == 0 && (split == 1 || THREADS / split * tall * n * V <= TILE);
@@ -41,7 +41,7 @@ constexpr int blocks(int parts, int tall) {
 template <int PITCH, int WIDTH, int APART, int TALL, int BLOCKS>
 INLINE void multiply(
     LOCAL float (&sum)[TALL][BLOCKS][V], const SHARED float* a, const GLOBAL float* weights, int depth) {
-  constexpr int STEPS = ceil_div(16, TALL * BLOCKS);  // together, to hide the latency of their loads
+  constexpr int STEPS = ceil_div(16, TALL * BLOCKS);  // steps unrolled to hide the latency of loads
   UNROLL_BY(STEPS) for (int k = 0; k < depth; k += V) {
     float x[TALL][V];
     UNROLL for (int i = 0; i < TALL; ++i) {

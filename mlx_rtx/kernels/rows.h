@@ -1,11 +1,11 @@
-// Rows: LANES neighbouring threads share a row of LENGTH numbers; each holds SHARE of them, zeros past the row's end.
+// Rows: LANES neighbouring threads share a row of LENGTH elements; each holds SHARE of them, with zeros past the end.
 
 CONSTANT int V = vector_size(LENGTH);
 CONSTANT int TEAMS = THREADS / LANES;
 CONSTANT int SHARE = ceil_div(LENGTH, LANES * V) * V;
 CONSTANT bool FULL = LENGTH == LANES * SHARE;
 
-INLINE int place(int i, int lane) { return (i / V * LANES + lane) * V + i % V; }  // the column of number i
+INLINE int place(int i, int lane) { return (i / V * LANES + lane) * V + i % V; }  // column of element i
 
 INLINE void load_row(LOCAL float* x, const GLOBAL float* from, int lane) {
   UNROLL for (int i = 0; i < SHARE; i += V) {
@@ -23,7 +23,7 @@ INLINE void add(LOCAL float* x, float factor, const LOCAL float* y) {
   UNROLL for (int i = 0; i < SHARE; ++i) x[i] = fma(factor, y[i], x[i]);
 }
 
-// these two with a factor a column
+// The next two take one factor per column.
 INLINE void add_columns(LOCAL float* x, const LOCAL float* factor, const LOCAL float* y) {
   UNROLL for (int i = 0; i < SHARE; ++i) x[i] = fma(factor[i], y[i], x[i]);
 }
@@ -68,7 +68,7 @@ INLINE float layer_norm(LOCAL float* x, int lane) {
   return rms_norm(x);
 }
 
-// dx from dy, where the norm made y of x with this factor
+// Replaces dy by dx, where y = factor x is the result of the norm.
 INLINE void rms_norm_vjp(LOCAL float* dy, const LOCAL float* y, float factor) {
   const float along = row_mean(dy, y);
   UNROLL for (int i = 0; i < SHARE; ++i) dy[i] = factor * fma(-along, y[i], dy[i]);

@@ -1,11 +1,11 @@
-"""Eq. 6 over a segment's windows by fused kernels, with a gradient of its own.
+"""Eq. 6 over a segment's windows with fused kernels and a custom gradient.
 
 Letters: B batch, S windows, K block width, D width, n rows of a window that have outputs (2K with
 ``history="output"``, K with ``"hidden"``).
 
-Of a segment that is run twice only the outputs of the windows are saved. As they say what carry each window took, the
-backward pass has no chain to run again: it computes what lies within all windows at once, and then goes from window
-to window.
+Between the forward pass and the backward pass only the outputs of the windows are saved. They determine the carry into
+each window, so the backward pass need not rerun the sequential scan: it recomputes the activations of all windows at
+once, and then propagates the gradient from window to window.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,35 +19,35 @@ from mlx_rtx.support.trees import each
 
 import mlx.core as mx
 
-# A long launch freezes a display, and macOS may end it. An Apple M4 has 10 cores; each runs one threadgroup of a narrow
-# kernel at a time, at this rate by the slower of two estimates: none was timed.
+# A long kernel launch freezes the display, and macOS may abort it. An Apple M4 GPU has 10 cores; each runs one
+# threadgroup of a narrow kernel at a time. The rate is the slower of two estimates; it has not been measured.
 LONGEST_LAUNCH = 0.05  # seconds
-CORES, OPS_PER_CORE = 10, 25e9
+CORES, OPS_PER_CORE = 10, 25e9  # OPS_PER_CORE: multiply-adds per second
 
 
 def seconds_a_window(B: int, n: int, K: int, D: int) -> float:
-    """The time of a window in a narrow kernel's launch on an Apple M4, by estimate."""
+    """Estimate the seconds that a narrow kernel takes per window on an Apple M4."""
     return -(-B // CORES) * narrow.window_ops(n, K, D) / OPS_PER_CORE
 
 
 def windows_at_once(B: int, n: int, K: int, D: int) -> int | None:
-    """Windows that one launch of a narrow kernel may walk on this backend; None for any number."""
+    """Return the maximum number of windows per launch of a narrow kernel on this backend, or None if unlimited."""
     return None if source.backend() == "cuda" else max(1, int(LONGEST_LAUNCH / seconds_a_window(B, n, K, D)))
 
 
 def scan(
     options: Options, inputs: ScanInputs, saved: Sequence[mx.array] = (), differentiated: bool = False
 ) -> tuple[list[mx.array], tuple[mx.array, ...]]:
-    """τ of S windows, each of which takes what the one before leaves.
+    """Apply τ to S windows in sequence, each with the carry of the previous one.
 
     Args:
-        options: what the kernels are compiled for.
-        inputs: carry, blocks, weights and what is dropped.
-        saved: what an earlier call with the same arguments saved: nothing is then run.
-        differentiated: a gradient of this call will be taken.
+        options: compile-time options of the kernels.
+        inputs: carry, blocks, weights and dropout masks.
+        saved: arrays that an earlier call with the same arguments returned to save; the forward pass is then skipped.
+        differentiated: whether a gradient of this call will be taken.
 
     Returns:
-        (S outputs (B, n, D); what to save for a backward pass).
+        (S outputs (B, n, D); arrays to save for a backward pass).
     """
     (S, B, K, D), chosen = inputs.x.shape, form(inputs.x.shape[-1])
     if not chosen.narrow:
@@ -57,7 +57,7 @@ def scan(
         return outs, tuple(outs)
     run = _narrow_scan(options, chosen.tiles, inputs.drops)
     at_once = chosen.windows or windows_at_once(B, options.rows(K), K, D) or S
-    pieces: list[mx.array] = []  # the outputs of a launch in one array (windows, B, n, D)
+    pieces: list[mx.array] = []  # outputs of each launch (windows, B, n, D)
     for start in range(0, S, at_once):
         (out,) = run(*_as_arrays(inputs.some(start, start + at_once)), *saved[len(pieces) : len(pieces) + 1])
         pieces.append(out)
@@ -67,31 +67,31 @@ def scan(
     return [window for out in pieces for window in each(out)], tuple(pieces)
 
 
-DifferentiableScan = Callable[..., list[mx.array]]  # of `ScanInputs` one by one, then saved outputs if there are any
+DifferentiableScan = Callable[..., list[mx.array]]  # takes the arrays of `ScanInputs`, then saved outputs, if any
 
 
 def _as_arrays(inputs: ScanInputs) -> list[mx.array]:
-    """Inputs one by one."""
+    """Return the inputs as a flat list, without missing masks."""
     masks = [mask for mask in (inputs.dropout, inputs.kept) if mask is not None]
     return [*inputs[:4], *inputs.weights, *masks]
 
 
 def _as_inputs(arrays: Sequence[mx.array], drops: Drops) -> tuple[ScanInputs, list[mx.array]]:
-    """The arguments of a `DifferentiableScan`: inputs and saved outputs."""
+    """Split the arguments of a `DifferentiableScan` into inputs and saved outputs."""
     alpha, m, h, x, wqkv, wo, w1, w2, *rest = arrays
     dropout, kept = (rest.pop(0) if dropped else None for dropped in drops)
     return ScanInputs(alpha, m, h, x, (wqkv, wo, w1, w2), dropout, kept), rest
 
 
 def _as_gradients(gradient: ScanGradient, arrays: Sequence[mx.array]) -> list[mx.array]:
-    """A gradient one by one; nothing passes to what drops and to saved outputs."""
+    """Return the gradient as a flat list, with zeros for dropout masks and saved outputs."""
     needed = [*gradient[:4], *gradient.weights]
     return [*needed, *(mx.zeros_like(array) for array in arrays[len(needed) :])]
 
 
 @cache
 def _narrow_scan(options: Options, tiles: Tiles, drops: Drops) -> DifferentiableScan:
-    """The scan of a narrow model: the outputs in one array."""
+    """Return the scan of a narrow model, whose result is one array of outputs (S, B, n, D)."""
 
     def forward(*arrays):
         inputs, saved = _as_inputs(arrays, drops)
@@ -111,7 +111,7 @@ def _narrow_scan(options: Options, tiles: Tiles, drops: Drops) -> Differentiable
 
 @cache
 def _wide_scan(options: Options, drops: Drops, keep_activations: bool) -> DifferentiableScan:
-    """The scan of a wide model: an output a window, and then, if they are kept, the activations of each."""
+    """Return the scan of a wide model: one output per window, then with ``keep_activations`` those of each window."""
 
     def forward(*arrays):
         inputs, saved = _as_inputs(arrays, drops)
@@ -140,15 +140,18 @@ def _wide_scan(options: Options, drops: Drops, keep_activations: bool) -> Differ
 
 
 def _with_carries(options: Options, inputs: ScanInputs, out: mx.array) -> ScanInputs:
-    """With the m and the h into each window, (S, B, K, D) each, from the outputs of all windows (S, B, n, D)."""
+    """Replace m and h by those into each window, (S, B, K, D), computed from the windows' outputs (S, B, n, D)."""
     m, h = _carries(options, inputs.m, inputs.h, out[:-1])
     return inputs._replace(m=m, h=h)
 
 
 def _carries(options: Options, m: mx.array, h: mx.array, out: mx.array) -> tuple[mx.array, mx.array]:
-    """The m and the h before and after each window, (S + 1, B, K, D) each: the given ones, then from outputs."""
+    """Return m and h before each window and after the last, (len(out) + 1, B, K, D) each.
+
+    The first ones are those given; the others are computed from the outputs of the windows, ``out``.
+    """
     K, state = m.shape[1], out
-    if options.state_norm and len(out):  # CUDA cannot normalise nothing
+    if options.state_norm and len(out):  # MLX's rms_norm fails on empty arrays on CUDA
         state = mx.fast.rms_norm(state, None, options.epsilon)
     hs = mx.concatenate([h[None], state[:, :, -K:]])
     return mx.concatenate([m[None], hs[:-1] if options.history == "hidden" else state[:, :, :K]]), hs

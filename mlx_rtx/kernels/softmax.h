@@ -1,9 +1,9 @@
-CONSTANT int AHEAD = 4;  // keys looked at together
+CONSTANT int AHEAD = 4;  // keys processed together
 CONSTANT float LOWEST = -1e30f;
 
-struct Softmax {  // of scores that come AHEAD at a time
+struct Softmax {  // online softmax of scores, AHEAD at a time
   float top, sum;
-  // Makes weights of scores; sums over earlier weights are to be scaled by what this returns.
+  // Replaces scores by weights; returns the factor by which to multiply sums over earlier weights.
   INLINE float add(LOCAL float* scores) {
     float highest = top;
     UNROLL for (int c = 0; c < AHEAD; ++c) highest = max(highest, scores[c]);

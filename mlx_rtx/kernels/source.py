@@ -1,4 +1,4 @@
-"""Kernels from their source, which is one for CUDA and Metal: what the two call differently stands here."""
+"""Builds kernels from source files shared by CUDA and Metal; macros hide the differences between the two languages."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-Constants = dict[str, int | float]  # by their name in the source; THREADS are those of a threadgroup
+Constants = dict[str, int | float]  # by name in the source; THREADS is the number of threads per threadgroup
 PROLOGUE = {
     "cuda": """
 #define GLOBAL
@@ -38,7 +38,7 @@ PROLOGUE = {
 #define STORE_4(to, value) *(device float4*)(to) = value
 """,
 }
-# Every kernel begins by naming its thread, `rank`, and its threadgroup, `b`.
+# Defined at the start of every kernel: the index of its thread, `rank`, and of its threadgroup, `b`.
 INDICES = {
     "cuda": "const int rank = threadIdx.x, b = blockIdx.x;\n",
     "metal": "const int rank = thread_index_in_threadgroup, b = threadgroup_position_in_grid.x;\n",
@@ -48,8 +48,9 @@ COMMON = """
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 constexpr int vector_size(int n) { return n % 4 == 0 ? 4 : n % 2 == 0 ? 2 : 1; }
 """
-# MLX declares kernels without bounds on their threads: with too many registers a thread CUDA would fail to launch, and
-# MLX itself refuses on Metal. What MLX writes next is `__global__ void`, and `[[kernel]] void`.
+# Bounds on the threads per threadgroup, which MLX does not declare: without them a kernel might use too many registers
+# per thread, and CUDA would fail to launch it, or MLX on Metal refuse it. They precede MLX's `__global__ void` or
+# `[[kernel]] void`.
 BOUNDS = {
     "cuda": """
 #undef __global__
@@ -62,12 +63,12 @@ _fill: float | None = None
 
 @cache
 def text(name: str) -> str:
-    """One of the source files that lie beside this one."""
+    """Return the text of a source file (.h) of this package."""
     return (files(__package__) / f"{name}.h").read_text()
 
 
 def shared(helpers: tuple[str, ...], constants: Constants) -> str:
-    """What stands before a kernel on every backend: its constants and the helpers it uses."""
+    """Return the part of a kernel's header that is the same for all backends: constants and helpers."""
     lines = "".join(
         f"CONSTANT float {name} = {value!r}f;\n" if isinstance(value, float) else f"CONSTANT int {name} = {value:d};\n"
         for name, value in constants.items()
@@ -76,18 +77,18 @@ def shared(helpers: tuple[str, ...], constants: Constants) -> str:
 
 
 def header(backend: str, helpers: tuple[str, ...], constants: Constants) -> str:
-    """What stands before a kernel on one backend."""
+    """Return the complete header of a kernel for one backend."""
     return PROLOGUE[backend] + shared(helpers, constants) + BOUNDS[backend].format(threads=constants["THREADS"])
 
 
 def backend() -> str:
-    """Whose words kernels are written in."""
+    """Return the backend for which kernels are built: "cuda" or "metal"."""
     return "cuda" if mx.cuda.is_available() else "metal"
 
 
 @contextmanager
 def filled(value: float) -> Iterator[None]:
-    """Let all outputs of kernels that are called meanwhile hold ``value`` where nothing is written."""
+    """Context manager: initialise the outputs of kernels to ``value``, which reveals elements that are not written."""
     global _fill
     before, _fill = _fill, value
     try:
@@ -99,14 +100,14 @@ def filled(value: float) -> Iterator[None]:
 def make_kernel(
     name: str, helpers: tuple[str, ...], inputs: tuple[str, ...], outputs: tuple[str, ...], constants: Constants
 ) -> Callable[..., list[mx.array]]:
-    """The kernel whose body is the source file of that name, for the backend at hand.
+    """Return the kernel whose body is the source file ``name``, built for the current backend.
 
-    On Metal no input may hold fewer than 8 numbers: MLX would pass it in the constant address space.
+    On Metal every input must have at least 8 elements: MLX passes smaller ones in the constant address space.
     """
     where = backend()
     make: Any = mx.fast.cuda_kernel if where == "cuda" else mx.fast.metal_kernel
     body, before = INDICES[where] + text(name), header(where, helpers, constants)
-    told_apart = hashlib.sha256((before + body).encode()).hexdigest()[:12]  # MLX knows kernels by name
+    told_apart = hashlib.sha256((before + body).encode()).hexdigest()[:12]  # MLX caches kernels by name
     kernel = make(
         name=f"{name}_{told_apart}",
         input_names=list(inputs),

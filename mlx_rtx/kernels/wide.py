@@ -1,6 +1,6 @@
-"""The scan of a wide model, window by window: products by MLX, all between them in fused kernels.
+"""The scan of a wide model, window by window: MLX computes the matrix products, fused kernels everything else.
 
-Letters: B batch, S windows, K block width, D width, H heads, n rows of a window that have outputs. Matrices have the
+Letters: B batch, S windows, K block width, D width, H heads, n rows of a window that have outputs. Matrices hold the
 rows of all sequences: (B·rows, width).
 """
 
@@ -15,7 +15,7 @@ from mlx_rtx.support.trees import each
 import mlx.core as mx
 
 WEIGHTS = ("qkv", "attention_out", "mlp_in", "mlp_out")
-UNUSED = (8,)  # the shape of an output that the options at hand do without; it may be given to a later kernel
+UNUSED = (8,)  # shape of an output that is not needed; 8 because a later kernel may take it as an input
 
 
 class Kernel(NamedTuple):
@@ -49,7 +49,7 @@ KERNELS = {
 
 
 class Sizes(NamedTuple):
-    """What a kernel is compiled for."""
+    """Sizes and options for which a kernel is compiled."""
 
     B: int
     K: int
@@ -59,31 +59,31 @@ class Sizes(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Rows n of a window that have outputs."""
+        """Number n of rows of a window that have outputs."""
         return self.options.rows(self.K)
 
 
 class SavedActivations(NamedTuple):
-    """What windows compute on the way to their outputs, each a matrix with the rows of all of them."""
+    """Activations within windows, each a matrix with the rows of all windows."""
 
     window: mx.array  # (·, D)
     normed: mx.array  # (·, D)
     qkv: mx.array  # (·, 3D)
-    scored: mx.array  # (·, 3D): the same with queries and keys normalised, if they are
+    scored: mx.array  # (·, 3D): qkv, with normalised queries and keys if qk_norm
     attended: mx.array  # (·, D)
-    u: mx.array  # (·, D): after the first residual
+    u: mx.array  # (·, D): after the first residual connection
     normed_u: mx.array  # (·, D)
     z: mx.array  # (·, 4D): before the activation
     activated: mx.array  # (·, 4D)
 
     def split(self, S: int) -> list["SavedActivations"]:
-        """Those of S windows, one by one."""
+        """Split into the activations of each of S windows."""
         parts = (each(array.reshape(S, -1, array.shape[-1])) for array in self)
         return [SavedActivations(*window) for window in zip(*parts, strict=True)]
 
 
 def activations(options: Options, inputs: ScanInputs) -> SavedActivations:
-    """Those of all windows at once, since the carry into each is known: m and h (S, B, K, D), as x is."""
+    """Compute the activations of all windows at once, given the carry into each: m and h are (S, B, K, D), like x."""
     alpha, m, h, x, weights, dropout, kept = inputs
     S, B, K, D = x.shape
     sizes = Sizes(S * B, K, D, inputs.drops, options)
@@ -95,7 +95,7 @@ def activations(options: Options, inputs: ScanInputs) -> SavedActivations:
 def _finish(
     sizes: Sizes, window: mx.array, normed: mx.array, weights: Products, dropout: mx.array, kept: mx.array
 ) -> SavedActivations:
-    """Windows from their normed rows on; of ``dropout`` it needs the attention's scales, which come first."""
+    """Compute the activations from the normalised rows on; ``dropout`` begins with the attention output's scales."""
     wqkv, wo, w1, _ = weights
     scored = qkv = normed @ wqkv
     if sizes.options.qk_scale is not None:
@@ -108,12 +108,12 @@ def _finish(
 
 
 def forward(options: Options, inputs: ScanInputs) -> tuple[list[mx.array], list[SavedActivations]]:
-    """τ of each window, (B, n, D), and what lies within it."""
+    """Return the output (B, n, D) and the activations of each window."""
     alpha, m, h, x, weights, dropout, kept = inputs
     S, B, K, D = x.shape
     sizes = Sizes(B, K, D, inputs.drops, options)
     window_norm = _launcher("wide_window_norm", sizes)
-    u = product = scales = h  # a product of three axes tells the kernel that no window is before, and u is h
+    u = product = scales = h  # a product with three axes marks the first window, for which u is h
     outs: list[mx.array] = []
     windows: list[SavedActivations] = []
     masks = ([h] * S if array is None else each(array) for array in (dropout, kept))
@@ -125,7 +125,7 @@ def forward(options: Options, inputs: ScanInputs) -> tuple[list[mx.array], list[
         u, product = windows[-1].u, windows[-1].activated @ weights[3]
         if options.history == "hidden":
             m = carried if options.state_norm else out
-    out, *_ = window_norm(inputs=[alpha, m, u, product, scales, h])  # for the last output alone
+    out, *_ = window_norm(inputs=[alpha, m, u, product, scales, h])  # only to compute the last output
     return [*outs[1:], out], windows
 
 
@@ -136,7 +136,7 @@ def backward(
     douts: Sequence[mx.array],
     windows: list[SavedActivations],
 ) -> ScanGradient:
-    """The gradient, from those of the outputs (B, n, D); ``inputs.m`` are those into all windows (S, B, K, D)."""
+    """Compute the gradient from ``douts``, those of the outputs (B, n, D); ``inputs.m`` is (S, B, K, D), per window."""
     alpha, m, _, x, weights, dropout, kept = inputs
     S, B, K, D = x.shape
     sizes = Sizes(B, K, D, inputs.drops, options)
@@ -147,12 +147,12 @@ def backward(
     dweights: dict[str, mx.array] = {}
 
     def accumulate(name: str, inputs: mx.array, gradient: mx.array) -> None:
-        """Add a window's share to the gradient of a weight."""
+        """Add a window's contribution to the gradient of a weight."""
         total = dweights.get(name)
         dweights[name] = inputs.T @ gradient if total is None else mx.addmm(total, inputs.T, gradient)
 
     dblocks = []
-    dtotal = douts[-1].reshape(-1, D)  # of the window's output, what comes back through the carry included
+    dtotal = douts[-1].reshape(-1, D)  # gradient of the window's output, including that through the carry
     ms, scales = each(m), [] if dropout is None else each(dropout)  # (B, K, D); (2, B, n, D)
     bits = [] if kept is None else each(kept)  # (B, H, n, ·)
     dproduct = dtotal if dropout is None else (each(scales[-1])[1] * douts[-1]).reshape(-1, D)
@@ -169,7 +169,7 @@ def backward(
         if options.qk_scale is not None:
             (dqkv,) = _launcher("wide_head_norm_vjp", sizes)(inputs=[w.qkv, dqkv])
         accumulate("qkv", w.normed, dqkv)
-        # of the window before; that there is none the kernel knows by an output of two axes
+        # arrays of the previous window; an output with two axes tells the kernel that there is none
         before = [outs[i - 1], douts[i - 1], w.u if dropout is None else scales[i - 1]] if i else [w.window] * 3
         dblock, dm, dalpha, dtotal, dproduct = window_norm_vjp(
             inputs=[alpha, ms[i], w.window, dqkv @ wqkv, du, *before, dm, dalpha]
@@ -184,12 +184,12 @@ def backward(
 
 
 def lane_count(length: int) -> int:
-    """Lanes for a row: at most 8 numbers each if a warp can do that."""
+    """Return the threads per row: the fewest with at most 8 elements each, up to a whole warp."""
     return next((lanes for lanes in (1, 2, 4, 8, 16) if length <= 8 * lanes), 32)
 
 
 def _shapes(name: str, s: Sizes) -> tuple[tuple[int, ...], ...]:
-    """Shapes of a kernel's outputs."""
+    """Return the shapes of a kernel's outputs."""
     hidden, block, rows = s.options.history == "hidden", (s.B, s.K, s.D), s.B * s.rows
     window, output, wide = (s.B * 2 * s.K, s.D), (rows, s.D), (rows, 4 * s.D)
     of_heads = (s.B * 2 * s.K, 3 * s.D)
@@ -210,7 +210,7 @@ def _shapes(name: str, s: Sizes) -> tuple[tuple[int, ...], ...]:
 
 
 def _layout(name: str, s: Sizes) -> tuple[int, source.Constants]:
-    """Threadgroups, and the constants that the source wants, among them the threads of a group."""
+    """Return the number of threadgroups and the compile-time constants, among them the threads per threadgroup."""
     helpers, heads = KERNELS[name].helpers, s.options.heads
     if helpers is NUMBER:
         return -(-s.B * s.rows * s.D // 256), {"GELU": s.options.activation == "gelu", "THREADS": 256}
@@ -231,7 +231,7 @@ def _layout(name: str, s: Sizes) -> tuple[int, source.Constants]:
 
 @cache
 def _launcher(name: str, sizes: Sizes) -> Callable[..., list[mx.array]]:
-    """A kernel as a function of its inputs."""
+    """Return a kernel as a function of its inputs."""
     kernel, (groups, constants), shapes = KERNELS[name], _layout(name, sizes), _shapes(name, sizes)
     threads = int(constants["THREADS"])
     return partial(

@@ -1,6 +1,6 @@
 // Gradient of the attention of one head of one sequence. Shapes: qkv (B·2K, 3D), kept (B, HEADS, ROWS, WORDS),
 // att datt (B·ROWS, D); dqkv (B·2K, 3D).
-SHARED_ARRAY float statistics[2 * ROWS];  // of a row: the logarithm of the softmax's denominator, datt . att
+SHARED_ARRAY float statistics[2 * ROWS];  // per row: the logarithm of the softmax's denominator, and datt . att
 const int lane = rank % LANES, sequence = b / HEADS, column = b % HEADS * LENGTH;
 const GLOBAL float* queries = qkv + sequence * WINDOW * PITCH + column;
 const GLOBAL float* keys = queries + WIDTH;

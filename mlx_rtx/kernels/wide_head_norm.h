@@ -1,5 +1,5 @@
-// Queries and keys of each head at RMS 1, queries then times QK_SCALE; values as they are. Shapes: qkv (B·2K, 3D); scored
-// the same.
+// RMS-normalises queries and keys per head and multiplies queries by QK_SCALE; copies values. Shapes: qkv (B·2K, 3D);
+// scored the same.
 const int count = qkv_shape[0] * 3 * HEADS, lane = rank % LANES, team = b * TEAMS + rank / LANES;
 const int item = min(team, count - 1), head = item % (3 * HEADS);
 float x[SHARE];

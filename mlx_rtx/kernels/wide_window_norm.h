@@ -1,7 +1,7 @@
-// The window (w, alpha m + x) and its norm, from what the window before left unfinished: out = u + dropout(product).
-// Shapes: alpha (D), m x (B, K, D), u product (B·ROWS, D), or (B, K, D) where no window is before and u is h,
+// The window (w, alpha m + x) and its norm. First finishes the previous window: out = u + dropout(product).
+// Shapes: alpha (D), m x (B, K, D), u product (B·ROWS, D), or (B, K, D) if there is no previous window and u is h,
 // dropout (2, B, ROWS, D); out (B, ROWS, D), carried (B, K, D), win n1 (B·2K, D).
-const bool first = product_ndim == 3;  // no product of a window before: the carry is given, as m and u
+const bool first = product_ndim == 3;  // there is no previous window: the carry is given as m and u
 const int count = x_shape[0] * K, lane = rank % LANES, team = b * TEAMS + rank / LANES, item = min(team, count - 1);
 const int row = item % K, above = (item / K * ROWS + row) * LENGTH, below = above + (ROWS - K) * LENGTH;
 const int win_above = (item / K * 2 * K + row) * LENGTH, win_below = win_above + K * LENGTH;
@@ -21,7 +21,7 @@ if (first || ROWS == K) {
   residual(history, u + above, product + above, mlp_scales + above, lane);
 }
 if (busy && ROWS > K && !first) store_row(out + above, history, lane);
-if (busy && (ROWS == K || !first)) store_row(out + below, state, lane);  // with K outputs, also the next window's m
+if (busy && (ROWS == K || !first)) store_row(out + below, state, lane);  // if ROWS == K, also m of the next window
 if (STATE_NORM && !first) {
   rms_norm(state);
   if (ROWS > K) rms_norm(history);

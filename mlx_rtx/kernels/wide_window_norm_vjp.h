@@ -1,12 +1,12 @@
-// Gradient of wide_window_norm: dtotal is that of the output of the window before, with what comes back by the
-// carry. Shapes: alpha (D), m (B, K, D), win dn1 (B·2K, D), du (B·ROWS, D), out dout (B, ROWS, D), or (·, D) where
-// no window is before, dropout (2, B, ROWS, D), dm_later (B, K, D), dalpha_later (B·K, D); dx dm (B, K, D), dalpha
+// Gradient of wide_window_norm; dtotal is the gradient of the previous window's output, including that through the
+// carry. Shapes: alpha (D), m (B, K, D), win dn1 (B·2K, D), du (B·ROWS, D), out dout (B, ROWS, D), or (·, D) if there
+// is no previous window, dropout (2, B, ROWS, D), dm_later (B, K, D), dalpha_later (B·K, D); dx dm (B, K, D), dalpha
 // (B·K, D), dtotal dproduct (B·ROWS, D).
-const bool first = out_ndim == 2;  // no output of a window before: what is left is the given carry's cotangent
+const bool first = out_ndim == 2;  // there is no previous window: compute the gradient of the given carry
 const int count = m_shape[0] * K, lane = rank % LANES, team = b * TEAMS + rank / LANES, item = min(team, count - 1);
 const int row = item % K, above = (item / K * ROWS + row) * LENGTH, below = above + (ROWS - K) * LENGTH;
 const GLOBAL float* mlp_scales = dropout + (DROPOUT ? count / K * ROWS * LENGTH : 0);
-float dwin[2][SHARE], dcarry[2][SHARE], dropped[2][SHARE], y[SHARE];  // dcarry: of h, of m
+float dwin[2][SHARE], dcarry[2][SHARE], dropped[2][SHARE], y[SHARE];  // dcarry: gradients of h and of m
 UNROLL for (int side = 0; side < 2; ++side) {
   const int at = (item / K * 2 * K + side * K + row) * LENGTH;
   load_row(y, win + at, lane);
@@ -33,7 +33,7 @@ load_row(along, dalpha_later + item * LENGTH, lane);
 add_columns(along, dcarry[1], y);
 load_row(weight, alpha, lane);
 scale_columns(dcarry[1], weight);
-if (ROWS == K) {  // the later window's m is this one's h
+if (ROWS == K) {  // m of the later window is h of this one
   load_row(y, dm_later + item * LENGTH, lane);
   add(dcarry[0], 1, y);
 }

@@ -61,7 +61,7 @@ def test_the_fastest_that_is_right_is_used(file):
     assert 1 in verdict.plain
     assert verdict.ratio <= 0.9
     assert describe(verdict).startswith(f"wide: {verdict.ratio:.2f} of the time of plain operations")
-    assert "narrow by large tiles [metal::Device] Unable to build" in describe(verdict)
+    assert "narrow with large tiles [metal::Device] Unable to build" in describe(verdict)
     assert file.read() == verdict
     assert settle(file, verdict.question, worker=["no such program"]) == verdict  # it is not asked again
 
