@@ -26,28 +26,28 @@ from mlx_rtx.training.tracking import make_tracker
 from mlx_rtx.training.trainer import Trainer
 
 PROGRAM = "python -m mlx_rtx.train"
-CHANGEABLE = ("samples", "report_every", "test_samples", "data", "validation", "tracker")  # when a run goes on
+CHANGEABLE = ("samples", "report_every", "test_samples", "data", "validation", "tracker")  # may change with --resume
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What is given on the command line."""
+    """Arguments of the command line."""
 
     settings: RunConfig
     out: Path
-    """Run folder to write."""
+    """Run folder to write to."""
     resume: bool = False
-    """Go on with the run in --out, bit-exactly, by its own settings."""
+    """Resume the run in --out bit-exactly, with its stored settings."""
     recipe: Literal["default", "paper"] = "default"
-    """Where the other flags' defaults come from: what trains best, or the paper's own recipe."""
+    """Source of the other flags' defaults: the settings that gave the best results, or the paper's."""
     config: Path | None = None
-    """TOML file of lines like noise = 4096, which flags override."""
+    """TOML file with lines such as noise = 4096; flags override it."""
     device: DeviceName | None = None
-    """Where to train; on the GPU if there is one, if not given."""
+    """Device to train on; None: the GPU if there is one."""
 
 
 def main(arguments: list[str]) -> None:
-    """Parse ``arguments``, train, and say what came of it; as one of several ranks, if it was started as one."""
+    """Parse ``arguments``, train, and print the result; with mlx.launch, as one of several ranks."""
     with joined() as ranks, contextlib.ExitStack() as held:
         with ranks.united():
             out, resume = read_out(arguments)
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
                 keep_config(folder, before, {**stored, "kernels": decision.stored}, data, ranks)
                 if tracker and ranks.first:
                     trainer.log.tracker = make_tracker(tracker, folder.path, stored)
-            ranks.remedy = f"go on with: {again}"
+            ranks.remedy = f"resume with: {again}"
             with decision.at_work():
                 introduce(task, command, trainer, decision.text)
                 try:
@@ -86,9 +86,9 @@ def main(arguments: list[str]) -> None:
 
 
 def say_end(trainer: Trainer, ended: bool, again: str) -> None:
-    """Say what came of a training, and how it goes on."""
+    """Print how a training ended, and the command that resumes it."""
     if not ended:
-        print(f"stopped and saved at step {trainer.step}; go on with: {again}")
+        print(f"stopped and saved at step {trainer.step}; resume with: {again}")
     elif trainer.progress.exhausted:
         waited = trainer.progress.waited
         print(f"no better weights in {waited} validations: ended early; the best weights are in {trainer.folder.model}")
@@ -96,25 +96,25 @@ def say_end(trainer: Trainer, ended: bool, again: str) -> None:
         print(f"solved after {trainer.samples:,} samples; the best weights are in {trainer.folder.model}")
     else:
         best = trainer.folder.model
-        print(f"samples used up; the best weights are in {best}; go on with: {again} --samples N")
+        print(f"samples used up; the best weights are in {best}; continue with: {again} --samples N")
 
 
 def resumed_config(folder: RunFolder, data: Data) -> dict:
-    """The ``config.json`` of a run that is to go on with this data."""
+    """Return the ``config.json`` of a run to resume; raise UserError if it was trained on other data."""
     config = folder.read_config()
     made_with = config["data"]["sha256"]
-    require(made_with == data.fingerprint, f"--data: {folder.path} was made with other data; give that again")
+    require(made_with == data.fingerprint, f"--data: {folder.path} was trained on other data; give that again")
     return config
 
 
 def kept_kernels(config: dict | None) -> dict | None:
-    """What a ``config.json`` keeps of the kernels that a run began with."""
+    """Return the entry of a ``config.json`` about the kernels that the run began with, None if absent."""
     kept = (config or {}).get("kernels")
     return kept if isinstance(kept, dict) and {"key", "form"} <= kept.keys() else None
 
 
 def keep_config(folder: RunFolder, before: dict | None, now: dict, data: Data, ranks: Ranks) -> None:
-    """Write ``config.json``: of a new run with where it begins, of another one where something has changed."""
+    """Write ``config.json``: for a new run with its environment, for a resumed run if a setting has changed."""
     if before is None:
         folder.begin({**now, "environment": backend.environment() | ranks.described}, data.vocabulary)
     elif (changed := {**before, **now}) != before:
@@ -122,18 +122,18 @@ def keep_config(folder: RunFolder, before: dict | None, now: dict, data: Data, r
 
 
 def read_out(arguments: list[str]) -> tuple[Path, bool]:
-    """The run folder, and whether its run is to go on, before anything else is read."""
+    """Return the run folder and whether to resume its run, before all other arguments are parsed."""
     early, _ = _read_early(arguments)
     return Path(early.out or default_out(arguments[0] if arguments else "")), early.resume
 
 
 def default_out(task: str) -> Path:
-    """The run folder where none is given."""
+    """Return the default run folder."""
     return Path("runs", task)
 
 
 def _read_early(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """What decides about the defaults of all else, and the words of a config file."""
+    """Parse the flags that determine the other flags' defaults; return them and the arguments from a config file."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--out")
     first.add_argument("--resume", action="store_true")
@@ -149,10 +149,10 @@ def _read_early(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def read_command(arguments: list[str]) -> tuple[Arguments, str]:
-    """The command's settings and the task's name.
+    """Return the parsed arguments and the task's name.
 
-    Defaults come from the recipe, or with --resume from the run folder; a config file goes over
-    them, flags over both.
+    Defaults come from the recipe or, with --resume, from the run folder; a config file overrides them, and flags
+    override both.
     """
     early, from_file = _read_early(arguments)
     choices = {
@@ -182,18 +182,18 @@ def _settled(settings: RunConfig) -> RunConfig:
 
 
 def _refuse_changes(stored: RunConfig, given: RunConfig, out: Path) -> None:
-    """A run that goes on keeps the settings that decide its weights."""
+    """Raise UserError if a resumed run is given other values for settings that determine its weights."""
     before = _by_flag(stored)
     for name, value in _by_flag(given).items():
         flag = name.replace("_", "-")
         require(
             name in CHANGEABLE or value == before[name],
-            f"--{flag} {value}: {out} was made with {before[name]}; drop the flag, or choose another --out",
+            f"--{flag} {value}: {out} was trained with {before[name]}; drop the flag, or choose another --out",
         )
 
 
 def _by_flag(settings: RunConfig) -> dict[str, Any]:
-    """All settings by the name of their flag."""
+    """Return all settings by the name of their flag."""
     flags: dict[str, Any] = {}
     for concern, value in asdict(settings).items():
         flags |= value if isinstance(value, dict) else {concern: value}
@@ -201,7 +201,7 @@ def _by_flag(settings: RunConfig) -> dict[str, Any]:
 
 
 def introduce(task: str, command: Arguments, trainer: Trainer, kernels: str | None) -> None:
-    """Say what is about to run, on what, and until when."""
+    """Print the task, model, device and end of the run, and advice about its settings."""
     settings = command.settings
     parameters = count(trainer.model.parameters())
     shape = settings.architecture
@@ -216,13 +216,13 @@ def introduce(task: str, command: Arguments, trainer: Trainer, kernels: str | No
     say(f"device: {backend.device()}")
     if (ranks := trainer.ranks).size > 1:
         rows = settings.training.batch
-        say(f"ranks: {ranks.size}, each with {rows // ranks.size} of the {rows} sequences to a step")
+        say(f"ranks: {ranks.size}, each with {rows // ranks.size} of the {rows} sequences per step")
     if kernels:
         say(f"kernels: {kernels}")
     if slow := backend.advice():
         say(f"advice: {slow}")
     if settings.model == "regular" and shape.positions == "block":
-        say("advice: a regular transformer cannot tell its blocks apart by --positions block; --positions absolute can")
+        say("advice: with --positions block a regular transformer cannot tell blocks apart; use --positions absolute")
     for advice in settings.task.advise(settings.model, shape):
         say(f"advice: {advice}")
     say(f"run folder: {command.out}" + (f", resumed at step {trainer.step}" if trainer.step else ""))

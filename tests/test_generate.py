@@ -167,7 +167,7 @@ def test_text_of_other_characters_is_refused(text, tmp_path, capsys, monkeypatch
         assert "'Ä', 'Ö', 'Ü' is not among" in said
     (tmp_path / "other.txt").write_text(TEXT[::-1])
     arguments = ["text", "--out", str(text / "block"), "--resume", "--data", str(tmp_path / "other.txt")]
-    assert "was made with other data" in complaint(arguments, capsys, monkeypatch)
+    assert "was trained on other data" in complaint(arguments, capsys, monkeypatch)
     assert (text / "block" / "config.json").read_bytes() == before
 
 
@@ -185,7 +185,7 @@ def test_settings_that_train_badly_are_advised_against(text, tmp_path, capsys):
     train.main([*arguments, "--out", str(tmp_path / "none"), "--alpha=0"])
     assert "advice: with" not in capsys.readouterr().out
     train.main([*arguments[:5], *SMALL, "--model=regular", "--out", str(tmp_path / "regular")])
-    assert "advice: a regular transformer cannot tell its blocks apart" in capsys.readouterr().out
+    assert "advice: with --positions block a regular transformer cannot tell blocks apart" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_an_image_model_writes_no_text(images, capsys, monkeypatch):
     train.main(["image", "--data", str(images), "--block=64", "--out", str(out), *SMALL])
     capsys.readouterr()
     said = complaint(["--model", str(out), "--prompt", "a"], capsys, monkeypatch, generate.main)
-    assert "has no tokenizer.json, so it is no text model" in said
+    assert "has no tokenizer.json, so it is not a text model" in said
     said = complaint([str(out), "--noise", "9"], capsys, monkeypatch, evaluate.main)
     assert "only the copy tasks have noise" in said
 

@@ -123,7 +123,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(run, capsys, monkeypatch):
     assert "already holds a run; add --resume" in complaint([*FLAGS, "--out", str(path)], capsys, monkeypatch)
     said = complaint(["copy", "--out", str(path), "--resume", "--dim", "32"], capsys, monkeypatch)
     assert "--dim 32" in said
-    assert "was made with 16" in said
+    assert "was trained with 16" in said
     said = complaint(["selective-copy", "--out", str(path), "--resume"], capsys, monkeypatch)
     assert "holds a run of copy" in said
     assert contents(path) == before
@@ -242,8 +242,8 @@ def test_numbers_are_short():
     [
         (1.0, 1.0, [1.0], "alpha pinned at 1"),
         (1.0, 1.0, [0.0], "alpha pinned at 0"),
-        (2.6, 2.6, [0.5], "loss not moving"),
-        (0.5, 2.0, [0.5], "validation is leaving training"),
+        (2.6, 2.6, [0.5], "loss stays at"),
+        (0.5, 2.0, [0.5], "validation loss far above training loss"),
     ],
 )
 def test_failure_signs_are_said_once_when_they_last(train_loss, loss, alphas, words):

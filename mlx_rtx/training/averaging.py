@@ -1,9 +1,9 @@
-"""An exponential moving average of the weights, which often does better than the weights themselves.
+"""Exponential moving average of the weights, which often scores better than the weights themselves.
 
     decay_t = min(β, (1 + t) / (10 + t)),   average ← average + (1 - decay_t) (weights - average)
 
-after each step that is taken, t of them before it; it starts as a copy of the weights. The decay rises to β, so that
-the average soon forgets where it started.
+after each step that is taken; t is the number of earlier such steps. The average starts as a copy of the weights, and
+the decay rises to β, so that the initial weights soon have little influence.
 """
 
 from typing import Any
@@ -17,12 +17,12 @@ from mlx.utils import tree_unflatten
 
 
 class WeightAverage:
-    """The moving average of a model's trainable parameters, joined to one vector so that a step launches little.
+    """Moving average of a model's trainable parameters, kept as one vector so that a step launches few kernels.
 
     Args:
-        model: what is averaged; the average starts as a copy of its weights.
+        model: model whose weights are averaged; the average starts as a copy of them.
         decay: β in (0, 1).
-        execution: how it is run.
+        execution: how functions are compiled and run.
 
     Example:
         >>> average = WeightAverage(model, decay=0.999, execution=Execution())
@@ -33,17 +33,17 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float, execution: Execution):
         self.model, self.decay, self.execution = model, decay, execution
         self.state: dict[str, mx.array] = {"weights": _join(model.trainable_parameters()), "steps": mx.array(0)}
-        """The average as a vector, and the steps t that went into it."""
+        """The average as a vector, and the number of steps t in it."""
 
     def update(self, taken: mx.array) -> None:
-        """Take the model's weights into the average, if their last step was taken (a scalar bool)."""
+        """Add the model's weights to the average, if the last step was taken (a scalar bool)."""
         self.state = self.execution(
             self.model, _moved, self.state, self.model.trainable_parameters(), taken, self.decay
         )
 
     @property
     def weights(self) -> dict[str, Any]:
-        """The average, a tree like ``model.trainable_parameters()``."""
+        """Average as a tree like ``model.trainable_parameters()``."""
         named, start = [], 0
         for name, own in flat(self.model.trainable_parameters()).items():
             named.append((name, part(self.state["weights"], start, own.shape)))
@@ -52,7 +52,7 @@ class WeightAverage:
 
 
 def _moved(model: nn.Module, state: dict, weights: dict, taken: mx.array, decay: float) -> dict[str, mx.array]:
-    """The state after a step that led to ``weights``."""
+    """Return the state after a step that produced ``weights``."""
     average, steps = state["weights"], state["steps"]
     share = 1 - mx.minimum(decay, (1 + steps) / (10 + steps))
     moved = average + share * (_join(weights) - average)
@@ -60,5 +60,5 @@ def _moved(model: nn.Module, state: dict, weights: dict, taken: mx.array, decay:
 
 
 def _join(tree: dict) -> mx.array:
-    """The arrays of a tree as one vector."""
+    """Concatenate the arrays of a tree into one vector."""
     return mx.concatenate([array.reshape(-1) for array in flat(tree).values()])

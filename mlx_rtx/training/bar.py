@@ -1,4 +1,4 @@
-"""A bar on a terminal: how far a run is, in training and within a validation."""
+"""Progress bar on a terminal, for training and for the validation in progress."""
 
 import shutil
 import sys
@@ -15,39 +15,39 @@ NARROWEST = 20  # columns left for words
 
 
 class Bar:
-    """Samples used of all that may be, and in words what matters most, as far as the terminal is wide.
+    """Shows samples used, and as much of the text as fits the terminal's width.
 
     Args:
-        samples: of the whole run.
-        seen: samples done before.
+        samples: number of samples of the whole run.
+        seen: number of samples already done.
     """
 
     def __init__(self, samples: int, seen: int):
         shape = f"{{percentage:3.0f}}%|{{bar:{WIDTH}}}| {{desc}}"
         self._bar = tqdm(total=samples, initial=seen, file=sys.stdout, bar_format=shape, dynamic_ncols=True)
-        self._said: list[str] = []
+        self._shown: list[str] = []
 
     def show(self, samples: int, words: list[str]) -> None:
-        """Say how many samples are used, and words, of which the first go before the last."""
-        self._said = words
+        """Show the number of samples used, and texts in order of importance."""
+        self._shown = words
         self._bar.n = samples
         self._draw(words)
 
     def within(self, what: str, sequences: Iterable[Sequences], total: int | None) -> Iterator[Sequences]:
-        """Pass sequences on, and say how many of them are done."""
+        """Yield ``sequences``, and show how many of them are done."""
         done = 0
         for batch in sequences:
             self._draw([f"{what}: {done:,}" + (f" of {total:,}" if total else "") + " sequences"])
             yield batch
             done += len(batch.targets)
-        self._draw(self._said)
+        self._draw(self._shown)
 
     def write(self, text: str) -> None:
         """Print a line above the bar."""
         self._bar.write(text, file=sys.stdout)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar, and leave its last state on the terminal."""
         self._bar.close()
 
     def _draw(self, words: list[str]) -> None:
@@ -56,7 +56,7 @@ class Bar:
 
 
 def fit(words: list[str], room: int) -> str:
-    """As many of the words, from the first on, as there is room for.
+    """Join as many of the first words as fit into ``room`` columns.
 
     Example:
         >>> fit(["1:05 left", "loss 0.31", "stage 2 of 6"], 24)
@@ -72,5 +72,5 @@ def fit(words: list[str], room: int) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """A duration such as 0:06:31, or 2 days, 3:00:00."""
+    """Format a duration such as 0:06:31, or 2 days, 3:00:00."""
     return str(timedelta(seconds=round(min(seconds, 1e9))))

@@ -1,13 +1,14 @@
-"""Run folders: configuration, best weights, and all that a run needs to go on bit-exactly.
+"""Run folders: configuration, best weights, and the checkpoint from which a run resumes bit-exactly.
 
-    config.json            the run's settings, and where and with what it was begun
-    tokenizer.json         the characters or subwords that a text model knows
-    metrics.jsonl          one JSON object a report, validation or event; it only grows
+    config.json            settings of the run, and the environment in which it began
+    tokenizer.json         characters or subwords of a text model
+    metrics.jsonl          one JSON object per report, validation or event; append-only
     model.safetensors      the best weights so far
-    training.safetensors   the latest weights, the optimizer, and the loop's counters as metadata
+    training.safetensors   the latest weights, the optimizer's state, and the loop's counters as metadata
 
-Each file but the log is written under another name first and then renamed: it is whole or it is not there. Each has its
-sha256, in it or in config.json, and names its run: what was changed, or belongs to another run, is refused.
+All files except the log are written atomically (temporary file, then rename). Their sha256, stored in the file itself
+or in config.json, is verified on reading, and safetensors files name their run: modified files, and files of another
+run, are rejected.
 """
 
 import contextlib
@@ -53,46 +54,46 @@ class RunFolder:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes from the folder, which is made where it is missing.
+        """Return a context that locks the folder against other processes, and creates it if it is missing.
 
         Raises:
-            UserError: another process is at work in it, or it cannot be made.
+            UserError: another process has locked it, or it cannot be created.
         """
         with alone(make_folder(self.path) / ".lock", f"--out {self.path}"):
             remove_left_over(self.path)
             yield
 
     def require_new(self) -> None:
-        """Refuse a folder in which a run would write over another's files."""
+        """Raise UserError if the folder contains files of a run, which a new run would overwrite."""
         require(
             not os.path.lexists(self.config),
-            f"--out {self.path}: already holds a run; add --resume to go on with it, or choose another --out",
+            f"--out {self.path}: already holds a run; add --resume to continue it, or choose another --out",
         )
         left = self._left()
         require(not left, f"--out {self.path}: holds {left} of a run without config.json; choose another --out")
 
     def has_begun(self) -> bool:
-        """Whether there is a state to go on from; none of a run that was stopped before anything came of it.
+        """Return whether there is a checkpoint to resume from; False if the run stopped before it wrote any output.
 
         Raises:
-            UserError: there is none, though something came of the run.
+            UserError: the checkpoint is missing although the run wrote other files.
         """
         if os.path.lexists(self.training):
             return True
         left = self._left()
         require(
             not left,
-            f"{self.training}: not found, so the run of {left} cannot go on; restore it, or choose another --out",
+            f"{self.training}: not found, so the run of {left} cannot resume; restore it, or choose another --out",
         )
         return False
 
     def _left(self) -> str:
-        """What a run has left besides its settings, in words."""
+        """Return the names of the non-empty files of a run other than its configuration, for messages."""
         files = (self.metrics, self.model, self.training)
         return " and ".join(file.name for file in files if os.path.lexists(file) and file.lstat().st_size)
 
     def begin(self, config: dict, vocabulary: Vocabulary | None = None) -> None:
-        """Write what a new run is: what a text model's tokens stand for, and its configuration, which comes last."""
+        """Write the files of a new run: the vocabulary of a text model and, last, the configuration."""
         make_folder(self.path)
         files = {}
         if vocabulary:
@@ -107,12 +108,12 @@ class RunFolder:
         write_text(self.config, json.dumps({**config, "sha256": _digest(config)}, indent=2) + "\n")
 
     def read_config(self) -> dict:
-        """The configuration, checked to be one of ours and as it was written."""
+        """Read the configuration; raise UserError if it is missing, modified, or not written by this package."""
         require(self.path.is_dir(), f"{self.path}: no such run folder; name one that a training run wrote")
         try:
             config = read_json(self.config, AGAIN)
         except FileNotFoundError:
-            raise UserError(f"{self.path}: has no config.json, so it is no run folder of mlx_rtx") from None
+            raise UserError(f"{self.path}: has no config.json, so it is not a run folder of mlx_rtx") from None
         found = config.get("format") if isinstance(config, dict) else None
         require(
             isinstance(found, str) and found in FORMATS,
@@ -124,11 +125,11 @@ class RunFolder:
 
     @property
     def _run(self) -> str:
-        """What the run is called in its own files; nothing in those of older ones."""
+        """Identifier of the run, repeated in its safetensors files; empty for runs of older versions."""
         return str(self.read_config().get("run", ""))
 
     def make_model(self) -> Transformer:
-        """A new model of the configured kind and sizes."""
+        """Return a new model of the configured kind and size."""
         config = self.read_config()
         try:
             described = dict(config["model"])
@@ -138,16 +139,16 @@ class RunFolder:
             raise UserError(f"{self.config}: its model does not fit this mlx_rtx ({error})") from None
 
     def vocabulary(self) -> Vocabulary | None:
-        """What the tokens of a text model stand for; None of any other model."""
+        """Return the vocabulary of a text model, None for other models."""
         config, file = self.read_config(), self.tokenizer
         files, model = config.get("files", {}), config.get("model", {})
-        said = files.get(file.name) if isinstance(files, dict) else None
+        expected = files.get(file.name) if isinstance(files, dict) else None
         try:
             found = sha256(read_data(file, AGAIN))
         except FileNotFoundError:
-            require(said is None, f"{file}: not found; {AGAIN}")
+            require(expected is None, f"{file}: not found; {AGAIN}")
             return None
-        require(said in (None, found), f"{file}: is not what was written (its sha256 differs); {AGAIN}")
+        require(expected in (None, found), f"{file}: is not what was written (its sha256 differs); {AGAIN}")
         vocabulary = read_vocabulary(file)
         size = model.get("vocab_size") if isinstance(model, dict) else None
         words = f"{len(vocabulary)} {vocabulary.unit}s"
@@ -159,40 +160,40 @@ class RunFolder:
         write_arrays(self.model, flat(model.parameters()), {"run": self._run})
 
     def read_model(self, model: nn.Module) -> None:
-        """Put the best weights into ``model``."""
+        """Load the best weights into ``model``."""
         with self._open(self.model) as file:
             arrays = file.read(flat(model.parameters()))
         model.load_weights(list(arrays.items()))
 
     @property
     def unjudged(self) -> str | None:
-        """What there is to say of the weights, where the run was stopped before a validation chose any."""
+        """Note about the weights if the run was stopped before its first validation, otherwise None."""
         if self.model.exists() or not self.training.exists():
             return None
-        return "this run has come to no validation: its weights are those that it was stopped with"
+        return "this run was stopped before its first validation; its weights are those at the stop"
 
     def write_training(
         self, model: nn.Module, optimizer_state: dict[str, Any], counters: Counters, carry: Carries | None
     ) -> None:
-        """Save all that going on needs: ``carry`` is what a stateful run goes on from."""
+        """Save a checkpoint; ``carry`` is that of a stateful run, otherwise None."""
         arrays = _training_arrays(model, optimizer_state, carry)
         write_arrays(self.training, arrays, {"run": self._run, "counters": counters.dump()})
 
     def read_training(
         self, model: Transformer, optimizer_state: dict[str, Any], rows: int | None = None
     ) -> tuple[dict[str, Any], Carries | None, Counters]:
-        """Put the latest weights into ``model``; return (optimizer state, carry, counters).
+        """Load the latest weights into ``model``; return (optimizer state, carry, counters).
 
         Args:
-            model: of the run's configuration.
-            optimizer_state: that of the model before its first step, like which the one to read must be.
-            rows: sequences that a stateful run carries; None of any other.
+            model: model with the run's configuration.
+            optimizer_state: optimizer state before the first step, which gives the expected names, shapes and dtypes.
+            rows: number of sequences in the carry of a stateful run, otherwise None.
         """
         shape = model.config
         blank = (Carry(*[mx.zeros((rows or 0, shape.block, shape.dim))] * 2),) * shape.layers
         with self._open(self.training) as file:
             carries = rows is not None and any(name.startswith("carry.") for name in file.arrays)
-            # numbers that are not finite may have been saved: the next validation deals with them
+            # the arrays may contain numbers that are not finite: the trainer recovers from them
             arrays = file.read(_training_arrays(model, optimizer_state, blank if carries else None), finite=False)
             counters = _read_counters(file)
         parts: dict[str, dict[str, mx.array]] = {"model": {}, "optimizer": {}, "carry": {}}
@@ -204,7 +205,7 @@ class RunFolder:
         return optimizer, tuple(Carry(*layer) for layer in layers) or None, counters
 
     def read_latest(self, model: nn.Module) -> None:
-        """Put the latest weights into ``model``, where none were chosen yet."""
+        """Load the latest weights into ``model``, if no validation has chosen weights yet."""
         with self._open(self.training) as file:
             chosen = _read_counters(file).chosen
             require(not chosen, f"{self.model}: not found, though this run chose weights; {AGAIN}")
@@ -213,11 +214,11 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _open(self, path: Path) -> Iterator[ArrayFile]:
-        """Open a file of arrays of this run."""
+        """Open an array file, and check that it belongs to this run."""
         with open_arrays(path) as file:
             require(
                 file.metadata.get("run", "") == self._run,
-                f"{path}: belongs to another run than config.json; put back the run's own",
+                f"{path}: belongs to another run than config.json; restore this run's own file",
             )
             yield file
 
@@ -230,27 +231,27 @@ def _read_counters(file: ArrayFile) -> Counters:
 
 
 def _training_arrays(model: nn.Module, optimizer_state: dict[str, Any], carry: Carries | None) -> dict[str, mx.array]:
-    """The arrays of ``training.safetensors``, which need not be computed."""
+    """Return the arrays of ``training.safetensors`` by name, possibly not evaluated yet."""
     parts = {"model": model.parameters(), "optimizer": optimizer_state, "carry": carry or ()}
     return {f"{part}.{name}": array for part, tree in parts.items() for name, array in flat(tree).items()}
 
 
 def _digest(config: dict) -> str:
-    """sha256 of a configuration but for its own."""
+    """Return the sha256 of a configuration, computed without its ``sha256`` entry."""
     return sha256(json.dumps({**config, "sha256": None}, sort_keys=True).encode())
 
 
 def load(path: str | os.PathLike) -> tuple[Transformer, ModelConfig]:
-    """Load the best weights of a run, or the latest ones where it was stopped before any were chosen.
+    """Load the best weights of a run, or the latest ones if it was stopped before its first validation.
 
     Args:
-        path: the run folder, e.g. ``"runs/copy"``.
+        path: run folder, e.g. ``"runs/copy"``.
 
     Returns:
         (`RecurrentTransformer` or `RegularTransformer` in evaluation mode, its configuration).
 
     Raises:
-        UserError: the folder or a file of it is missing, cut off, changed, or not ours.
+        UserError: the folder or one of its files is missing, truncated, modified, or not written by this package.
     """
     folder = RunFolder(path)
     model = folder.make_model()
@@ -258,19 +259,19 @@ def load(path: str | os.PathLike) -> tuple[Transformer, ModelConfig]:
         folder.read_latest(model)
     else:
         found = os.path.lexists(folder.model)
-        require(found, f"{folder.model}: not found, so the run has no weights yet; go on with --resume")
+        require(found, f"{folder.model}: not found, so the run has no weights yet; continue it with --resume")
         folder.read_model(model)
     model.eval()
     return model, model.config
 
 
 def load_vocabulary(path: str | os.PathLike) -> Vocabulary:
-    """Load the characters or subwords that the text model of a run knows.
+    """Load the vocabulary (characters or subwords) of a run's text model.
 
     Raises:
-        UserError: the folder holds no text model.
+        UserError: the folder does not contain a text model.
     """
     vocabulary = RunFolder(path).vocabulary()
     if vocabulary is None:
-        raise UserError(f"{path}: has no tokenizer.json, so it is no text model; train one: mlx_rtx.train text")
+        raise UserError(f"{path}: has no tokenizer.json, so it is not a text model; train one: mlx_rtx.train text")
     return vocabulary

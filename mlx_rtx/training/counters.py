@@ -1,4 +1,4 @@
-"""Where the training loop stands, besides its arrays: what ``training.safetensors`` has in its metadata."""
+"""State of the training loop apart from its arrays, stored in the metadata of ``training.safetensors``."""
 
 import json
 import math
@@ -10,21 +10,21 @@ from mlx_rtx.support.typed import make
 
 @dataclass(frozen=True, kw_only=True)
 class Counters:
-    """The loop's counters; the first three are the oldest."""
+    """Counters of the training loop; fields with defaults are missing in runs of older versions."""
 
     step: int
     finished: bool
     progress: dict[str, float]
     """`Progress.state`."""
     due: bool = False
-    """Whether a validation is still to be done at this step."""
+    """Whether the validation at this step is still pending."""
     tally: dict = field(default_factory=dict)
     """`Tally.state`."""
     signs: dict[str, int] = field(default_factory=dict)
     """`FailureSigns.lasted`."""
 
     def __post_init__(self):
-        require(0 <= self.step < 2**32, f"step={self.step}: is no step")
+        require(0 <= self.step < 2**32, f"step={self.step}: must be in [0, 2**32)")
 
     @property
     def chosen(self) -> bool:
@@ -32,10 +32,10 @@ class Counters:
         return self.progress.get("stage", 0) > 0 or math.isfinite(self.progress.get("best", math.inf))
 
     def dump(self) -> str:
-        """As JSON."""
+        """Return the counters as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def parse(cls, text: str) -> "Counters":
-        """What `dump` gave; a ``ValueError`` or ``RecursionError`` says what else it is."""
+        """Parse the output of `dump`; raise ``ValueError`` or ``RecursionError`` for anything else."""
         return make(cls, json.loads(text))

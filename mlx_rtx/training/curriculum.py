@@ -1,4 +1,4 @@
-"""The stages of a curriculum: when noise grows, and how the learning rate follows, by validations."""
+"""Curriculum over the number of noise tokens: when a stage ends, and the learning rate of each stage."""
 
 import math
 from dataclasses import dataclass
@@ -8,34 +8,35 @@ from mlx_rtx.support.errors import require, require_positive
 from mlx_rtx.support.randomness import step_generator
 from mlx_rtx.training.progress import Progress, ProgressConfig, Verdict
 
-PLATEAU_NOISE = 128  # noise up to which the plateau rule leaves the learning rate as it is
-PLATEAU_GAIN = 0.03  # share by which a loss must fall to count
-SPIKE, SPIKE_LEAST, SPIKE_PATIENCE = 1.6, 0.05, 3  # far above: this times the level and more, so many times in a row
+PLATEAU_NOISE = 128  # noise up to which the plateau rule does not lower the learning rate
+PLATEAU_GAIN = 0.03  # relative decrease of the loss that counts as an improvement
+SPIKE, SPIKE_LEAST, SPIKE_PATIENCE = 1.6, 0.05, 3  # a spike: this many consecutive losses > SPIKE · level + SPIKE_LEAST
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurriculumConfig(ProgressConfig):
-    """When noise grows, how the learning rate follows, and when the task is solved."""
+    """Stages of the curriculum, the learning rate of each stage, and when the task counts as solved."""
 
     start_noise: int = 128
-    """Noise tokens of the first stage; the task's own noise if that is less."""
+    """Noise tokens of the first stage, at most --noise."""
     growth: int = 2
-    """Factor from stage to stage, up to the task's noise."""
+    """Factor by which the noise grows from one stage to the next, up to --noise."""
     mix: float = 0.0
-    """Share of steps that train on an earlier stage, drawn uniformly, so that shorter lengths are not unlearned."""
+    """Fraction of steps that train on a uniformly drawn earlier stage, so that shorter lengths are not forgotten."""
     advance_below: float = 0.3
-    """Validation loss that ends a stage."""
+    """Validation loss below which a stage ends."""
     lr_rule: Literal["constant", "settle", "paper", "plateau"] = "settle"
-    """paper: times 1 - N/2·N_max a stage, at N_max at most lr (1 - e^-loss); settle: the latter, to 0.3 lr; plateau:
-    times √(128/N), and halved within a stage when the loss stands still for --plateau-patience validations."""
+    """How the learning rate depends on the stage's noise N. constant: not at all; paper: multiply it by 1 - N/(2 N_max)
+    each time N grows, and at N = N_max by 1 - e^-loss, without raising it again; settle: only the latter factor, at
+    least 0.3; plateau: multiply it by √(128/N) if N > 128, and halve it if the loss stalls (--plateau-patience)."""
     plateau_patience: int = 8
-    """Validations in a row that do not lower a stage's loss by 3 % before plateau halves the rate. Three in a row far
-    above the best also go back to the best weights."""
+    """With --lr-rule plateau: validations without a 3 % lower loss after which the rate is halved. It is also halved,
+    and the best weights are restored, after 3 consecutive losses above 1.6 times the best plus 0.05."""
     stop_loss: float = 0.015
-    """End when a validation at full noise is at most this with every sequence right, and a second,
-    of --test-samples, confirms it; 0 to use all samples."""
+    """End when, at full noise, the validation loss is at most this and every sequence is right, and a second validation
+    on --test-samples sequences also has every sequence right; 0: use all samples."""
     test_samples: int = 256
-    """Fresh sequences that confirm the end, and as many others that score the best weights then."""
+    """Fresh sequences for the validation that confirms the end, and as many others for the final scores."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,13 +48,13 @@ class CurriculumConfig(ProgressConfig):
 
 
 class Curriculum(Progress):
-    """The stage that training is in.
+    """Progress of a training whose noise grows from stage to stage.
 
     Args:
         config: thresholds and rules.
         noise: N_max, the noise of the last stage.
         lr: learning rate of the first stage.
-        chance: loss of a guess, in nats.
+        chance: loss of random guessing, in nats.
 
     Example:
         >>> curriculum = Curriculum(CurriculumConfig(), noise=256, lr=1e-3, chance=2.6)
@@ -71,26 +72,26 @@ class Curriculum(Progress):
         self.noise = min(config.start_noise, noise)
 
     def restore(self, state: dict) -> None:
-        """Continue from a `state`; see `Progress.restore`."""
+        """Restore a `state`; see `Progress.restore`."""
         super().restore(state)
-        require(self.noise in self._stages(self.last_noise), f"noise={self.noise}: is no stage of this run")
+        require(self.noise in self._stages(self.last_noise), f"noise={self.noise}: is not a stage of this run")
 
     def _begin_stage(self) -> None:
-        """What the plateau rule knows of a stage."""
-        self.cut = 1.0  # of the stage's learning rate
-        self.level = math.inf  # loss that was last lowered by 3 %
+        """Reset the plateau rule's state, which belongs to one stage."""
+        self.cut = 1.0  # factor on the stage's learning rate
+        self.level = math.inf  # loss at the last improvement by 3 %
         self.flat = 0  # validations since then
-        self.worse = 0  # validations in a row far above it
+        self.worse = 0  # consecutive validations far above it
 
     def rate(self, done: float) -> float:
-        """Learning rate; the plateau rule's falls with the length and with each plateau."""
+        """Return the learning rate; with the plateau rule it falls with the noise and with each plateau."""
         rate = super().rate(done)
         if self.config.lr_rule != "plateau":
             return rate
         return rate * self.cut * math.sqrt(min(1.0, PLATEAU_NOISE / self.noise))
 
     def _watch_plateau(self, loss: float) -> bool:
-        """Take a loss by the plateau rule; say whether to go back to the best weights."""
+        """Apply the plateau rule to a validation loss; return whether to return to the best weights."""
         if loss < (1 - PLATEAU_GAIN) * self.level:
             self.level, self.flat, self.worse = loss, 0, 0
             return False
@@ -108,41 +109,41 @@ class Curriculum(Progress):
 
     @property
     def stop_condition(self) -> str:
-        """What a validation must show to end the run."""
+        """Text of the conditions that end the run early."""
         stop = self.config.stop_loss
-        solved = f"validation at noise {self.last_noise} is all right (loss ≤ {stop}), " if stop else ""
+        solved = f"every sequence right at noise {self.last_noise} and validation loss ≤ {stop}, " if stop else ""
         return solved + (super().stop_condition or (solved and "at most "))
 
     @property
     def stage(self) -> dict[str, int]:
-        """The noise of this stage."""
+        """Noise of the current stage."""
         return {"noise": self.noise}
 
     @property
     def place(self) -> tuple[int, int]:
-        """Number of the present stage, and of all stages."""
+        """Number of the current stage, and number of stages."""
         return len(self._stages(self.noise)), len(self._stages(self.last_noise))
 
     def drawn_stage(self, seed: int, step: int) -> dict[str, int]:
-        """This stage, or with probability ``mix`` one of those before it."""
+        """Return the current stage, or with probability ``mix`` an earlier one."""
         if not self.config.mix or not (earlier := self._stages(self.noise)[:-1]):
             return self.stage
         generator = step_generator(seed, step)
         return {"noise": int(generator.choice(earlier))} if generator.random() < self.config.mix else self.stage
 
     def _stages(self, noise: int) -> list[int]:
-        """The noise of each stage up to that of so much."""
+        """Return the noise of each stage up to the one with ``noise``."""
         stages = [min(self.config.start_noise, self.last_noise)]
         while stages[-1] < noise:
             stages.append(self._following(stages[-1]))
         return stages
 
     def _following(self, noise: int) -> int:
-        """The noise of the stage after one with so much."""
+        """Return the noise of the stage after the one with ``noise``."""
         return min(noise * self.config.growth, self.last_noise)
 
     def observe(self, loss: float, averaged: float = math.inf) -> Verdict:
-        """Take a validation loss at the present noise; move on, or say what to do."""
+        """Record a validation loss at the current noise, and begin the next stage if this one is passed."""
         verdict = super().observe(loss, averaged)
         if verdict is Verdict.COLLAPSED:
             return verdict
@@ -154,7 +155,7 @@ class Curriculum(Progress):
             return verdict
         if loss >= self.config.advance_below:
             return verdict
-        self.keeps = self.keeps or math.isinf(self.best)  # a stage that passes leaves weights of its own
+        self.keeps = self.keeps or math.isinf(self.best)  # a passed stage always keeps weights
         self.noise = self._following(self.noise)
         if self.config.lr_rule == "paper":
             self.base_lr *= 1 - 0.5 * self.noise / self.last_noise
@@ -164,12 +165,12 @@ class Curriculum(Progress):
         return Verdict.ADVANCED
 
     def solved(self, loss: float, sequence_accuracy: float) -> bool:
-        """Whether a validation of this stage found the task done at full noise."""
+        """Return whether these validation scores solve the task: full noise, low loss, every sequence right."""
         return self.final and 0 < self.config.stop_loss >= loss and sequence_accuracy == 1
 
 
 def make_progress(config: ProgressConfig, stage: dict[str, int], lr: float, chance: float) -> Progress:
-    """The progress of a run before its first step; ``stage`` is the one that it is to reach."""
+    """Return the progress of a new run; ``stage`` is its last stage."""
     if isinstance(config, CurriculumConfig):
         return Curriculum(config, stage["noise"], lr, chance)
     return Progress(config, lr, chance)

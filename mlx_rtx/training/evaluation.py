@@ -1,4 +1,4 @@
-"""Loss and accuracy over held-out sequences, with standard errors and intervals."""
+"""Loss and accuracy on held-out sequences, with standard errors and confidence intervals."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -33,25 +33,25 @@ class Scores:
     sequence_accuracy: float
     sequence_accuracy_se: float
     bytes: int | None = None
-    """Bytes of text in UTF-8 that the targets stand for, if they do."""
+    """Number of UTF-8 bytes of the text that the targets encode; None if they are not text."""
 
     @property
     def bits_per_byte(self) -> float:
-        """Loss in bits a byte of the text, by which vocabularies compare; nan where the targets are no text."""
+        """Loss in bits per byte of text, comparable between vocabularies; NaN if the targets are not text."""
         return self.loss * self.targets / self.bytes / math.log(2) if self.bytes else math.nan
 
     @property
     def bits_per_character(self) -> float:
-        """Loss in bits instead of nats, where the targets are characters."""
+        """Loss in bits instead of nats, if each target is a character."""
         return self.loss / math.log(2)
 
     def stored(self) -> dict[str, Any]:
-        """All of it, ready for JSON; nothing of bytes where the targets are no text."""
+        """Return all fields as a dict that can be written as JSON; those about bytes only if the targets are text."""
         fields = asdict(self) | {"bits_per_byte": self.bits_per_byte}
         return fields if self.bytes else {name: fields[name] for name in fields if not name.endswith(("bytes", "byte"))}
 
     def text(self, metrics: Iterable[str]) -> str:
-        """``name=value(error)`` of some of the scores, and over how many sequences."""
+        """Format some of the scores as ``name=value(error)``, followed by the number of sequences."""
         parts = []
         for name in metrics:
             value, error = getattr(self, name), getattr(self, name + "_se", math.nan)
@@ -61,7 +61,7 @@ class Scores:
 
 
 def interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval for a binomial share of ``count`` trials; 95 % for the default ``z``.
+    """Return the Wilson score interval of a binomial proportion ``share`` of ``count`` trials; 95 % by default.
 
     Example:
         >>> [round(end, 4) for end in interval(1.0, 1000)]
@@ -78,22 +78,21 @@ def evaluate(
     execution: Execution | None = None,
     ranks: Ranks | None = None,
 ) -> Scores:
-    """Score ``model``, in memory that length hardly moves.
+    """Score ``model`` in memory that hardly depends on the length of the sequences.
 
     Args:
-        model: run without dropout, whatever its mode.
-        sequences: what to score, batch by batch, e.g. a task's ``held_out``.
-        execution: how it is run; `Execution` if not given.
-        ranks: who else scores the same, among whom each batch is shared out; nobody if not given.
+        model: model to score; it runs without dropout, whatever its mode.
+        sequences: batches to score, e.g. ``Data.held_out``.
+        execution: how functions are compiled and run; default: `Execution()`.
+        ranks: processes among which each batch is divided; default: this process alone.
 
     Returns:
         `Scores`: loss in nats per target token, accuracy per token, and per sequence (all its targets right).
-        Standard errors are over sequences, which may differ in their number of targets; where nothing is asked they
-        are left out.
-        Where a loss is not finite its token counts as wrong.
+        Standard errors are over sequences, which may differ in their number of targets; sequences without targets are
+        left out. A token whose loss is not finite counts as wrong.
 
     Raises:
-        UserError: there is nothing to score, or tokens or targets are none of this model's.
+        UserError: there is nothing to score, or tokens or targets are invalid for this model.
     """
     training = model.training
     model.eval()
@@ -125,7 +124,7 @@ def evaluate(
 
 
 def _checked(model: Transformer, batch: Sequences) -> Sequences:
-    """Sequences whose targets are classes of the model, and whose tokens are checked as they are read."""
+    """Check the targets of a batch, and return the batch with tokens that are checked when they are read."""
     length, read_tokens, targets, _, masked = batch
     model.check_targets(targets, masked)
     resolve_last(length, targets.shape[1])
@@ -141,7 +140,7 @@ def _checked(model: Transformer, batch: Sequences) -> Sequences:
 
 
 def mean_and_error(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """Σ sums / Σ counts and its standard error over sequences (none, nan, for a single one)."""
+    """Return Σ sums / Σ counts, and its standard error over sequences (NaN for a single one)."""
     mean, n = sums.sum() / counts.sum(), len(sums)
     if n == 1:
         return float(mean), math.nan
@@ -155,14 +154,14 @@ def iter_logits(
     last: int,
     execution: Execution | None = None,
 ) -> Iterator[mx.array]:
-    """``model(tokens, last=last)`` segment by segment: only the carry outlives a segment.
+    """Yield the logits of ``model(tokens, last=last)`` segment by segment; only the carry is kept between segments.
 
     Args:
-        model: what runs.
-        read_tokens: gives tokens (B, end - start) of positions start … end.
+        model: model to run.
+        read_tokens: function that returns tokens (B, end - start) of positions start … end - 1.
         length: length L of the sequences.
-        last: the final positions to read.
-        execution: how it is run; `Execution` if not given.
+        last: number of final positions for which logits are computed.
+        execution: how functions are compiled and run; default: `Execution()`.
     """
     execution = execution or Execution()
     carry: Carries | None = None
@@ -181,7 +180,7 @@ def iter_logits(
 def _logits(
     model: Transformer, weights: ModelWeights, segment: Segment, carry: Carries | None
 ) -> tuple[mx.array | None, Carries | None]:
-    """Logits of a segment's outputs, if any are wanted, and the carry that it leaves."""
+    """Return the logits of a segment's outputs, None if none are wanted, and the carry out of the segment."""
     out = model.run(weights, segment, carry)
     logits = model.embedding.readout(out.y, weights.embedding) if segment.outputs_wanted else None
     return logits, out.carry

@@ -1,10 +1,9 @@
-"""Gradient checkpointing (rematerialisation): the exact gradient of the loss in the memory of one segment of blocks.
+"""Gradient checkpointing: the exact gradient of the loss, in the memory of one segment of blocks.
 
-The forward pass keeps only the carry at segment boundaries; the backward pass takes the segments
-in reverse, recomputes each one and pulls the gradient of its carry back through it. While a segment
-runs the next is being queued, so up to two are in memory. What a segment does is one compiled function,
-traced once a shape. Dropout masks belong to blocks (see `mlx_rtx.model.dropout`), so the second pass draws the
-ones of the first.
+The forward pass keeps only the carry at segment boundaries. The backward pass visits the segments in reverse order,
+recomputes each one, and backpropagates the gradient of its carry through it. The next segment is queued while one runs,
+so up to two are in memory. The computation of a segment is one compiled function, traced once per shape. Dropout masks
+are derived from the block's index (see `mlx_rtx.model.dropout`), so that both passes use the same masks.
 """
 
 from typing import Any, NamedTuple
@@ -27,28 +26,28 @@ class Gradient(NamedTuple):
 
     loss: mx.array  # scalar, nats
     gradients: dict[str, Any]  # a tree like ``model.trainable_parameters()``
-    carry: Carries | None  # that the sequences leave; None where they close, and of a regular transformer
+    carry: Carries | None  # carry at the end of the sequences; None with ``close=True`` and for regular transformers
 
 
 class Boundary(NamedTuple):
     """What the forward pass keeps of a segment for the backward pass."""
 
-    carry: Carries | None = None  # into it
-    saved: tuple[Saved, ...] = ()  # outputs of its fused scans; none where there were none, and of the last segment
+    carry: Carries | None = None  # carry into the segment
+    saved: tuple[Saved, ...] = ()  # outputs of its fused scans; empty without fused scans and for the last segment
 
 
 class Targets(NamedTuple):
-    """What a segment's outputs are held against."""
+    """Targets of a segment's outputs."""
 
     classes: mx.array  # (B, k) of its last k positions; k may be 0
-    total: int | mx.array  # number of targets of all segments: the loss is their mean; an array if some are IGNORED
+    total: int | mx.array  # number of targets in all segments, the loss's divisor; an array if some are IGNORED
 
 
 class Totals(NamedTuple):
-    """Sums over the segments that the backward pass has been through."""
+    """Sums over the segments that the backward pass has processed."""
 
     loss: mx.array
-    gradients: ModelWeights  # of the folded weights
+    gradients: ModelWeights  # with respect to the folded weights
 
 
 def loss_and_grad(
@@ -62,26 +61,26 @@ def loss_and_grad(
     key: mx.array | None = None,
     masked: bool = False,
 ) -> tuple[mx.array, dict[str, Any]]:
-    """Mean cross-entropy of the last n positions and its gradient.
+    """Return the mean cross-entropy of the last n positions, and its gradient.
 
     Args:
         model: `RecurrentTransformer` or `RegularTransformer` (which is always one segment).
         tokens: (B, L) integers.
         targets: (B, n) integers, the classes of the last n ≤ L positions.
-        segment: blocks to a segment: memory grows with it, launches shrink. None for the plain
-            unrolled gradient.
-        detach: truncated backpropagation: cut the gradient at every ``detach``-th segment boundary,
-            counted from the end. None for the exact gradient.
+        segment: blocks per segment: with more, memory grows and the number of kernel launches falls. None: no
+            checkpointing.
+        detach: truncated backpropagation: stop the gradient at every ``detach``-th segment boundary,
+            counted from the end. None: exact gradient.
         close: see `RecurrentTransformer.__call__`.
-        key: random key of the dropout masks; from MLX's global state if not given.
-        masked: some targets are -1 (`IGNORED`): nothing is asked there, and the mean is over the others.
+        key: random key of the dropout masks; default: MLX's global random state.
+        masked: whether targets may be -1 (`IGNORED`); the mean is then over the other targets.
 
     Returns:
         (loss, a scalar in nats; gradients, a tree like ``model.trainable_parameters()``).
 
     Raises:
-        UserError: tokens or targets of another kind or shape, beyond the vocabulary or the classes, or more than there
-            are positions for. Their values are looked at, which waits for them, unless the call is being traced.
+        UserError: tokens or targets have a wrong dtype or shape, are outside the vocabulary or the classes, or are too
+            long for the model. Checking their values evaluates them; values are not checked while a call is traced.
 
     Example:
         >>> loss, gradients = loss_and_grad(model, tokens, targets)
@@ -89,32 +88,30 @@ def loss_and_grad(
     """
     check_batch(model, tokens, targets, masked)
     check_cut(segment, detach)
-    total = asked(targets) if masked else None
+    total = count_targets(targets) if masked else None
     found = carried_loss_and_grad(
         model, tokens, targets, None, segment=segment, detach=detach, close=close, key=key, total=total
     )
     return found.loss, found.gradients
 
 
-def asked(targets: mx.array) -> mx.array:
-    """Number of targets that are not `IGNORED`; 1 if there are none, for it is what their sum is divided by."""
+def count_targets(targets: mx.array) -> mx.array:
+    """Return the number of targets that are not `IGNORED`, at least 1, because the loss is divided by it."""
     return mx.maximum((targets != IGNORED).sum(), 1).astype(mx.float32)
 
 
 def check_batch(model: Transformer, tokens: mx.array, targets: mx.array, masked: bool = False) -> None:
-    """Refuse what is no batch for this model."""
-    require(isinstance(model, Transformer), f"model: is a {type(model).__name__}; give a RecurrentTransformer")
+    """Raise UserError if these arguments are not a model and a valid batch for it."""
+    require(isinstance(model, Transformer), f"model: is a {type(model).__name__}; must be a RecurrentTransformer")
     model.check_tokens(tokens)
     model.check_targets(targets, masked)
     (B, n), (rows, L) = targets.shape, tokens.shape
     fits = rows == B and n <= L
-    require(
-        fits, f"targets: have shape {targets.shape}, tokens {tokens.shape}; give those of the last n tokens of each"
-    )
+    require(fits, f"targets: have shape {targets.shape}, tokens {tokens.shape}; must be (B, n) and (B, L) with n ≤ L")
 
 
 def check_cut(segment: int | None, detach: int | None) -> None:
-    """Refuse what is no number of blocks to a segment, or of segments to a cut of the gradient; None is for none."""
+    """Raise UserError unless ``segment`` and ``detach`` are positive integers or None."""
     require_whole(**{name: n for name, n in {"segment": segment, "detach": detach}.items() if n is not None})
 
 
@@ -131,11 +128,10 @@ def carried_loss_and_grad(
     execution: Execution | None = None,
     total: mx.array | None = None,
 ) -> Gradient:
-    """`loss_and_grad` of sequences that go on from ``carry``, through which no gradient passes; it checks no values.
+    """Compute `loss_and_grad` of sequences that continue from ``carry``, without checking values.
 
-    Where some targets are `IGNORED`, ``total`` is what the sum of the others' losses is divided by (see `asked`).
-
-    The carry that it returns is for sequences of whole blocks, with ``close=False``.
+    No gradient flows into ``carry``. If some targets are `IGNORED`, ``total`` is the number by which the sum of the
+    losses is divided (see `count_targets`). The returned carry is valid if L is a multiple of K and ``close=False``.
     """
     execution = execution or Execution()
     (B, L), n = tokens.shape, resolve_last(tokens.shape[1], targets.shape[1])
@@ -155,7 +151,7 @@ def carried_loss_and_grad(
         execution.wait(boundaries[-2].carry)  # one segment ahead, not more
 
     totals: Totals | None = None
-    carry_grad: Carries | None = None  # of the carry that the segment leaves; None where none comes back
+    carry_grad: Carries | None = None  # gradient of the carry out of the segment; None if there is none
     last_carry: Carries | None = None
     queued: tuple = ()
     end = L
@@ -163,7 +159,7 @@ def carried_loss_and_grad(
         if detach and done % detach == 0:
             carry_grad = None
         if carry_grad is None and not current.outputs_wanted:
-            break  # neither a loss here nor a gradient from behind
+            break  # neither a loss in this segment nor a gradient from later ones
         execution.poll()
         classes = targets[:, n - (L - end) - current.outputs_wanted : n - (L - end)]
         totals, carry_grad, carry_out = execution(
@@ -181,7 +177,7 @@ def carried_loss_and_grad(
 def _cut(
     model: Transformer, tokens: mx.array, n: int, segment: int | None, close: bool, keys: mx.array | None
 ) -> list[Segment]:
-    """Sequences (B, L), whose last n positions are read, in segments of so many blocks."""
+    """Split sequences (B, L), whose last n positions have outputs, into segments of ``segment`` blocks."""
     L, K, segments = tokens.shape[1], model.config.block, []
     for start, end in model.spans(L, segment):
         of_blocks = None if keys is None else keys[start // K : -(-end // K) + 1]
@@ -193,7 +189,7 @@ def _cut(
 def _forward(
     model: Transformer, weights: ModelWeights, carry: Carries | None, segment: Segment
 ) -> tuple[Carries | None, tuple[Saved, ...]]:
-    """The carry that a segment leaves, and what its backward pass can go by."""
+    """Return the carry out of a segment, and the outputs of its fused scans for the backward pass."""
     out = model.run(weights, segment._replace(outputs_wanted=0), carry)
     return out.carry, out.saved
 
@@ -208,17 +204,17 @@ def _backward(
     totals: Totals | None,
     carry_wanted: bool,
 ) -> tuple[Totals, Carries | None, Carries | None]:
-    """Recompute a segment and pull the gradient back through it.
+    """Recompute a segment and backpropagate through it.
 
     Returns:
-        (totals with the segment's own; gradient of the carry into it, None where the sequence starts; the carry that
-        it leaves if that is wanted, since else its last product need not be computed).
+        (totals including this segment; gradient of the carry into it, None at the start of the sequence; the carry out
+        of it if ``carry_wanted``, otherwise None, so that its last product need not be computed).
     """
 
     def objective(weights: ModelWeights, carry: Carries | None) -> tuple[mx.array, tuple]:
-        """A scalar whose gradient is that of the segment: its loss, and its carry times what comes back.
+        """Return a scalar with the segment's gradient: its loss plus the product of its carry and the carry's gradient.
 
-        (Not `mx.vjp` of the carry: it loses a cotangent where two outputs are the same array.)
+        (`mx.vjp` cannot be used for the carry: it loses a cotangent if two outputs are the same array.)
         """
         out = model.run(weights, segment, carry, boundary.saved, differentiated=True)
         loss = mx.array(0.0)
@@ -243,7 +239,10 @@ def _backward(
 
 
 def _cross_entropy(model: Transformer, logits: mx.array, targets: Targets) -> mx.array:
-    """Sum over all targets that are asked. MLX's own has a fused kernel on GPUs, whose graph cannot be exported."""
+    """Return the sum of losses over the targets that count.
+
+    MLX's own cross-entropy uses a fused kernel on GPUs, with which a graph cannot be exported.
+    """
     classes, weights = targets.classes, None
     if isinstance(targets.total, mx.array):
         classes, weights = mx.maximum(classes, 0), (classes != IGNORED).astype(mx.float32)
@@ -255,9 +254,9 @@ def _cross_entropy(model: Transformer, logits: mx.array, targets: Targets) -> mx
 
 
 def _unfold(model: Transformer, parameters: dict[str, Any], grads: ModelWeights) -> dict[str, Any]:
-    """The gradient of the trainable parameters from that of the folded weights.
+    """Return the gradient of the trainable parameters, given that of the folded weights.
 
-    α is clamped when weights are folded: what may pass at its boundary is decided on the whole gradient, here.
+    Folding clamps α; the gradient through the clamp is therefore computed here, from the complete gradient.
     """
     every, trainable = flat(parameters), list(flat(model.trainable_parameters()))
 

@@ -1,7 +1,7 @@
-"""How ranks come together: ``mlx.launch`` starts one command as many times, each knows by its environment which it is.
+"""Start of data parallelism: ``mlx.launch`` starts one process per rank, whose rank is in its environment variables.
 
-The first writes the run folder and speaks. The others have a temporary copy of it to go on from, and say nothing but
-what is wrong with them alone.
+Only the first rank writes the run folder and prints. The other ranks resume from a temporary copy of the folder, and
+print only errors of their own.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ from mlx_rtx.training.settings import RunConfig
 
 import mlx.core as mx
 
-HOW = "start them by mlx.launch -n 2 --backend ring -- python -m mlx_rtx.train …"
+HOW = "start them with mlx.launch -n 2 --backend ring -- python -m mlx_rtx.train …"
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
-    """The ranks that this process is one of; while it lasts the end of one that is lost ends all.
+    """Return a context with the ranks of this training, in which all ranks end if one is lost.
 
     Raises:
-        UserError: they cannot reach each other, or not by this MLX.
+        UserError: the ranks cannot reach each other, or this MLX lacks the backend.
     """
     if "MLX_RANK" not in os.environ or (expected := _expected()) == 1:
         yield Ranks()
@@ -43,7 +43,7 @@ def joined() -> Iterator[Ranks]:
         try:
             yield ranks
         except BaseException as error:
-            lost = isinstance(error, RuntimeError)  # as MLX's ring says where another rank has gone
+            lost = isinstance(error, RuntimeError)  # raised by MLX's ring backend if another rank is lost
             well = isinstance(error, SystemExit) and not error.code
             lifeline.let_go(well, wait=not well and (lost or not ranks.first))
             raise
@@ -51,37 +51,38 @@ def joined() -> Iterator[Ranks]:
 
 
 def _expected() -> int:
-    """How many ranks the environment tells of."""
+    """Return the number of ranks according to the environment variables."""
     try:
         for name in ("MLX_HOSTFILE", "MLX_IBV_DEVICES"):
             if name in os.environ:
-                return len(json.loads(Path(os.environ[name]).read_text().strip() or "[0]"))  # blank for one
+                return len(json.loads(Path(os.environ[name]).read_text().strip() or "[0]"))  # an empty file: one rank
         return int(os.environ["MLX_WORLD_SIZE"])
     except (KeyError, OSError, TypeError, ValueError) as error:
-        raise UserError(f"MLX_RANK={os.environ['MLX_RANK']}: who the others are is not said ({error}); {HOW}") from None
+        rank = os.environ["MLX_RANK"]
+        raise UserError(f"MLX_RANK={rank}: the number of ranks cannot be determined ({error}); {HOW}") from None
 
 
 def _connect(expected: int) -> tuple[ManyRanks, Lifeline]:
-    """Wait for all ranks, and end with any of them from then on."""
+    """Wait until all ranks are connected, and return them with the lifeline that ends this rank if another is lost."""
     where = f"MLX_RANK={os.environ['MLX_RANK']} of {expected}"
     try:
         with ended_by_requests():
             ranks = ManyRanks(mx.distributed.init())
         require(
             ranks.size == expected,
-            f"{where}: this MLX has no such backend; use --backend nccl on CUDA, else ring, or jaccl on Macs",
+            f"{where}: this MLX lacks the backend; use --backend nccl on CUDA, else ring, or jaccl on Macs",
         )
         one_each = "MLX_WORLD_SIZE" not in os.environ or mx.device_count(mx.gpu) == 1
-        require(one_each, f"{where}: must see one GPU alone, as mlx.launch has it; set CUDA_VISIBLE_DEVICES for each")
+        require(one_each, f"{where}: sees several GPUs; set CUDA_VISIBLE_DEVICES to one per rank, as mlx.launch does")
         lifeline = Lifeline(ranks.rank, ranks.size, _address(), ranks.bytes_of_first, lambda: ranks.remedy)
     except RuntimeError as error:
-        raise UserError(f"{where}: the ranks cannot reach each other ({error}); see to network and ports") from None
+        raise UserError(f"{where}: the ranks cannot reach each other ({error}); check network and ports") from None
     ranks.lifeline = lifeline
     return ranks, lifeline
 
 
 def _address() -> str:
-    """Where the first rank can be reached."""
+    """Return the host address of the first rank."""
     if "MLX_HOSTFILE" in os.environ:
         (first, *_), *_ = json.loads(Path(os.environ["MLX_HOSTFILE"]).read_text())
         return first.rpartition(":")[0]
@@ -91,10 +92,10 @@ def _address() -> str:
 
 
 def share_of(ranks: Ranks, settings: RunConfig) -> RunConfig:
-    """The settings of what each rank has to do of a step.
+    """Return the settings with one rank's share of the batch.
 
     Raises:
-        UserError: the batch cannot be shared out evenly.
+        UserError: the batch is not a multiple of the number of ranks.
     """
     batch, n = settings.training.batch, ranks.size
     require(batch % n == 0, f"--batch {batch}: must be a multiple of the {n} ranks, for example {batch + -batch % n}")
@@ -102,25 +103,28 @@ def share_of(ranks: Ranks, settings: RunConfig) -> RunConfig:
 
 
 class CopiedFolder(RunFolder):
-    """What a rank other than the first has for a run folder: it is read once, and nothing large is kept."""
+    """Temporary copy of a run folder, for ranks other than the first; large files are removed once they are read."""
 
     def read_training(self, *arguments: Any) -> Any:
-        """The same; what was read goes."""
+        """Read like `RunFolder.read_training`, then remove the files."""
         found = super().read_training(*arguments)
         for file in (self.model, self.training):
             file.unlink(missing_ok=True)
         return found
 
     def write_model(self, *_: Any) -> None:
-        """Leave it to the first."""
+        """Do nothing: the first rank writes."""
 
     def write_training(self, *_: Any) -> None:
-        """Leave it to the first."""
+        """Do nothing: the first rank writes."""
 
 
 @contextlib.contextmanager
 def own_folder(ranks: Ranks, path: Path, resume: bool) -> Iterator[RunFolder]:
-    """The run folder at ``path`` for the first rank; for others a copy of its files, if the run is to go on."""
+    """Return a context with the run folder: ``path`` for the first rank, a temporary folder for the others.
+
+    If the run is to resume, the temporary folder contains a copy of the first rank's files.
+    """
     if ranks.size == 1:
         yield RunFolder(path)
         return
@@ -129,7 +133,7 @@ def own_folder(ranks: Ranks, path: Path, resume: bool) -> Iterator[RunFolder]:
         if not ranks.first:
             directory = tempfile.TemporaryDirectory(prefix="mlx_rtx_", ignore_cleanup_errors=True)
             folder = CopiedFolder(temporary.enter_context(directory))
-            if ranks.lifeline:  # whose thread may remove it while this one does, or is about to
+            if ranks.lifeline:  # its thread may remove the folder while the main thread is doing so
                 ranks.lifeline.last = directory.cleanup
         files = [folder.config, folder.tokenizer, folder.metrics, folder.model, folder.training] if resume else []
         with ranks.united():

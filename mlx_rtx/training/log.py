@@ -1,8 +1,8 @@
-"""What a run says: a bar on a terminal, plain lines elsewhere, and ``metrics.jsonl``, to which lines are only added.
+"""Output of a run: a progress bar on a terminal, otherwise plain lines, and the append-only log ``metrics.jsonl``.
 
-A run that resumes repeats what it had not saved. So a line tells of what came of the run only while no later line is of
-an earlier step, nor is one of its own step that says that the validation there is repeated; `read_lines` leaves out the
-others. Each line ends with a checksum of what stands before.
+A resumed run repeats the steps that it had not saved. A line of the log is therefore superseded by a later line of an
+earlier step, and by a later line of the same step that reports that the validation there is repeated; `read_lines`
+skips superseded lines. Each line ends with a checksum of the text before it.
 """
 
 import json
@@ -19,7 +19,7 @@ from mlx_rtx.tasks import Sequences
 from mlx_rtx.training.bar import Bar, in_words
 from mlx_rtx.training.tracking import Tracker, numbers
 
-NEEDED: dict[str, dict[str, Any]] = {  # what readers need of lines, of all and by kind
+NEEDED: dict[str, dict[str, Any]] = {  # required fields: of all lines (""), and by kind
     "": {"kind": str, "step": int},
     "train": {"samples": int, "loss": float, "length": int, "alpha": list[float]},
     "validation": {"samples": int, "loss": float, "accuracy": float},
@@ -27,35 +27,35 @@ NEEDED: dict[str, dict[str, Any]] = {  # what readers need of lines, of all and 
     "final": {"samples": int},
     "resume": {"validated": bool, "environment": dict},
 }
-SHOWN = ("loss", "accuracy", "noise", "alpha", "lr", "tokens_per_s", "peak_gb")  # on a bar, as far as there is room
-CHECKSUM = ', "crc32": "'  # what begins a line's last field; older lines have none
+SHOWN = ("loss", "accuracy", "noise", "alpha", "lr", "tokens_per_s", "peak_gb")  # fields on the bar, as far as they fit
+CHECKSUM = ', "crc32": "'  # start of a line's last field; lines of older versions have none
 
 
 class RunLog:
-    """Writes events to a file and to a person.
+    """Writes events to ``metrics.jsonl`` and to standard output.
 
     Args:
-        path: ``metrics.jsonl``.
-        samples: samples of the whole run, for the bar.
-        seen: samples done before.
+        path: path of ``metrics.jsonl``.
+        samples: number of samples of the whole run, for the bar.
+        seen: number of samples already done.
     """
 
     def __init__(self, path: Path, samples: int, seen: int = 0):
         require_appendable(path)
         self.path = path
-        self.tracker: Tracker | None = None  # another program that is told the same
-        self.lost = False  # whether nobody can read what is said any more
-        self._held: list[tuple[str, str, dict[str, Any]]] | None = None  # events that wait for others
+        self.tracker: Tracker | None = None  # experiment tracker that receives the same events
+        self.lost = False  # whether writing to standard output has failed
+        self._held: list[tuple[str, str, dict[str, Any]]] | None = None  # events held back by `all_or_none`
         self._bar = Bar(samples, seen) if sys.stdout.isatty() else None
-        self._scored: dict[str, int] = {}  # sequences of each kind of scores
+        self._scored: dict[str, int] = {}  # number of sequences by kind of scoring
 
     def report(self, left: float | None = None, stages: tuple[int, int] = (1, 1), **fields: Any) -> None:
-        """A progress report: the bar moves, or a line is printed.
+        """Log a progress report, and update the bar or print a line.
 
         Args:
-            left: seconds to the end, if all samples are used and all that are left are of full length.
-            stages: number of the present one, and of all.
-            fields: what is reported.
+            left: seconds to the end, if all samples are used and all remaining ones have full length.
+            stages: number of the current stage, and number of stages.
+            fields: fields of the report.
         """
         self.note("train", **fields)
         if self._bar is None:
@@ -68,7 +68,7 @@ class RunLog:
         return self._bar.show(fields["samples"], words)
 
     def scoring(self, kind: str, sequences: Iterable[Sequences]) -> Iterator[Sequences]:
-        """Pass sequences on, and show how far their scoring is; how many there are is known from the last time."""
+        """Yield ``sequences`` and show progress on the bar; their total number is known from the previous scoring."""
         if self._bar is not None:
             sequences = self._bar.within(kind, sequences, self._scored.get(kind))
         done = 0
@@ -78,7 +78,7 @@ class RunLog:
         self._scored[kind] = done
 
     def event(self, kind: str, text: str, **fields: Any) -> None:
-        """Something worth a line of its own."""
+        """Log an event, and print ``text``."""
         if self._held is not None:
             self._held.append((kind, text, fields))
             return
@@ -87,7 +87,7 @@ class RunLog:
 
     @contextmanager
     def all_or_none(self) -> Iterator[None]:
-        """Hold events back, and let them go when no exception has come between."""
+        """Return a context that holds events back; they are logged at its end, or dropped if it raises."""
         self._held = []
         try:
             yield
@@ -98,21 +98,21 @@ class RunLog:
             self.event(kind, text, **fields)
 
     def note(self, kind: str, **fields: Any) -> None:
-        """Something for the file alone."""
+        """Log an event without printing anything."""
         text = json.dumps({"kind": kind, **fields})[:-1]
         append_line(self.path, f'{text}{CHECKSUM}{_checksum(text.encode())}"}}')
         if self.tracker and (values := numbers(kind, fields)):
-            self._tell(lambda tracker: tracker.log(values, fields["step"]))
+            self._call_tracker(lambda tracker: tracker.log(values, fields["step"]))
 
-    def _tell(self, what: Callable[[Tracker], Any]) -> None:
-        """Have a tracker do something; whatever goes wrong there, the training does not."""
+    def _call_tracker(self, function: Callable[[Tracker], Any]) -> None:
+        """Call ``function`` with the tracker; if it raises, warn and drop the tracker, so that training continues."""
         tracker, self.tracker = self.tracker, None
         assert tracker is not None
         try:
-            what(tracker)
+            function(tracker)
             self.tracker = tracker
         except Exception as error:
-            self.say(f"warning: the tracker failed ({type(error).__name__}: {error}) and is told no more")
+            self.say(f"warning: the tracker failed ({type(error).__name__}: {error}) and is no longer used")
 
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
@@ -123,19 +123,19 @@ class RunLog:
                 print(text, flush=True)
             else:
                 self._bar.write(text)
-        except OSError:  # the training must not end on it in the middle of something
+        except OSError:  # e.g. a closed pipe: the trainer stops at the next opportunity, not in the middle of a step
             self.lost = True
 
     def close(self) -> None:
-        """End the bar, and what follows the run."""
+        """Close the bar and the tracker."""
         if self._bar is not None:
             self._bar.close()
         if self.tracker:
-            self._tell(lambda tracker: tracker.close())
+            self._call_tracker(lambda tracker: tracker.close())
 
 
 def line(fields: dict[str, Any]) -> str:
-    """``name=value`` pairs, numbers to four significant digits, empty lists left out.
+    """Format fields as ``name=value`` pairs, numbers to four significant digits, without empty lists.
 
     Example:
         >>> line({"step": 12345, "loss": 0.123456, "alpha": [0.5]})
@@ -151,32 +151,32 @@ def _short(value: Any) -> str:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The lines of a ``metrics.jsonl`` that tell of the run as it went on in the end; see `read_json_lines`."""
+    """Return the lines of a ``metrics.jsonl`` that no later line supersedes; see `read_json_lines`."""
     found: list[dict] = []
-    for said in read_json_lines(path, _parse):
-        while found and _supersedes(said, found[-1]):
+    for event in read_json_lines(path, _parse):
+        while found and _supersedes(event, found[-1]):
             found.pop()
-        found.append(said)
+        found.append(event)
     return found
 
 
-def _supersedes(said: dict, before: dict) -> bool:
-    """Whether a line tells that what one before it told was done anew."""
-    if said["step"] != before["step"]:
-        return said["step"] < before["step"]
-    return said["kind"] == "resume" and not said["validated"] and before["kind"] not in ("train", "resume")
+def _supersedes(event: dict, before: dict) -> bool:
+    """Return whether the step or validation of an earlier line was repeated, according to a later one."""
+    if event["step"] != before["step"]:
+        return event["step"] < before["step"]
+    return event["kind"] == "resume" and not event["validated"] and before["kind"] not in ("train", "resume")
 
 
 def _parse(text: bytes) -> dict | None:
-    """A line, if it is one, without its checksum."""
+    """Parse a line and remove its checksum; return None if the line is invalid."""
     before, _, after = text.rstrip(b"\n").rpartition(CHECKSUM.encode())
     if before and after != _checksum(before).encode() + b'"}':
         return None
-    said = parse_table(before + b"}" if before else text)
-    if said is None:
+    event = parse_table(before + b"}" if before else text)
+    if event is None:
         return None
-    needed = NEEDED[""] | NEEDED.get(str(said.get("kind")), {})
-    return said if all(fits(said.get(name), kind) for name, kind in needed.items()) else None
+    needed = NEEDED[""] | NEEDED.get(str(event.get("kind")), {})
+    return event if all(fits(event.get(name), kind) for name, kind in needed.items()) else None
 
 
 def _checksum(text: bytes) -> str:

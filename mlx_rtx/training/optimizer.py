@@ -1,4 +1,4 @@
-"""From gradients to weights: clipping, Adam or Muon, and a guard against what is not finite."""
+"""Optimizer step: clipping, Adam or Muon, and a guard against gradients that are not finite or too large."""
 
 import math
 from collections.abc import Iterator
@@ -16,32 +16,32 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_map, tree_unflatten
 
-LAYER_MATRICES = ("qkv", "attention_out", "mlp_in", "mlp_out")  # which Muon takes; qkv as three
+LAYER_MATRICES = ("qkv", "attention_out", "mlp_in", "mlp_out")  # updated by Muon; qkv as three matrices
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How gradients change weights. With weight decay Adam is AdamW."""
+    """Optimizer settings. With weight decay, Adam is AdamW."""
 
     optimizer: Literal["adam", "muon"] = "adam"
-    """adam, with bias correction, or muon: Muon on the matrices of layers, Adam on everything else."""
+    """adam (with bias correction), or muon: Muon for the layers' matrices, Adam for all other parameters."""
     lr: float = 1e-3
-    """Learning rate at the start; Muon's updates are scaled so that one rate serves both."""
+    """Initial learning rate. Muon's updates are scaled so that the same rate suits both optimizers."""
     muon_lr: float | None = None
-    """Muon's own learning rate at the start, e.g. 8e-3; --lr if not given. Both follow one schedule."""
+    """Initial learning rate of Muon, e.g. 8e-3; None: --lr. Both rates follow the same schedule."""
     warm_up: int = 0
-    """Steps over which the learning rate rises to its own; 0 for none."""
+    """Steps of linear learning-rate warm-up; 0: none."""
     clip: float = 1.0
-    """Largest gradient norm; 0 for no clipping."""
+    """Maximum gradient norm, to which larger gradients are scaled down; 0: no clipping."""
     skip_above: float = 0.0
-    """Take no step whose gradient norm is more than this many times its running mean, e.g. 5; 0 for no such limit."""
+    """Skip steps whose gradient norm exceeds its running mean by this factor, e.g. 5; 0: skip none."""
     beta2: float = 0.999
-    """Adam's memory of squared gradients; that of gradients is 0.9."""
+    """Adam's decay rate of the second moment; that of the first is 0.9."""
     weight_decay: float = 0.0
-    """Decoupled decay, on matrices only: not on gains of norms, nor on alpha."""
+    """Decoupled weight decay, on matrices only: not on the gains of norms nor on alpha."""
     average: float = 0.0
-    """Decay of a moving average of the weights, e.g. 0.999: scored beside them, kept if better, and what ends a run
-    before its samples do; 0 for none."""
+    """Decay of an exponential moving average of the weights, e.g. 0.999; 0: none. Validations score the weights and the
+    average, and keep the better; the average decides whether the task is solved."""
 
     def __post_init__(self):
         require_types(self)
@@ -58,10 +58,10 @@ class OptimizerConfig:
 
 
 class ScaledMuon(optim.Muon):
-    """MLX's Muon with decoupled weight decay, and updates 0.2 √max(rows, columns) as large as an orthogonal matrix.
+    """MLX's Muon with decoupled weight decay, and orthogonal updates scaled by 0.2 √max(rows, columns).
 
-    So scaled they are about as large as Adam's (Liu et al. 2025, arXiv 2502.16982, Eq. 4), and one learning rate serves
-    both. ``factor`` is how many times as large its own rate is.
+    With this scale updates are about as large as Adam's (Liu et al. 2025, arXiv 2502.16982, Eq. 4), so that both can
+    use the same learning rate. ``factor`` multiplies the learning rate for Muon alone.
     """
 
     def __init__(self, learning_rate: float, weight_decay: float, factor: float = 1.0):
@@ -69,7 +69,7 @@ class ScaledMuon(optim.Muon):
         self.decay, self.factor = weight_decay, factor
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
-        """The matrix after an update."""
+        """Return the updated matrix."""
         rows, columns = parameter.shape
         update = super().apply_single(gradient, mx.zeros_like(parameter), state)  # its scale: √max(1, rows / columns)
         scale = 0.2 * math.sqrt(max(rows, columns)) / max(1, rows / columns) ** 0.5
@@ -77,10 +77,10 @@ class ScaledMuon(optim.Muon):
 
 
 def make_optimizer(config: OptimizerConfig, model: nn.Module) -> optim.Optimizer:
-    """The optimizer for the trainable parameters of ``model``, its state laid out.
+    """Return the optimizer for the trainable parameters of ``model``, with its state initialized.
 
-    Adam works on parameters that are joined to two vectors, matrices and others, so that a step
-    launches little more than for two parameters.
+    Adam's parameters are concatenated into two vectors, one of matrices and one of the others, so that a step launches
+    few kernels.
     """
     size = count(model.trainable_parameters())
     require(
@@ -105,10 +105,10 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module) -> optim.Optimizer
 
 
 class Update(NamedTuple):
-    """What came of gradients; nothing of it need be computed yet."""
+    """Result of `apply_gradients`; its arrays may not be evaluated yet."""
 
-    taken: mx.array  # scalar bool: whether they changed the weights
-    norm: mx.array  # scalar, of all gradients before clipping; NaN where the weights would not have been finite
+    taken: mx.array  # scalar bool: whether the weights were updated
+    norm: mx.array  # scalar, norm of all gradients before clipping; NaN if the new weights would not have been finite
 
 
 def apply_gradients(
@@ -118,21 +118,21 @@ def apply_gradients(
     config: OptimizerConfig,
     guard: SpikeGuard | None = None,
 ) -> Update:
-    """One optimizer step, unless it is not finite or too large: then weights and moments stay as they are.
+    """Take one optimizer step; if it is not finite or too large, leave weights and moments unchanged.
 
     Args:
-        model: its trainable parameters are updated.
+        model: model whose trainable parameters are updated.
         optimizer: from `make_optimizer`.
         gradients: a tree like ``model.trainable_parameters()``.
-        config: the optimizer's settings.
-        guard: what is too large; nothing if not given.
+        config: optimizer settings.
+        guard: decides which gradients are too large; default: none are.
     """
     own, state = model.trainable_parameters(), tree_map(lambda a: a, optimizer.state)
     weights, joined = _join(own, own, config), _join(own, gradients, config)
     joined, norm = optim.clip_grad_norm(joined, config.clip or math.inf)
     after = optimizer.apply_gradients(joined, weights)
     total = reduce(mx.add, (array.sum() for array in after.values()))
-    norm = norm + (total - total)  # which is 0, or NaN where not all of them are finite
+    norm = norm + (total - total)  # adds 0, or NaN unless all new weights are finite
     taken = guard.accepts(norm) if guard else mx.isfinite(norm)
 
     def choose(new, old):
@@ -144,20 +144,20 @@ def apply_gradients(
 
 
 def _muon_parts(name: str, config: OptimizerConfig) -> int:
-    """In how many matrices, side by side, Muon takes a parameter; 0 where Adam has it."""
+    """Return into how many matrices, by columns, Muon splits a parameter; 0 if Adam updates it."""
     kind = name.rpartition(".")[2]
     return (3 if kind == "qkv" else 1) if config.optimizer == "muon" and kind in LAYER_MATRICES else 0
 
 
 def _keys(name: str, parts: int) -> list[str]:
-    """What the parts of a parameter are called where others are joined: without dots, at which trees are cut."""
+    """Return names for the parts of a parameter, without dots, because trees are split at dots."""
     return [f"{name.replace('.', '/')}/{i}" for i in range(parts)]
 
 
 def _join(shapes: dict, tree: dict, config: OptimizerConfig) -> dict[str, mx.array]:
-    """The arrays of a tree joined to a vector of matrices and one of others, as ``shapes`` has them.
+    """Concatenate the arrays of ``tree`` into one vector of matrices and one of others, judged by ``shapes``.
 
-    Beside them stand the matrices that Muon takes, by their own names.
+    Matrices that Muon updates are kept separately, under their own names.
     """
     joined: dict[str, mx.array] = {}
     groups: dict[str, list[mx.array]] = {"matrices": [], "others": []}
@@ -170,7 +170,7 @@ def _join(shapes: dict, tree: dict, config: OptimizerConfig) -> dict[str, mx.arr
 
 
 def _part(shapes: dict, joined: dict[str, mx.array], config: OptimizerConfig) -> dict:
-    """What `_join` joined, as a tree like ``shapes``."""
+    """Invert `_join`: return a tree like ``shapes``."""
 
     def named() -> Iterator[tuple[str, mx.array]]:
         done = dict.fromkeys(joined, 0)

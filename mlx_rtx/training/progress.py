@@ -1,6 +1,6 @@
-"""Where training stands by its validations: best weights, learning rate, collapse.
+"""Decisions based on validation losses: which weights are best, the learning rate, collapse, early stopping.
 
-Pure bookkeeping on validation losses: no arrays, and its whole state is a small dict.
+Holds no arrays; its whole state is a small dict.
 """
 
 import math
@@ -14,19 +14,20 @@ from mlx_rtx.support.typed import fits, require_types, shown
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressConfig:
-    """What validations decide."""
+    """Learning-rate decay, early stopping and recovery from collapse."""
 
     lr_decay: Literal["none", "cosine", "linear"] = "none"
-    """Learning rate over the samples of the run: as it is, or down to --lr-floor along a half cosine or a line."""
+    """Learning-rate decay over the run: none, half a cosine, or linear, down to --lr-floor times the rate."""
     lr_floor: float = 0.1
-    """Share of the learning rate at which a decay ends."""
+    """Fraction of the learning rate at which the decay ends."""
     collapse_patience: int = 8
-    """Validations in a row above half of a guess's loss, none the lowest, that count as a collapse."""
+    """Once the loss has been below half the loss of random guessing: consecutive validations above that, without a new
+    minimum, that count as a collapse. Training then returns to the best weights with half the learning rate."""
     patience: int | None = None
-    """End early, when so many validations in a row bring no better weights; the best ones are kept. If not given, all
-    samples are used."""
+    """Early stopping: end after this many consecutive validations without better weights, and keep the best ones.
+    None: use all samples."""
     test_samples: int | None = None
-    """Held-out sequences that score the best weights at the end; all there are if not given."""
+    """Held-out sequences on which the best weights are scored at the end; None: all of them."""
 
     def __post_init__(self):
         require_positive(self, "collapse_patience")
@@ -38,25 +39,25 @@ class ProgressConfig:
         require_types(self)
 
 
-STORED = {"passed": "stage"}  # names in run folders that differ
+STORED = {"passed": "stage"}  # attributes that have another name in run folders
 
 
 class Verdict(Enum):
-    """What a validation means for training."""
+    """Result of a validation."""
 
-    GOING = "going"
+    GOING = "going"  # no better weights
     BEST = "best"  # the best weights of this stage so far
-    ADVANCED = "advanced"  # they also end the stage
-    COLLAPSED = "collapsed"  # go back to the best weights; the learning rate is halved
+    ADVANCED = "advanced"  # the stage is passed
+    COLLAPSED = "collapsed"  # return to the best weights; the learning rate was halved
 
 
 class Progress:
-    """Training with one stage.
+    """Progress of a training with a single stage.
 
     Args:
         config: thresholds and rules.
         lr: learning rate at the start.
-        chance: loss of a guess, in nats.
+        chance: loss of random guessing, in nats.
 
     Example:
         >>> progress = Progress(ProgressConfig(), lr=1e-3, chance=2.3)
@@ -70,38 +71,38 @@ class Progress:
         self.config, self.chance = config, chance
         self.base_lr = self.lr = lr
         self.best = math.inf  # loss of this stage's best validation
-        self.keeps = False  # whether what was validated last is to be kept
-        self.passed = 0  # stages
-        self.lowest = math.inf  # loss since the stage began or training collapsed
-        self.stale = 0  # validations in a row that neither lowered it nor were any good
-        self.waited = 0  # validations in a row that brought no better weights
+        self.keeps = False  # whether the weights validated last are to be kept
+        self.passed = 0  # stages passed
+        self.lowest = math.inf  # lowest loss since the stage began or training collapsed
+        self.stale = 0  # consecutive validations that neither lowered it nor were below half of chance
+        self.waited = 0  # consecutive validations without better weights
 
     @property
     def stop_condition(self) -> str:
-        """What may end the run before its samples do, in words before their number."""
+        """Text of the conditions that may end the run early; it precedes the number of samples in the "until:" line."""
         return f"{self.config.patience} validations without better weights, at most " if self.config.patience else ""
 
     @property
     def exhausted(self) -> bool:
-        """Whether waiting for better weights has lasted long enough to end the run."""
+        """Whether early stopping ends the run now."""
         return self.config.patience is not None and self.waited >= self.config.patience
 
     @property
     def stage(self) -> dict[str, int]:
-        """The stage that training is in, as `Data.at_stage` takes it."""
+        """Current stage, as `Data.at_stage` takes it."""
         return {}
 
     @property
     def place(self) -> tuple[int, int]:
-        """Number of the present stage, and of all stages."""
+        """Number of the current stage, and number of stages."""
         return 1, 1
 
     def drawn_stage(self, seed: int, step: int) -> dict[str, int]:
-        """The stage whose sequences a step trains on: this one, or by a draw that seed and step fix, an earlier one."""
+        """Return the stage on which a step trains: the current one, or an earlier one drawn from (seed, step)."""
         return self.stage
 
     def rate(self, done: float) -> float:
-        """Learning rate when a share ``done`` in [0, 1] of the run's samples is used."""
+        """Return the learning rate after a fraction ``done`` in [0, 1] of the run's samples."""
         floor, half = self.config.lr_floor, (1 - self.config.lr_floor) / 2
         if self.config.lr_decay == "cosine":
             return self.lr * (floor + half + half * math.cos(math.pi * done))
@@ -110,17 +111,17 @@ class Progress:
         return self.lr
 
     def observe(self, loss: float, averaged: float = math.inf) -> Verdict:
-        """Take a validation loss; say what it means, and in `keeps` whether to keep the weights.
+        """Record a validation loss, set `keeps`, and return the verdict.
 
         Args:
-            loss: of the weights that are trained; it decides.
-            averaged: of their average, which may be what is best.
+            loss: validation loss of the trained weights, which decides about collapse and the end of a stage.
+            averaged: validation loss of the moving average of the weights, which may be the better of the two.
         """
         lowest = min(loss, averaged) if math.isfinite(loss) else averaged
-        # while no weights of a later stage do its task, those that it began with are better
+        # in later stages, keep the weights of the previous stage until new ones are below half of chance
         self.keeps = lowest < self.best and (lowest < self.chance / 2 or self.passed == 0)
         self.waited = 0 if self.keeps else self.waited + 1
-        good = loss < self.chance / 2  # it does the task, if not well
+        good = loss < self.chance / 2
         self.stale = 0 if good or loss < self.lowest else self.stale + 1
         self.lowest = min(loss, self.lowest)
         began_good = self.passed > 0 or self.best < self.chance / 2
@@ -135,21 +136,21 @@ class Progress:
         return Verdict.GOING
 
     def solved(self, loss: float, sequence_accuracy: float) -> bool:
-        """Whether the scores of a validation give reason to end before all samples are used."""
+        """Return whether these validation scores end the run before all samples are used."""
         return False
 
     def state(self) -> dict:
-        """All that `restore` needs, ready for JSON."""
+        """Return the state as a dict that can be written as JSON, for `restore`."""
         return {STORED.get(name, name): getattr(self, name) for name in self.STATE}
 
     def restore(self, state: dict) -> None:
-        """Continue from a `state`.
+        """Restore a `state`.
 
         Raises:
-            UserError: it is none.
+            UserError: a value has the wrong type.
         """
         for name in self.STATE:
             before, key = getattr(self, name), STORED.get(name, name)
-            value = state.get(key, before)  # older runs lack some
-            require(fits(value, type(before)), f"{key}={shown(value)}: is no {type(before).__name__}")
+            value = state.get(key, before)  # runs of older versions lack some keys
+            require(fits(value, type(before)), f"{key}={shown(value)}: is not of type {type(before).__name__}")
             setattr(self, name, value)

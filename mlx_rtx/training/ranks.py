@@ -1,10 +1,11 @@
-"""Data parallelism: processes, called ranks, that train one model together, each on its share of every batch.
+"""Data parallelism: several processes, called ranks, train one model, each on its share of every batch.
 
-All have the same weights and take the same steps, for gradients are averaged over ranks, and whatever decides anything
-is a number that all of them have. What one of them alone knows, that it was asked to stop or that it is time to save,
-is a vote: it travels with the gradient, so that a step has one exchange, and is read a step later, when it has come.
+All ranks have the same weights and take the same steps: gradients are averaged over ranks by an all-reduce, and every
+decision depends only on numbers that all ranks have. Information of a single rank (a stop request, or that a checkpoint
+is due) is sent as a vote in the all-reduce of the gradient, so that a step has only one, and is read a step later, when
+the result has arrived.
 
-n ranks do what one process does whose --batch is an nth and whose --accumulate is n times as large, to rounding.
+Up to rounding error, n ranks equal one process with 1/n of the --batch and n times the --accumulate.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,11 +23,11 @@ import numpy as np
 from mlx.utils import tree_map, tree_unflatten
 
 VOTES = 2  # to stop, and to save
-PIECE = 2**26  # bytes that are sent at once
+PIECE = 2**26  # bytes per message
 
 
 class Ranks:
-    """A training by one process: its share is all there is, and what it wants is agreed.
+    """A training in a single process: its share is the whole batch, and its votes decide.
 
     Example:
         >>> Ranks().rows(8)
@@ -35,20 +36,20 @@ class Ranks:
 
     rank, size = 0, 1
     lifeline: Lifeline | None = None
-    """What ends this rank when another is lost."""
+    """Ends this rank when another is lost; None with a single process."""
 
     def __init__(self) -> None:
         self._wants_stop = self._wants_save = lambda: False
         self.remedy = "call again"
-        """What helps when one of several is lost, for whoever says so."""
+        """Remedy to name in the message when a rank is lost."""
 
     def ask(self, stop: Callable[[], bool], save: Callable[[], bool]) -> None:
-        """Have this rank's votes come from functions."""
+        """Set the functions that return this rank's votes."""
         self._wants_stop, self._wants_save = stop, save
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that writes and speaks."""
+        """Whether this is the rank that writes files and prints."""
         return self.rank == 0
 
     @property
@@ -63,57 +64,57 @@ class Ranks:
 
     @property
     def described(self) -> dict[str, int]:
-        """What a record of the run says of them: nothing of one."""
+        """Entries for the record of a run's environment; empty with a single process."""
         return {"ranks": self.size} if self.size > 1 else {}
 
     def rows(self, count: int) -> slice:
-        """Which of ``count`` rows are this rank's."""
+        """Return which of ``count`` rows belong to this rank."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def part_keys(self, key: mx.array | None, parts: int) -> list[mx.array | None]:
-        """Keys of this rank's parts of a step, of which each rank has as many; ``key`` itself where that is all."""
+        """Return random keys for this rank's ``parts`` parts of a step; ``key`` itself if there is one part in all."""
         total = parts * self.size
         if key is None or total == 1:
             return [key] * parts
         return list(mx.random.split(key, total)[self.rows(total)])
 
     def share(self, tree: Any) -> Any:
-        """This rank's rows of arrays (B, …)."""
+        """Return this rank's rows of arrays (B, …)."""
         return tree
 
     def whole(self, tree: Any) -> Any:
-        """Arrays (B, …) of which each rank has its share."""
+        """Return the arrays (B, …) of all ranks, given this rank's share of their rows (an all-gather)."""
         return tree
 
     def average(self, gradient: Gradient) -> Gradient:
-        """Loss and gradients as means over ranks; the carry stays this rank's own."""
+        """Return loss and gradients averaged over ranks, with this rank's own carry."""
         return gradient
 
     def heed(self) -> None:
-        """Read the votes that came with the gradient before the last, for which nobody has to wait."""
+        """Read the votes sent with all gradients but the last, which have already arrived."""
 
     def forget(self) -> None:
-        """Leave unread what was voted on before now: what was asked for is done."""
+        """Discard all votes so far, because they have been acted on."""
 
     def gather(self, own: mx.array, count: int) -> mx.array:
-        """Sums (M, B) by row of which each rank has those of its `rows`.
+        """Return sums (M, B) over all ``count`` = B rows, given those of this rank's `rows`.
 
         Raises:
-            Stopped: it was agreed to stop.
+            Stopped: the ranks have agreed to stop.
         """
         return own
 
     def of_first(self, tree: Any) -> Any:
-        """The first rank's float32 arrays, given a tree like it."""
+        """Return the first rank's tree of float32 arrays, given a tree of the same structure."""
         return tree
 
     def bytes_of_first(self, contents: list[bytes]) -> list[bytes]:
-        """The first rank's bytes, given as many."""
+        """Return the first rank's byte strings, given a list of the same length."""
         return contents
 
     @contextmanager
     def united(self) -> Iterator[None]:
-        """Let a block in which any rank may fail fail on all: none waits for another, and one says why."""
+        """Return a context that ends on all ranks if it fails on any; one of the failing ranks reports its error."""
         yield
 
 
@@ -121,14 +122,14 @@ class ManyRanks(Ranks):
     """One of several ranks.
 
     Args:
-        group: how they reach each other.
+        group: MLX's communication group.
     """
 
     def __init__(self, group: mx.distributed.Group):
         super().__init__()
         self.group, self.rank, self.size = group, group.rank(), group.size()
         self._agreed = [False] * VOTES
-        self._cast: list[mx.array] = []  # votes that came with gradients and are still to be read
+        self._cast: list[mx.array] = []  # votes sent with gradients, not read yet
 
     @property
     def stop(self) -> bool:
@@ -141,36 +142,36 @@ class ManyRanks(Ranks):
         return self._agreed[1]
 
     def share(self, tree: Any) -> Any:
-        """This rank's rows of arrays (B, …)."""
+        """Return this rank's rows of arrays (B, …)."""
         return _each(lambda array: array[self.rows(len(array))], tree)
 
     def whole(self, tree: Any) -> Any:
-        """Arrays (B, …) of which each rank has its share."""
+        """Return the arrays (B, …) of all ranks, given this rank's share of their rows (an all-gather)."""
         found = _each(lambda array: mx.distributed.all_gather(array, group=self.group), tree)
-        mx.eval(found)  # exchanges must come in the same order on all ranks, whoever reads what they bring
+        mx.eval(found)  # collectives must run in the same order on all ranks, even if the result is not used
         return found
 
     def average(self, gradient: Gradient) -> Gradient:
-        """Loss and gradients as means over ranks, by one exchange of one vector."""
+        """Return loss and gradients averaged over ranks with one all-reduce, and this rank's own carry."""
         names, arrays = zip(*flat(gradient.gradients).items(), strict=True)
         loss, votes, *means = self._sum([gradient.loss, self._votes(), *arrays], 1 / self.size)
         self._cast.append(votes)
         return Gradient(loss, tree_unflatten(list(zip(names, means, strict=True))), gradient.carry)
 
     def heed(self) -> None:
-        """Read the votes that came with the gradient before the last, for which nobody has to wait."""
+        """Read the votes sent with all gradients but the last, which have already arrived."""
         while len(self._cast) > 1:
             self._count(self._cast.pop(0))
 
     def forget(self) -> None:
-        """Leave unread what was voted on before now: what was asked for is done."""
+        """Discard all votes so far, because they have been acted on."""
         self._cast, self._agreed = [], [False] * VOTES
 
     def gather(self, own: mx.array, count: int) -> mx.array:
-        """Sums (M, B) by row of which each rank has those of its `rows`.
+        """Return sums (M, B) over all ``count`` = B rows, given those of this rank's `rows`.
 
         Raises:
-            Stopped: it was agreed to stop.
+            Stopped: the ranks have agreed to stop.
         """
         at = self.rows(count)
         padded = mx.pad(own, [(0, 0), (at.start, count - at.stop)])
@@ -181,7 +182,7 @@ class ManyRanks(Ranks):
         return found
 
     def of_first(self, tree: Any) -> Any:
-        """The first rank's float32 arrays, given a tree like it."""
+        """Return the first rank's tree of float32 arrays, given a tree of the same structure."""
         names, arrays = zip(*flat(tree).items(), strict=True)
         given = arrays if self.first else [mx.zeros_like(array) for array in arrays]
         found = self._sum(list(given))
@@ -189,7 +190,7 @@ class ManyRanks(Ranks):
         return tree_unflatten(list(zip(names, found, strict=True)))
 
     def bytes_of_first(self, contents: list[bytes]) -> list[bytes]:
-        """The first rank's bytes, given as many."""
+        """Return the first rank's byte strings, given a list of the same length."""
         given = contents if self.first else [b""] * len(contents)
         sizes = np.array(self._all_sum(mx.array([len(one) for one in given], mx.int64)))
         ends = np.cumsum(sizes)
@@ -202,7 +203,7 @@ class ManyRanks(Ranks):
 
     @contextmanager
     def united(self) -> Iterator[None]:
-        """Let a block in which any rank may fail fail on all: none waits for another, and one says why."""
+        """Return a context that ends on all ranks if it fails on any; one of the failing ranks reports its error."""
         failure: Exception | None = None
         try:
             yield
@@ -228,7 +229,7 @@ class ManyRanks(Ranks):
         return mx.distributed.all_sum(array, group=self.group)
 
     def _sum(self, arrays: list[mx.array], factor: float | None = None) -> list[mx.array]:
-        """Sums of float32 arrays over ranks, perhaps times a factor, in one exchange."""
+        """Return the sums of float32 arrays over ranks, times an optional factor, with one all-reduce."""
         joined = self._all_sum(mx.concatenate([array.reshape(-1) for array in arrays]))
         joined = joined if factor is None else joined * factor
         found, start = [], 0
@@ -239,5 +240,5 @@ class ManyRanks(Ranks):
 
 
 def _each(change: Callable[[mx.array], mx.array], tree: Any) -> Any:
-    """A tree with its arrays changed, and whatever else it holds as it is."""
+    """Apply ``change`` to the arrays of a tree, and leave other leaves unchanged."""
     return tree_map(lambda leaf: change(leaf) if isinstance(leaf, mx.array) else leaf, tree)

@@ -1,6 +1,7 @@
-"""Recipes: settings that train each task, by name.
+"""Recipes: named settings for each task.
 
-``default`` trains best, as far as was measured; ``paper`` is the paper's own, with its program's choices.
+``default`` gave the best results measured here; ``paper`` is the paper's own recipe, with the choices of its author's
+program.
 """
 
 from dataclasses import replace
@@ -24,9 +25,9 @@ from mlx_rtx.training.settings import LoopConfig, RunConfig
 
 COPY = RunConfig(
     task=CopyTask(),
-    # at α = ½ the state neither grows nor fades where a block adds nothing to it: λ² = αλ + α has λ = 1
+    # at α = ½ the state neither grows nor decays over blocks that add nothing to it: λ² = αλ + α has the solution λ = 1
     architecture=Architecture(dim=96, heads=6, block=32, positions="block", history="output", train_alpha=False),
-    progress=CurriculumConfig(advance_below=0.05, lr_rule="constant"),  # most steps are cheap ones, at the first length
+    progress=CurriculumConfig(advance_below=0.05, lr_rule="constant"),  # most steps are at the first, cheapest length
     optimizer=OptimizerConfig(optimizer="muon", lr=1e-3, muon_lr=8e-3, average=0.9),
     training=LoopConfig(samples=20_000, batch=32, validate_every=5),
 )
@@ -44,7 +45,7 @@ SELECTIVE_COPY_PAPER = replace(
     training=replace(COPY_PAPER.training, samples=1_200_000),
 )
 SELECTIVE_COPY = RunConfig(
-    task=SelectiveCopyTask(noise=8192),  # twice the paper's: right at its 4,096, and at 16,384 nearly so
+    task=SelectiveCopyTask(noise=8192),  # twice the paper's 4,096, where it is right; nearly right at 16,384
     architecture=replace(
         COPY.architecture,
         train_alpha=True,
@@ -95,7 +96,7 @@ TEXT = replace(
 )
 MQAR = RunConfig(
     task=MqarTask(fewer=True),
-    architecture=replace(  # normalised queries and keys learn far later here, a state that may grow hardly at all
+    architecture=replace(  # with qk_norm this task is learned far later, and without state_norm hardly at all
         SELECTIVE_COPY.architecture, dim=64, heads=4, block=16, alpha_kind="scalar", qk_norm=False
     ),
     progress=ProgressConfig(lr_decay="cosine", lr_floor=0.02, test_samples=1024),
@@ -128,5 +129,5 @@ RECIPES: dict[str, dict[str, RunConfig]] = {
 
 
 def recipes_by_task(recipe: str) -> dict[str, RunConfig]:
-    """Each task's settings by a recipe; by the default one where there is none of that name."""
+    """Return the settings of each task for a recipe; tasks without a recipe of that name use their default."""
     return {task: recipes.get(recipe, recipes["default"]) for task, recipes in RECIPES.items()}

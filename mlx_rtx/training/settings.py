@@ -1,4 +1,4 @@
-"""All settings of a training run: one dataclass a concern, the only home of its defaults, flags and help."""
+"""Settings of a training run: one dataclass per concern, the only source of defaults, flags and ``--help`` texts."""
 
 from dataclasses import asdict, dataclass
 
@@ -16,25 +16,27 @@ class LoopConfig:
     """The training loop."""
 
     samples: int
-    """Samples to train on at most."""
+    """Maximum number of samples to train on."""
     batch: int
-    """Sequences to a step, or to each part of one."""
+    """Sequences per step, or per part of a step with --accumulate."""
     accumulate: int = 1
-    """Parts of a step, of --batch sequences each, whose gradients are averaged: large batches in the memory of one."""
+    """Gradient accumulation: parts per step, each of --batch sequences, whose gradients are averaged. Memory is that of
+    one part."""
     segment: int | None = 8
-    """Blocks to a segment of the gradient: memory grows with it; None for the whole sequence."""
+    """Gradient checkpointing: blocks per recomputed segment. Memory grows with it; None: no checkpointing, the whole
+    sequence is one segment."""
     detach: int | None = None
-    """Truncated backpropagation: cut the gradient at every so many segments."""
+    """Truncated backpropagation: stop the gradient every this many segments; None: exact gradient."""
     validate_every: int = 15
-    """Steps from validation to validation; each one saves a checkpoint."""
+    """Steps between validations; each validation saves a checkpoint."""
     validate_samples: int | None = 64
-    """Sequences of a validation; None for all that are held out."""
+    """Sequences per validation; None: all held-out sequences."""
     report_every: int = 5
-    """Steps from one reported line to the next."""
+    """Steps between progress lines."""
     tracker: TrackerName | None = None
-    """Tell another program what metrics.jsonl says: TensorBoard, by files in the run folder, or wandb or trackio."""
+    """Also send the metrics to an experiment tracker: tensorboard (files in the run folder), wandb or trackio."""
     seed: int = 0
-    """Fixes initial weights, data and dropout."""
+    """Random seed of initial weights, data and dropout."""
 
     def __post_init__(self):
         require_types(self)
@@ -43,22 +45,22 @@ class LoopConfig:
         for name in ("segment", "detach", "validate_samples"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name}={value}: must be at least 1, or None")
-        require(self.samples >= self.rows, f"samples={self.samples}: less than one batch of {self.rows}")
+        require(self.samples >= self.rows, f"samples={self.samples}: must be at least one batch, {self.rows}")
         require(0 <= self.seed < 2**31, f"seed={self.seed}: must lie in 0 … 2147483647")
 
     @property
     def rows(self) -> int:
-        """Sequences to a step."""
+        """Number of sequences per step."""
         return self.batch * self.accumulate
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Settings of a run, one part a concern."""
+    """Settings of a run, one part per concern."""
 
     task: Task
     model: ModelKind = "recurrent"
-    """The paper's model, or the regular transformer that it is compared with."""
+    """The paper's recurrent transformer, or the regular transformer it is compared with."""
     architecture: Architecture
     progress: ProgressConfig
     optimizer: OptimizerConfig
@@ -69,7 +71,7 @@ class RunConfig:
         self.task.check_model(self.model, self.architecture)
 
     def model_config(self, data: Data | Shape) -> ModelConfig:
-        """The model's settings, completed by what the data dictates."""
+        """Return the model's configuration: the architecture plus vocabulary, length and output size of the data."""
         return ModelConfig(
             **asdict(self.architecture), vocab_size=data.vocab_size, max_len=data.length, out_size=data.out_size
         )

@@ -1,9 +1,9 @@
-"""Steps that are not taken because their gradient is far larger than those before.
+"""Skipping of steps whose gradient is far larger than the preceding ones.
 
     taken_t = norm_t ≤ F mean_t,   mean ← mean + (min(norm_t, F mean_t) - mean) / min(t + 1, 100)
 
-over all steps whose norm is finite, t of them before. A step that is not taken moves the mean as well, as far as one at
-the limit would: so gradients that stay large are taken again after a while. The first ten are taken whatever they are.
+over all steps whose norm is finite; t is the number of earlier such steps. A skipped step updates the mean like a step
+at the limit, so that gradients that stay large are accepted after a while. The first ten steps are always taken.
 """
 
 from mlx_rtx.support.compiled import Execution
@@ -11,17 +11,17 @@ from mlx_rtx.support.compiled import Execution
 import mlx.core as mx
 import mlx.nn as nn
 
-MEMORY = 100  # steps that the mean goes back, about
-FIRST = 10  # steps that are taken whatever their norm
+MEMORY = 100  # approximate number of steps in the running mean
+FIRST = 10  # number of steps at the start that are always taken
 
 
 class SpikeGuard:
-    """The running mean of gradient norms, and what it lets pass.
+    """Running mean of gradient norms, which decides whether a step is taken.
 
     Args:
-        model: whose steps they are.
+        model: model whose gradients are judged.
         above: F > 1.
-        execution: how it is run.
+        execution: how functions are compiled and run.
 
     Example:
         >>> guard = SpikeGuard(model, above=4.0, execution=Execution())
@@ -32,16 +32,16 @@ class SpikeGuard:
     def __init__(self, model: nn.Module, above: float, execution: Execution):
         self.model, self.above, self.execution = model, above, execution
         self.state: dict[str, mx.array] = {"mean": mx.array(0.0), "steps": mx.array(0)}
-        """The mean, and the steps t that went into it."""
+        """The mean, and the number of steps t in it."""
 
     def accepts(self, norm: mx.array) -> mx.array:
-        """Whether a step with a gradient of this norm (a scalar) is to be taken, a scalar bool."""
+        """Update the mean with a gradient norm (a scalar); return whether to take the step (a scalar bool)."""
         taken, self.state = self.execution(self.model, _judge, self.state, norm, self.above)
         return taken
 
 
 def _judge(model: nn.Module, state: dict, norm: mx.array, above: float) -> tuple[mx.array, dict[str, mx.array]]:
-    """Whether a step is taken, and the state after it."""
+    """Return whether a step is taken, and the new state."""
     mean, steps = state["mean"], state["steps"]
     limit = mx.where(steps < FIRST, mx.inf, above * mean)
     finite = mx.isfinite(norm)

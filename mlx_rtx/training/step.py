@@ -1,4 +1,4 @@
-"""One training step: the gradient of a batch, by segments, applied to the weights."""
+"""Training step: compute the gradient of a batch with gradient checkpointing, and update the weights."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from mlx_rtx.support.errors import require
 from mlx_rtx.support.trees import arrays, flat
 from mlx_rtx.support.typed import require_numbers
 from mlx_rtx.training.averaging import WeightAverage
-from mlx_rtx.training.gradient import Gradient, asked, carried_loss_and_grad, check_batch, check_cut
+from mlx_rtx.training.gradient import Gradient, carried_loss_and_grad, check_batch, check_cut, count_targets
 from mlx_rtx.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 from mlx_rtx.training.ranks import Ranks
 from mlx_rtx.training.spikes import SpikeGuard
@@ -19,28 +19,28 @@ from mlx.utils import tree_map
 
 
 class StepResult(NamedTuple):
-    """What a step came to; nothing of it need be computed yet."""
+    """Result of a step; its arrays may not be evaluated yet."""
 
     loss: mx.array  # scalar, nats
-    taken: mx.array  # scalar bool: whether the step was finite and not too large, else the weights are as before
-    norm: mx.array  # scalar, of the gradient before clipping; NaN where the weights would not have been finite
-    carry: Carries | None  # that the sequences leave; zeros where the loss was not finite
+    taken: mx.array  # scalar bool: whether the step was finite and not too large; otherwise the weights are unchanged
+    norm: mx.array  # scalar, norm of the gradient before clipping; NaN if the new weights would not have been finite
+    carry: Carries | None  # carry at the end of the sequences; zeros if the loss was not finite
 
 
 class TrainingStep:
     """A model with its optimizer.
 
-    Steps are queued, one ahead of the device: a step waits for the one before the last to be done.
+    Execution is asynchronous: a call queues its step and waits only until the previous step is done.
 
     Args:
-        model: the weights to train.
-        config: the optimizer's settings.
-        segment: blocks to a segment of the gradient; None for the whole sequence.
+        model: model to train.
+        config: optimizer settings.
+        segment: blocks per segment of the gradient checkpointing; None for the whole sequence.
         detach: see `loss_and_grad`.
-        execution: how it is run; `Execution` if not given.
-        accumulate: parts, of equally many sequences, in which a gradient is taken; their mean is that of the whole.
+        execution: how functions are compiled and run; default: `Execution()`.
+        accumulate: number of equal parts into which a batch is split; their gradients are averaged.
         masked: see `loss_and_grad`.
-        ranks: who takes the same step on other sequences of the batch; nobody if not given.
+        ranks: processes that take the same step on other sequences of the batch; default: this process alone.
 
     Example:
         >>> step = TrainingStep(model, OptimizerConfig(lr=1e-3), segment=8)
@@ -66,7 +66,7 @@ class TrainingStep:
         self.reset_optimizer()
 
     def reset_optimizer(self) -> None:
-        """Forget all moments and norms; the average, if there is one, starts anew from the present weights."""
+        """Reset moments and norms; the average of the weights, if any, restarts from the current weights."""
         self.optimizer = make_optimizer(self.config, self.model)
         self.guard: SpikeGuard | None = None
         if self.config.skip_above:
@@ -77,7 +77,7 @@ class TrainingStep:
 
     @property
     def state(self) -> dict[str, Any]:
-        """All that steps go by besides the weights: a tree of arrays."""
+        """State of the step apart from the weights (moments, average, norms), a tree of arrays."""
         state = dict(self.optimizer.state)
         if self.average:
             state["average"] = self.average.state
@@ -89,7 +89,7 @@ class TrainingStep:
     def state(self, state: dict[str, Any]) -> None:
         here, given = ({name: array.shape for name, array in flat(tree).items()} for tree in (self.state, state))
         other = next((name for name in sorted(here.keys() | given.keys()) if here.get(name) != given.get(name)), None)
-        require(other is None, f"state: {other} does not fit; it is of another model, or of another optimizer")
+        require(other is None, f"state: {other} does not fit; it belongs to another model or another optimizer")
         state = dict(state)
         if self.average:
             self.average.state = state.pop("average")
@@ -111,10 +111,11 @@ class TrainingStep:
         Args:
             tokens, targets, key, close: see `loss_and_grad`.
             lr: learning rate.
-            carry: what the sequences, of several ranks this one's, go on from, in whole blocks; None where they start.
+            carry: carry from which the sequences continue (with several ranks: this rank's sequences); L must then be a
+                multiple of K. None at the start of sequences.
 
         Raises:
-            UserError: see `loss_and_grad`; and a learning rate or a carry that can be none.
+            UserError: see `loss_and_grad`; also an invalid learning rate or carry.
         """
         check_batch(self.model, tokens, targets, self.masked)
         N = self.accumulate * self.ranks.size
@@ -124,8 +125,8 @@ class TrainingStep:
         if carry is not None:
             B, L, K = len(tokens) // self.ranks.size, tokens.shape[1], self.model.config.block
             found = [array.shape for array in arrays(carry)]
-            require(found == self.model.carry_shapes(B), f"carry: is of another model, or not of {B} sequences")
-            require(L % K == 0, f"tokens: {L} to go on from a carry; must be whole blocks, a multiple of block={K}")
+            require(found == self.model.carry_shapes(B), f"carry: is not that of {B} sequences of this model")
+            require(L % K == 0, f"tokens: length {L}; to continue from a carry it must be a multiple of block={K}")
         return self.take(tokens, targets, lr=lr, key=key, carry=carry, close=close)
 
     def take(
@@ -137,7 +138,7 @@ class TrainingStep:
         carry: Carries | None = None,
         close: bool = True,
     ) -> StepResult:
-        """The step itself, of what is known to be right: it checks nothing, and so need not wait for the batch."""
+        """Take a step without checking the arguments, which would have to wait for the batch to be evaluated."""
         self.model.train()
         found = self.ranks.average(self._gradient(tokens, targets, carry, close, key))
         self.optimizer.learning_rate = lr
@@ -148,19 +149,19 @@ class TrainingStep:
         self.execution.wait(self._in_flight)
         self.ranks.heed()
         self._in_flight = found.loss
-        usable = mx.isfinite(found.loss)  # else the sequences start anew: what is not finite would stay so for ever
+        usable = mx.isfinite(found.loss)  # else the sequences restart: a carry that is not finite would remain so
         carry = found.carry and tree_map(lambda part: mx.where(usable, part, 0), found.carry)
         return StepResult(found.loss, taken, norm, carry)
 
     def _gradient(
         self, tokens: mx.array, targets: mx.array, carry: Carries | None, close: bool, key: mx.array | None
     ) -> Gradient:
-        """The gradient of all sequences: the mean over parts, of which one is in memory while the next is queued."""
+        """Return the mean gradient over all parts; at most two parts are in memory, one running and one queued."""
         settings: dict[str, Any] = {"segment": self.segment, "detach": self.detach, "close": close}
         settings["execution"] = self.execution
         N = self.accumulate
         if self.masked:
-            settings["total"] = asked(targets) / (N * self.ranks.size)  # parts may ask unequally much
+            settings["total"] = count_targets(targets) / (N * self.ranks.size)  # parts may have unequal numbers of them
         tokens, targets = self.ranks.share((tokens, targets))
         B = len(tokens) // N
         keys = self.ranks.part_keys(key, N)

@@ -1,4 +1,4 @@
-"""Settings as a run folder's ``config.json`` keeps them."""
+"""Conversion of settings to and from a run folder's ``config.json``."""
 
 from dataclasses import asdict, fields
 
@@ -9,11 +9,11 @@ from mlx_rtx.tasks import Data
 from mlx_rtx.training.recipes import RECIPES
 from mlx_rtx.training.settings import RunConfig
 
-RENAMED = {"once": "without_replacement"}  # settings of tasks, as earlier revisions called them
+RENAMED = {"once": "without_replacement"}  # earlier names of tasks' settings
 
 
 def to_stored(task: str, config: RunConfig, data: Data) -> dict:
-    """The settings as a run folder's ``config.json`` keeps them."""
+    """Return the settings in the form that ``config.json`` stores."""
     parts = asdict(config)
     model = {"kind": parts.pop("model"), **asdict(config.model_config(data))}
     del parts["architecture"]
@@ -22,10 +22,10 @@ def to_stored(task: str, config: RunConfig, data: Data) -> dict:
 
 
 def from_stored(stored: dict) -> tuple[str, RunConfig]:
-    """The task's name and the settings that `to_stored` wrote.
+    """Return the task's name and the settings from the result of `to_stored`.
 
     Raises:
-        UserError: they do not fit this version.
+        UserError: the settings do not fit this version.
     """
     try:
         recipe, model = RECIPES[stored["task"]]["default"], stored["model"]

@@ -1,4 +1,4 @@
-"""What steps came to since the last report, and since the last validation; a run that resumes goes on with it."""
+"""Statistics of the steps since the last report and since the last validation; they are saved in checkpoints."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import mlx.core as mx
 
 @dataclass(kw_only=True)
 class Tally:
-    """Takes steps in without waiting for them, until it is asked for what they came to.
+    """Collects the results of steps, and waits for them only when a report or the state is requested.
 
     Example:
         >>> tally = Tally()
@@ -22,31 +22,31 @@ class Tally:
     """
 
     losses: list[float] = field(default_factory=list)
-    """Of the steps since the last report that were on the present stage."""
+    """Losses of the steps on the current stage since the last report."""
     lengths: list[int] = field(default_factory=list)
-    """Of the sequences of all steps since the last report."""
+    """Sequence lengths of all steps since the last report."""
     seconds: float = 0.0
-    """That these took, when the tally was stored."""
+    """Duration of these steps when the tally was saved."""
     reported: list[float] = field(default_factory=list)
     """Losses reported since the last validation."""
     skipped: int = 0
-    """Steps since the last validation that were not taken, for gradients or weights that would not be finite."""
+    """Number of steps since the last validation that were skipped because gradient or weights would not be finite."""
     spikes: int = 0
-    """The same for one that was too large."""
+    """Number of steps since the last validation that were skipped because the gradient was too large."""
     accuracy: float | None = None
-    """That of the last validation."""
+    """Accuracy of the last validation."""
 
     def __post_init__(self):
         self._clock = time.perf_counter() - self.seconds
         self._waiting: list[tuple[StepResult, bool]] = []
 
     def add(self, result: StepResult, length: int, counts: bool = True) -> None:
-        """Take in a step on sequences of a length; ``counts`` says whether its loss is of the present stage."""
+        """Add a step on sequences of a given length; ``counts`` tells whether it trained on the current stage."""
         self.lengths.append(length)
         self._waiting.append((result._replace(carry=None), counts))
 
     def settle(self) -> None:
-        """Wait for the steps, and count those that were not taken."""
+        """Wait for the steps, and count those that were skipped."""
         if self._waiting:
             results = [result for result, _ in self._waiting]
             finite = int(float(mx.isfinite(mx.stack([result.norm for result in results])).sum()))
@@ -56,7 +56,7 @@ class Tally:
             self._waiting = []
 
     def report(self) -> dict[str, Any] | None:
-        """Loss, mean length, steps and seconds since the last report, which ends here; None while no loss counts."""
+        """Return loss, mean length, steps and seconds since the last report, and reset them; None without losses."""
         self.settle()
         if not self.losses:
             return None
@@ -69,30 +69,30 @@ class Tally:
 
     @property
     def untaken(self) -> int:
-        """Steps since the last validation that were not taken, as far as they are settled."""
+        """Number of settled steps since the last validation that were skipped."""
         return self.skipped + self.spikes
 
     def warnings(self, limit: float) -> Iterator[tuple[str, dict[str, Any]]]:
-        """What to say of steps that were not taken, in words and as fields; ``limit`` is what was too large."""
+        """Yield warnings about skipped steps, as text and as fields of an event; ``limit`` is ``skip_above``."""
         for skipped, reason, mark in (
             (self.skipped, "or weights that would not be finite", {}),
             (self.spikes, f"more than {limit:g} times as large as usual", {"above": limit}),
         ):
             if skipped:
-                yield f"warning: {skipped} steps with a gradient {reason} were not taken", {"skipped": skipped, **mark}
+                yield f"warning: skipped {skipped} steps with a gradient {reason}", {"skipped": skipped, **mark}
 
     def begin_report(self) -> None:
-        """Forget the steps and the time that the next report would tell of."""
+        """Reset the statistics of the next report."""
         self._waiting, self.losses, self.lengths = [], [], []
         self._clock = time.perf_counter()
 
     def begin_validation(self, accuracy: float) -> None:
-        """Forget all but what the last validation came to."""
+        """Reset all statistics, and record the accuracy of the validation that just ended."""
         self.reported, self.skipped, self.spikes, self.accuracy = [], 0, 0, accuracy
         self.begin_report()
 
     def state(self) -> dict[str, Any]:
-        """All of it, ready for JSON; `make` of `mlx_rtx.support.typed` goes on from there."""
+        """Return the tally as a dict that can be written as JSON; `mlx_rtx.support.typed.make` restores it."""
         self.settle()
         self.seconds = time.perf_counter() - self._clock if self.lengths else 0.0
         return asdict(self)

@@ -1,4 +1,4 @@
-"""What a run logs, passed on to other programs as it comes: TensorBoard, and what has the interface of wandb."""
+"""Experiment trackers: TensorBoard, wandb and trackio receive what a run logs."""
 
 import importlib
 import time
@@ -14,42 +14,42 @@ PROJECT = "mlx_rtx"
 
 
 class Tracker(NamedTuple):
-    """Another program that is told of a run."""
+    """Functions of an experiment tracker."""
 
-    log: Callable[[dict[str, float], int], Any]  # values by name, and the step that they are of
+    log: Callable[[dict[str, float], int], Any]  # takes values by name, and their step
     close: Callable[[], Any]
 
 
 def make_tracker(name: TrackerName, folder: Path, config: dict[str, Any]) -> Tracker:
-    """A tracker by name.
+    """Return a tracker by name.
 
-    TensorBoard's files lie in the folder ``tensorboard`` of the run; wandb and trackio call the run what its folder is
-    called, and send it where they are set up to.
+    TensorBoard's files are written to ``tensorboard`` in the run folder. wandb and trackio name the run after its
+    folder and send data to wherever they are configured to.
 
     Args:
-        name: which.
-        folder: the run's.
-        config: its settings.
+        name: name of the tracker.
+        folder: run folder.
+        config: settings of the run.
 
     Raises:
-        UserError: its package is missing, or it cannot begin.
+        UserError: its package is missing, or it cannot be started.
     """
     try:
-        module = importlib.import_module(MODULES[name])  # late: heavy, and optional
+        module = importlib.import_module(MODULES[name])  # imported late: heavy and optional
     except ImportError:
         raise UserError(
             f"--tracker {name}: needs a package (pip install 'mlx-rtx[{name}]'); or drop the flag"
         ) from None
     try:
         if name == "tensorboard":
-            suffix = f".{time.time_ns()}"  # a file's own name says the second only
+            suffix = f".{time.time_ns()}"  # the default file name has a resolution of one second
             return _to_tensorboard(module.SummaryWriter(str(folder / "tensorboard"), filename_suffix=suffix))
         module.init(project=PROJECT, name=folder.resolve().name, config=config)
         return Tracker(lambda values, step: module.log(values, step=step), module.finish)
-    except Exception as error:  # no login, no network, no space: theirs to say
+    except Exception as error:  # e.g. no login, no network, no disk space
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--tracker {name}: cannot begin ({type(error).__name__}: {reason}); or drop the flag"
+            f"--tracker {name}: cannot start ({type(error).__name__}: {reason}); fix this, or drop the flag"
         ) from None
 
 
@@ -63,7 +63,7 @@ def _to_tensorboard(writer: Any) -> Tracker:
 
 
 def numbers(kind: str, fields: dict[str, Any]) -> dict[str, float]:
-    """The numbers among an event's fields, by kind and name; those of a list by their place as well.
+    """Return the numbers among an event's fields, keyed by kind and name, in lists also by index.
 
     Example:
         >>> numbers("train", {"step": 5, "loss": 0.5, "alpha": [0.25], "sample": "To be"})

@@ -1,6 +1,6 @@
-"""The training loop: batch → gradient → weights, with validation, curriculum and checkpoints.
+"""Training loop: batch → gradient → weights, with validation, curriculum and checkpoints.
 
-All randomness is a function of (seed, purpose, step), so the step number is the whole random state.
+All random numbers are functions of (seed, purpose, step), so the step number is the complete random state.
 """
 
 import math
@@ -32,18 +32,18 @@ from mlx_rtx.training.validation import Candidate, put_in, score_candidates, wri
 
 import mlx.core as mx
 
-SAVE_SECONDS = 60  # save at least so often
+SAVE_SECONDS = 60  # longest time between two checkpoints
 
 
 class Trainer:
     """A training run.
 
     Args:
-        config: its settings.
-        data: what ``config.task`` loaded.
-        folder: where it saves; its ``config.json`` is written already.
-        resume: go on bit-exactly from what the folder holds.
-        ranks: who trains the same model on other sequences; nobody if not given.
+        config: settings of the run.
+        data: data loaded by ``config.task``.
+        folder: run folder to save to; its ``config.json`` must exist.
+        resume: resume bit-exactly from the checkpoint in the folder.
+        ranks: processes among which each batch is divided; default: this process alone.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Trainer:
         self.step, self.finished = 0, False
         mx.random.seed(config.training.seed)
         self.model = MODELS[config.model](config.model_config(data))
-        self._requests: list[int] = []  # to stop
+        self._requests: list[int] = []  # stop requests
         self.ranks.ask(
             lambda: bool(self._requests) or self.log.lost, lambda: time.perf_counter() - self._saved > SAVE_SECONDS
         )
@@ -63,11 +63,12 @@ class Trainer:
             config.training.accumulate, data.masked, self.ranks,
         )  # fmt: skip
         self.progress = make_progress(config.progress, data.stage, config.optimizer.lr, data.chance)
-        self._carry: Carries | None = None  # what a stateful run goes on from
+        self._carry: Carries | None = None  # carry into the next batch, if the task is stateful
         self._best = self.model.trainable_parameters()
-        self._chosen = self._due = False  # weights, by a validation; a validation, before the next step
+        self._chosen = False  # whether a validation has chosen self._best
+        self._due = False  # whether a validation precedes the next step
         self._tally = Tally()
-        self._checked: set[int] = set()  # lengths whose first batch was looked at: others are like it
+        self._checked: set[int] = set()  # lengths for which a batch was checked; only the first of each is
         self._signs = FailureSigns(data.chance, data.long_range)
         self._resumed, self._scored = resume, False
         if resume:
@@ -77,23 +78,23 @@ class Trainer:
 
     @property
     def samples(self) -> int:
-        """Samples trained on so far."""
+        """Number of samples trained on so far."""
         return self.step * self.config.training.rows
 
     @property
     def _used_up(self) -> bool:
-        """Whether another batch would be more than the samples allowed."""
+        """Whether another batch would exceed the number of samples of the run."""
         return self.samples + self.config.training.rows > self.config.training.samples
 
     @property
     def done(self) -> bool:
-        """Whether an earlier call came to the end, and to the final scores."""
+        """Whether an earlier process completed the run, including the final scores."""
         return self._scored and not self._due and (self.finished or self._used_up)
 
     def fit(self) -> Scores | None:
-        """Train to the end; return the scores of the best weights on held-out samples, None if stopped before.
+        """Train to the end; return the scores of the best weights on held-out samples, or None if stopped early.
 
-        A step or validation that is under way when a stop is asked for is dropped, and done anew when the run goes on.
+        A step or validation in progress at a stop request is discarded and repeated when the run resumes.
         """
         with stop_requests() as self._requests:
             try:
@@ -110,9 +111,9 @@ class Trainer:
         if self._resumed:
             marks = {"step": self.step, "samples": self.samples, "validated": not self._due}
             self.log.note("resume", **marks, environment=backend.environment())
-            self._mend()
+            self._recover()
         if self.step == 0:
-            self.save()  # so that what has begun can go on
+            self.save()  # so that the run can be resumed from the start
 
     def _train(self) -> None:
         training = self.config.training
@@ -124,7 +125,7 @@ class Trainer:
                 if self.step % training.report_every == 0:
                     self._report()
                     if self._tally.untaken and not self._due:
-                        self._mend()
+                        self._recover()
             if self._due:
                 self._validate()
                 self._due = False
@@ -133,7 +134,7 @@ class Trainer:
                 self.save()
 
     def save(self) -> None:
-        """Save all that `resume` needs."""
+        """Save a checkpoint from which the run can be resumed."""
         counters = Counters(
             step=self.step, finished=self.finished, due=self._due, progress=self.progress.state(),
             tally=self._tally.state(), signs=self._signs.lasted,
@@ -143,7 +144,7 @@ class Trainer:
         self._saved = time.perf_counter()
 
     def _restore(self) -> None:
-        """Go on from what the folder holds."""
+        """Load the checkpoint in the run folder."""
         folder, rows = self.folder, self.config.training.rows if self.data.stateful else None
         if best := os.path.lexists(folder.model):
             folder.read_model(self.model)
@@ -162,7 +163,7 @@ class Trainer:
         self._scored = self.step in finals
 
     def _key(self, purpose: Purpose) -> mx.array:
-        """The random key of one purpose at this step."""
+        """Return the random key for one purpose at this step."""
         return step_key(self.config.training.seed, self.step, purpose)
 
     def _take_step(self) -> None:
@@ -179,9 +180,9 @@ class Trainer:
         self.step += 1
 
     def _report(self) -> None:
-        """Say how the steps since the last report went; the only place that waits for their losses.
+        """Report the steps since the last report; only this method waits for their losses.
 
-        The loss is that of the present stage; where other stages are mixed in, the length is a mean.
+        The loss covers the steps on the current stage; the length is the mean over all steps.
         """
         if (came := self._tally.report()) is None:
             return
@@ -197,20 +198,20 @@ class Trainer:
         )  # fmt: skip
         mx.reset_peak_memory()
 
-    def _mend(self) -> None:
-        """Do away with numbers that are not finite; no step is taken that follows from any."""
+    def _recover(self) -> None:
+        """Replace weights or optimizer state that are not finite; steps that would depend on them are not taken."""
         if not_finite(self.model.parameters()):
             self.progress.observe(math.nan)
             self._go_back("weights that are not finite")
-            bad = not_finite(self.model.parameters())  # where they are frozen
-            require(not bad, f"{self.folder.path}: {bad[:1]} is not finite, and nothing better is kept; train anew")
+            bad = not_finite(self.model.parameters())  # frozen parameters, or the best weights themselves
+            require(not bad, f"{self.folder.path}: {bad[:1]} is not finite, and no finite weights are saved; retrain")
         elif not_finite(self.train_step.state):
             self.train_step.reset_optimizer()
-            text = "warning: moments, norms or averaged weights that are not finite: all of them start anew"
+            text = "warning: moments, norms or averaged weights are not finite: all of them are reset"
             self.log.event("restart", text, **self._where)
 
     def _go_back(self, why: str) -> None:
-        """Have the best weights again, and nothing else of what training went by."""
+        """Restore the best weights; reset the carry and the optimizer."""
         self.model.update(self._best)
         self._carry = None
         self.train_step.reset_optimizer()
@@ -219,20 +220,20 @@ class Trainer:
 
     @property
     def _where(self) -> dict[str, int]:
-        """Where training stands, for events."""
+        """Fields of an event: step, samples and stage."""
         return {"step": self.step, "samples": self.samples, **self.progress.stage}
 
     def _alphas(self) -> list[float]:
         return [float(alpha) for alpha in self.model.alphas]
 
     def _validate(self) -> None:
-        """Score the weights and act on it: keep them, move on, go back, or end."""
+        """Score the weights, then keep them, begin the next stage, return to the best weights, or end the run."""
         self._report()
         self.model.update(self.ranks.of_first(self.model.trainable_parameters()))
         tally, where = self._tally, self._where
-        with self.log.all_or_none():  # what takes long comes first: until it is done nothing has changed
+        with self.log.all_or_none():  # the slow part comes first: if it is interrupted, nothing has changed
             candidates = score_candidates(self.model, self.train_step.average, self._score_at_stage)
-            steadiest = candidates[-1]  # the average where there is one: weights themselves waver from step to step
+            steadiest = candidates[-1]  # the average if there is one: it fluctuates less from step to step
             solved = self.progress.solved(steadiest.scores.loss, steadiest.scores.sequence_accuracy)
             confirmed = solved and self._confirm(steadiest)
             sample = self.data.illustrate(self._write) if self.ranks.first else None
@@ -253,7 +254,7 @@ class Trainer:
         elif verdict is Verdict.COLLAPSED:
             self._go_back("training collapsed")
         if tally.untaken or not all(math.isfinite(one.scores.loss) for one in candidates):
-            self._mend()
+            self._recover()
         if sample is not None:
             self.log.event("sample", "\n".join("  | " + row for row in sample.splitlines()), **where, sample=sample)
         recent = sum(tally.reported) / len(tally.reported) if tally.reported else scores.loss
@@ -263,18 +264,18 @@ class Trainer:
         mx.reset_peak_memory()
 
     def _write(self, prompt: str, count: int) -> str:
-        """What the model writes after a prompt, at temperature 0.8."""
+        """Return text that the model generates after a prompt, at temperature 0.8."""
         assert self.data.vocabulary is not None
         return write_sample(self.model, self.data.vocabulary, prompt, count, int(self._key("test")[0]), self.execution)
 
     def _keep(self, chosen: Candidate) -> None:
-        """Make these the best weights."""
+        """Make these the best weights, and save them."""
         self._best, self._chosen = chosen.weights, True
         with put_in(self.model, chosen.weights):
             self.folder.write_model(self.model)
 
     def _confirm(self, candidate: Candidate) -> bool:
-        """Whether weights that a validation found all right are so on more fresh sequences."""
+        """Return whether these weights get every sequence right on a second set of fresh sequences too."""
         fresh, samples = mx.random.split(self._key("test"))[0], self.config.progress.test_samples
         with put_in(self.model, candidate.weights):
             scores = self._score("confirmation", self.data, samples, fresh, candidate.averaged)
@@ -285,7 +286,7 @@ class Trainer:
         return self._score("validation", data, samples, self._key("validation"), averaged)
 
     def _score(self, event: str, data: Data, samples: int | None, key: mx.array, averaged: bool = False) -> Scores:
-        """Score the model's weights on held-out sequences, and say so, and whether they are an average."""
+        """Score the model's weights on held-out sequences, and log the scores; ``averaged`` marks an average."""
         sequences = data.held_out("validation", samples, self.config.training.batch, key)
         scores = evaluate(self.model, self.log.scoring(event, sequences), self.execution, self.ranks)
         mark: dict[str, bool] = {"averaged": True} if averaged else {}
@@ -294,7 +295,7 @@ class Trainer:
         return scores
 
     def _rate(self) -> float:
-        """Learning rate of the next step."""
+        """Return the learning rate of the next step."""
         warm_up = self.config.optimizer.warm_up
         risen = min(1.0, (self.step + 1) / warm_up) if warm_up else 1.0
         return risen * self.progress.rate(self.samples / self.config.training.samples)

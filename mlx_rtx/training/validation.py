@@ -1,4 +1,4 @@
-"""What a validation makes of a model besides its scores. It may take long, changes nothing, and may be broken off."""
+"""Scoring of candidate weights, and sample text; this may take long, changes no state and can be interrupted."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ class Candidate(NamedTuple):
 
 @contextmanager
 def put_in(model: nn.Module, weights: dict[str, Any]) -> Iterator[None]:
-    """Let a model have other weights for a while."""
+    """Return a context in which ``model`` has other weights."""
     own = model.trainable_parameters()
     model.update(weights)
     try:
@@ -38,12 +38,12 @@ def put_in(model: nn.Module, weights: dict[str, Any]) -> Iterator[None]:
 def score_candidates(
     model: Transformer, average: WeightAverage | None, score: Callable[[bool], Scores]
 ) -> list[Candidate]:
-    """Score what may be kept on the same held-out sequences: the weights, then their average if there is one.
+    """Score the model's weights, and then their moving average if there is one, on the same held-out sequences.
 
     Args:
-        model: the weights.
-        average: their average.
-        score: scores what the model has, given whether that is an average.
+        model: model with the trained weights.
+        average: their moving average.
+        score: function that scores the model's current weights; its argument tells whether they are the average.
     """
     own, found = model.trainable_parameters(), []
     for weights in [own, average.weights] if average else [own]:
@@ -55,13 +55,13 @@ def score_candidates(
 def write_sample(
     model: Transformer, vocabulary: Vocabulary, prompt: str, count: int, seed: int, execution: Execution
 ) -> str:
-    """``count`` tokens that a model writes after a prompt, at temperature 0.8; or why it can't."""
+    """Return ``count`` tokens that a model generates after a prompt at temperature 0.8, or the reason why it cannot."""
     model.eval()
     parts = []
     try:
         for response in stream_generate(model, vocabulary, prompt, count, make_sampler(temp=0.8), seed):
             execution.poll()
             parts.append(response.text)
-    except UserError as error:  # of a model whose numbers are none: the validation says so, and training goes on
+    except UserError as error:  # e.g. logits that are not finite; the trainer recovers from them after the validation
         return f"no sample: {error}"
     return "".join(parts)

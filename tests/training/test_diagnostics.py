@@ -38,7 +38,7 @@ def test_forgetting_is_no_bad_sign_where_nothing_is_far_apart():
 
 @pytest.mark.parametrize(
     ("train_loss", "loss", "words"),
-    [(1.95, 1.95, "not moving"), (1.93, 1.93, ""), (0.5, 1.11, "leaving training"), (0.5, 1.09, ""), (0.0, 0.09, "")],
+    [(1.95, 1.95, "loss stays at"), (1.93, 1.93, ""), (0.5, 1.11, "above training"), (0.5, 1.09, ""), (0.0, 0.09, "")],
 )
 def test_losses_are_signs_beyond_their_thresholds(train_loss, loss, words):
     """A loss above 97 % of a guess's; a validation above twice the training loss and 0.1."""

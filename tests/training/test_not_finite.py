@@ -105,7 +105,7 @@ def test_weights_that_are_frozen_and_not_finite_end_the_run(tmp_path):
     """There is nothing to go back to: the reason in one line."""
     trainer = make_trainer(tmp_path, replace(TINY, architecture=replace(TINY.architecture, train_alpha=False)))
     trainer.model.layers[0].alpha = mx.array(math.nan)
-    with pytest.raises(UserError, match=r"layers\.0\.alpha.* is not finite, and nothing better is kept") as error:
+    with pytest.raises(UserError, match=r"layers\.0\.alpha.* is not finite, and no finite weights are saved") as error:
         trainer.fit()
     assert "\n" not in str(error.value)
 

@@ -115,12 +115,12 @@ def test_a_run_stopped_before_its_first_validation_can_be_used(kind, tmp_path, c
         assert np.array_equal(array, flat(trainer.model.parameters())[name]), name
     capsys.readouterr()
     evaluate.main([str(tmp_path / "run"), "--samples", "2"])
-    assert "note: this run has come to no validation" in capsys.readouterr().out
+    assert "note: this run was stopped before its first validation" in capsys.readouterr().out
     if kind == "text":
         trainer.data.vocabulary.save(trainer.folder.tokenizer)
         generate.main(["--model", str(tmp_path / "run"), "--prompt", "1", "--max-tokens", "5"])
         printed = capsys.readouterr()
-        assert "note: this run has come to no validation" in printed.err
+        assert "note: this run was stopped before its first validation" in printed.err
         assert len(printed.out) == 6
 
 

@@ -72,7 +72,7 @@ def test_a_tracker_that_fails_is_left_behind(tmp_path, monkeypatch, capsys):
 
 def test_a_tracker_that_cannot_begin_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", Wandb(fails_at="init"))
-    with pytest.raises(UserError, match=r"--tracker wandb: cannot begin \(RuntimeError: no login\)"):
+    with pytest.raises(UserError, match=r"--tracker wandb: cannot start \(RuntimeError: no login\)"):
         make_tracker("wandb", tmp_path, {})
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(UserError, match=r"--tracker trackio: needs a package \(pip install 'mlx-rtx\[trackio\]'\)"):
