@@ -1,6 +1,7 @@
-"""Try fused kernels on this machine: ``python -m mlx_rtx.kernel_check copy``.
+"""Check the fused kernels on this machine: ``python -m mlx_rtx.kernel_check copy``.
 
-Trainings ask by `decide` whether they are to be used; where nobody knows yet, a process of its own finds out.
+Trainings call `decide` to learn whether to use the kernels; if no result is stored yet, it runs the check in a separate
+process.
 """
 
 from mlx_rtx.kernel_check.decision import Decision, decide

@@ -1,7 +1,7 @@
-"""Whether training uses kernels: by the verdict on this machine, which the first training waits for.
+"""Decides whether a training uses kernels, from the verdict of a check on this machine.
 
-The check runs in a process of its own, with limits. What it cannot survive, a crash of the process or of the whole
-machine, it has written down as begun; so it is not tried a second time.
+The first training waits for the check, which runs in a separate process with a time limit. The check records each stage
+on disk before it starts, so that a stage that crashes the process or the whole machine is not repeated.
 """
 
 import os
@@ -26,32 +26,32 @@ from mlx_rtx.support.stopping import stop_requests
 import mlx.core as mx
 
 WORKER = (sys.executable, "-m", "mlx_rtx.kernel_check.worker")
-PAUSE = 2.0  # seconds after a process was killed, which its work on the GPU may outlast
+PAUSE = 2.0  # seconds to wait after a process was killed, because its work on the GPU may still be running
 Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a run's kernels are, and how that came about."""
+    """Which kernels a run uses, and why."""
 
     form: Form | None = None
-    """By which kernels run; None for plain operations, or where no check was asked for."""
+    """Form of the kernels; None for plain operations, or if no check was needed."""
     key: str | None = None
-    """Of the question that was asked; None where there was none."""
+    """Key of the question that was checked; None if no check was needed."""
     text: str | None = None
-    """One line for people."""
+    """One line for the user."""
 
     @property
     def stored(self) -> dict[str, Any] | None:
-        """What a run folder keeps, so that the run goes on by the same kernels."""
+        """Values to store in the run folder, so that a resumed run uses the same kernels."""
         return None if self.key is None else {"key": self.key, "form": self.form}
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Let models run so meanwhile; where the GPU then fails, kernels like these are never used again.
+        """Context manager: use the chosen form; if the GPU fails meanwhile, never use these kernels again.
 
         Raises:
-            UserError: it failed.
+            UserError: if the GPU failed.
         """
         kernels.choose(self.form)
         try:
@@ -61,10 +61,10 @@ class Decision:
                 raise
             file = VerdictFile.named(self.key)
             if verdict := file.read():
-                fail(file, verdict, f"a training broke off ({error})")
+                fail(file, verdict, f"a training failed ({error})")
             raise UserError(
-                f"the GPU failed while kernels ran ({error}); trainings like this take plain operations from now on, "
-                f"as all do with {kernels.VARIABLE}=0; add --resume to go on"
+                f"the GPU failed while kernels ran ({error}); from now on trainings like this use plain operations, "
+                f"as all do with {kernels.VARIABLE}=0; continue with --resume"
             ) from error
         finally:
             kernels.choose(None)
@@ -73,12 +73,12 @@ class Decision:
 def decide(
     model: ModelKind, architecture: Architecture, batch: int, before: dict[str, Any] | None, say: Say
 ) -> Decision:
-    """The kernels of a training run.
+    """Decide which kernels a training run uses.
 
     Args:
-        model, architecture, batch: what it trains.
-        before: what the run's folder keeps of an earlier decision; the run goes on as it began where it can.
-        say: told that there is something to wait for.
+        model, architecture, batch: settings of the training.
+        before: earlier decision stored in the run folder, which a resumed run follows if possible.
+        say: function that prints a line, called before a check that takes time.
     """
     if not (
         model == "recurrent" and architecture.fusible and kernels.asked() == "auto" and mx.default_device() == mx.gpu
@@ -86,52 +86,49 @@ def decide(
         return Decision()
     question = ask(architecture, batch)
     if "paravirtual" in question.chip.lower():
-        return Decision(text="plain operations: kernels are not tried on a virtual GPU")
+        return Decision(text="plain operations: kernels are not checked on a virtual GPU")
     file = VerdictFile.named(question.key)
     verdict = file.read()
     if before and before["key"] == question.key and not (verdict and verdict.failure):
         form = before["form"] and Form(*before["form"])
-        return Decision(form, question.key, f"{form or 'plain operations'}, as the run began")
+        return Decision(form, question.key, f"{form or 'plain operations'}, as at the start of the run")
     if verdict is None or not verdict.complete:
-        say("kernels: trying them on this machine, once for models like this, for up to two minutes")
+        say("kernels: checking them on this machine, once for models like this, for up to two minutes")
         verdict = settle(file, question)
         if verdict is None:
-            return Decision(None, question.key, "plain operations: another process is trying kernels right now")
+            return Decision(None, question.key, "plain operations: another process is checking kernels")
     return Decision(verdict.form, question.key, describe(verdict))
 
 
 def describe(verdict: Verdict) -> str:
-    """What was found, in a line."""
-    seconds = f"tried for {verdict.took:.0f} s"
+    """Return the verdict as one line of text."""
+    seconds = f"checked for {verdict.took:.0f} s"
     wrong = "; ".join(f"{trial.form} {trial.failure}" for trial in verdict.trials if trial.failure)
     notes = f"{seconds}; {wrong}" if wrong else seconds
     if verdict.failure:
         return f"plain operations: {verdict.failure}"
     if not verdict.right:
-        return f"plain operations: no kernel is right here ({notes})"
+        return f"plain operations: no kernel is correct here ({notes})"
     if verdict.ratio is None:
-        return (
-            f"plain operations: kernels are right, but {verdict.untimed} ({notes}); the next training times them again"
-        )
+        return f"plain operations: kernels are correct, but {verdict.untimed} ({notes}); the next training repeats this"
     if verdict.form is None:
         return f"plain operations: kernels take {verdict.ratio:.2f} of their time ({notes})"
-    return (
-        f"{verdict.form}: {verdict.ratio:.2f} of the time of plain operations ({notes}); {kernels.VARIABLE}=0 for those"
-    )
+    off = f"{kernels.VARIABLE}=0"
+    return f"{verdict.form}: {verdict.ratio:.2f} of the time of plain operations ({notes}); {off} turns them off"
 
 
 def settle(
     file: VerdictFile, question: Question, limit: float = LIMIT, worker: Sequence[str] = WORKER
 ) -> Verdict | None:
-    """Have a process try kernels, and give the verdict; None while another process does.
+    """Return the verdict on ``question``, after a check in another process if needed; None while another check runs.
 
-    A failed check stands as failed. One that somebody stops is as if it had never begun.
+    A failed check is recorded as a failure. A check that the user interrupts leaves no trace.
 
     Args:
-        file: where the verdict is, or will be.
-        question: what it is on.
-        limit: seconds that compiling may take, and again all the rest.
-        worker: the process, to which file and limit are added.
+        file: file of the verdict, which may not exist yet.
+        question: subject of the verdict.
+        limit: time limit in seconds, for compiling and again for running.
+        worker: command of the process; the file's path and the limit are appended.
     """
     with file.lock() as lock:
         if lock is None:
@@ -140,7 +137,7 @@ def settle(
         if verdict.complete:
             return verdict
         if verdict.stage is not None:
-            return fail(file, verdict, f"a check ended in the midst of it ({verdict.stage})")
+            return fail(file, verdict, f"an earlier check ended unexpectedly ({verdict.stage})")
         file.write(replace(verdict, stage="start"))
         with stop_requests(again=False) as stops:
             failure = _watch(file, [*worker, str(file.path), str(limit)], limit, lock, stops)
@@ -156,18 +153,18 @@ def settle(
 
 
 def _is_of_gpu(error: RuntimeError) -> bool:
-    """Whether it is the GPU that says so, and not for want of memory."""
+    """Return whether the error comes from the GPU and is not an out-of-memory error."""
     text = str(error).lower()
     return ("[metal]" in text or "cuda" in text) and "memory" not in text
 
 
 def fail(file: VerdictFile, verdict: Verdict, failure: str) -> Verdict:
-    """Put down that kernels are not to be used for this question any more."""
-    return file.write(replace(verdict, stage=None, form=None, failure=f"{failure}; to try again remove {file.path}"))
+    """Record that kernels must no longer be used for this question."""
+    return file.write(replace(verdict, stage=None, form=None, failure=f"{failure}; to check again delete {file.path}"))
 
 
 def _watch(file: VerdictFile, command: Sequence[str], limit: float, lock: int, stops: list[int]) -> str | None:
-    """Run the process within its limits, until somebody asks to stop; why it failed, if it did."""
+    """Run the process until it ends, exceeds a limit or the user interrupts; return why it failed, or None."""
     environment = os.environ | {kernels.VARIABLE: "1"}
     stage, compiling, since = "start", True, time.perf_counter()
     with tempfile.TemporaryFile("w+") as errors:
@@ -190,6 +187,6 @@ def _watch(file: VerdictFile, command: Sequence[str], limit: float, lock: int, s
         said = errors.read().split("\n")
     now = file.read()
     if process.returncode or now is None or now.stage:
-        last = next((line for line in reversed(said) if line.strip()), "without a word")
+        last = next((line for line in reversed(said) if line.strip()), "no output")
         return f"a check ended with status {process.returncode} ({(now and now.stage) or stage}): {last[:300]}"
     return None

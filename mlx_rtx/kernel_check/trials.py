@@ -1,7 +1,8 @@
-"""A form of the kernels at work beside plain operations: is it right, is it steady, how long does it take.
+"""Computes and times a segment's gradient, with one form of the kernels or with plain operations.
 
-Letters: B batch, S windows of a segment, K block width, D width. What runs is what training does with a segment: a
-forward scan, then a backward pass by what it saved.
+The computation is that of training: a forward scan, then a backward pass with the arrays that it saved.
+
+Letters: B batch, S windows per segment, K block width, D width.
 """
 
 import time
@@ -24,21 +25,21 @@ import numpy as np
 from mlx.utils import tree_map
 
 DROPOUT = 0.1
-SLACK = 2  # times as far from exact as plain operations are on this device, whose products may be in TF32: still right
-LEAST_TOLERANCE = 1e-4  # what is closer than that is right in any case
+SLACK = 2  # tolerated deviation, as a multiple of that of plain operations on this device, which may use TF32
+LEAST_TOLERANCE = 1e-4  # smaller deviations are always tolerated
 
 
 Rates = tuple[float, float]
 
 
 def rates_to_try(question: Question) -> list[Rates]:
-    """Without dropout, as validations run, and what is trained with, which comes last."""
+    """Return the dropout rates to check: none, as in validation, then those of training (if any)."""
     own = DROPOUT * question.options["dropout"], question.options["attention_dropout"]
     return [(0.0, 0.0), own] if any(own) else [own]
 
 
 class Inputs(NamedTuple):
-    """What a scan is given, and the cotangents of its outputs, whose product with them is the loss."""
+    """Inputs of a scan, and cotangents of its outputs; the loss is the inner product of outputs and cotangents."""
 
     parameters: dict[str, Any]
     carry: Carry
@@ -49,12 +50,12 @@ class Inputs(NamedTuple):
 
 
 class Contender:
-    """One way to take a segment's gradient.
+    """One way to compute a segment's gradient.
 
     Args:
         question: sizes and options.
-        form: what kernels run by; None for plain operations.
-        rates: of dropout on outputs and on attention weights; those that are trained with if not given.
+        form: form of the kernels; None for plain operations.
+        rates: dropout rates of outputs and of attention weights; those of training by default.
     """
 
     def __init__(self, question: Question, form: Form | None, rates: Rates | None = None):
@@ -65,9 +66,12 @@ class Contender:
         self.recurrence = Recurrence(self.architecture, "plain" if form is None else "auto")
 
     def gradient(self, S: int, saved: bool = True, device: mx.Device | None = None) -> dict[str, mx.array]:
-        """The loss at S windows and all gradients, computed: by what a forward pass saved, or without.
+        """Compute the loss over S windows and all gradients.
 
-        On the device in use, compiled where training compiles; or on another one, as it is.
+        Args:
+            S: number of windows.
+            saved: whether the backward pass uses the arrays that a forward pass saved.
+            device: device to run on without compiling; by default the current one, compiled if training is.
         """
 
         def made(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,7 +79,7 @@ class Contender:
 
         kernels.choose(self.form)
         inputs, kept = self._inputs(S), ()
-        mx.eval(inputs)  # the same numbers wherever it runs
+        mx.eval(inputs)  # drawn on the default device, hence equal for every `device`
         with mx.stream(device or mx.default_device()):
             if saved:
                 kept = made(_forward)(inputs)
@@ -85,14 +89,14 @@ class Contender:
         return arrays
 
     def seconds(self, S: int) -> float:
-        """What it takes."""
+        """Return the seconds that a gradient over S windows takes."""
         self._inputs(S)
         clock = time.perf_counter()
         self.gradient(S)
         return time.perf_counter() - clock
 
     def _inputs(self, S: int) -> Inputs:
-        """The same for all contenders."""
+        """Draw random inputs, the same for all contenders."""
         (K, D), B = (self.architecture.block, self.architecture.dim), self.batch
         drawn = iter(mx.random.split(mx.random.key(S), 64))
 
@@ -116,13 +120,13 @@ class Contender:
 
 
 def _forward(recurrence: Recurrence, inputs: Inputs) -> Saved:
-    """What a scan saves."""
+    """Run the forward scan and return what it saves."""
     weights = recurrence.fold_weights(inputs.parameters)
     return recurrence(inputs.x, weights, inputs.carry, 0, False, inputs.keys).saved
 
 
 def _backward(recurrence: Recurrence, inputs: Inputs, saved: Saved) -> tuple[mx.array, tuple]:
-    """The loss, and its gradient for parameters, carry and x."""
+    """Return the loss, and its gradient with respect to parameters, carry and x."""
 
     def loss(parameters: dict[str, Any], carry: Carry, x: mx.array) -> mx.array:
         weights = recurrence.fold_weights(parameters)
@@ -135,7 +139,7 @@ def _backward(recurrence: Recurrence, inputs: Inputs, saved: Saved) -> tuple[mx.
 
 
 def candidates(question: Question) -> list[Form]:
-    """The forms to try, likeliest first: those of which a window is, by an estimate, not too long a launch already."""
+    """Return the forms to check, likely fastest first, without narrow ones if one window is too long for a launch."""
     K, D, hidden = question.options["block"], question.options["dim"], question.options["history"] == "hidden"
     short = seconds_a_window(question.batch, K if hidden else 2 * K, K, D) <= LONGEST_LAUNCH
     forms = [form for form in FORMS if not form.narrow or (short and (form.tiles != "matrices" or takes_matrices(D)))]
@@ -143,12 +147,15 @@ def candidates(question: Question) -> list[Form]:
 
 
 def takes_matrices(D: int) -> bool:
-    """Whether there is a form by matrices for that width here."""
+    """Return whether a narrow kernel of width D can use matrices on this backend."""
     return source.backend() == "metal" and D % 8 == 0
 
 
 def deviation(found: dict[str, mx.array], expected: dict[str, mx.array]) -> float:
-    """The largest difference of two arrays of one name, over the largest number of the latter; nan if any is."""
+    """Return the largest absolute difference of arrays of the same name, relative to the largest expected value.
+
+    The result is NaN if any difference is.
+    """
     worst = []
     for name, array in expected.items():
         one, other = np.array(found[name], np.float64), np.array(array, np.float64)

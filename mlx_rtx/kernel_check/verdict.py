@@ -1,7 +1,7 @@
-"""What was found about kernels on this machine, and for what it holds: a file of the user's cache.
+"""Verdicts on kernels, and the questions they answer, stored as files in the user's cache.
 
-Whoever begins something that could take the machine down writes so first, through to the disk. A file whose check has
-begun and which nobody works on any more says that it did: the kernels count as failed then, and are never tried again.
+Before a check starts anything that might crash the machine, it writes the stage to the file and syncs it to disk. If a
+file names a stage but no check is running, that check has crashed: the kernels count as failed and are not tried again.
 """
 
 import fcntl
@@ -28,77 +28,78 @@ OPTIONS = ("dim", "block", "heads", "history", "activation", "state_norm", "qk_n
 
 @dataclass(frozen=True)
 class Question:
-    """What a verdict holds for: where any of it differs, another one is needed."""
+    """Conditions for which a verdict is valid; if any of them differs, a new verdict is needed."""
 
     chip: str
     system: str
-    """Build of the operating system, whose compiler makes the kernels."""
+    """Version of the operating system, which contains the compiler of the kernels."""
     mlx: str
     sources: str
-    """Hash of all files of `mlx_rtx.kernels`."""
+    """Hash of all source files of `mlx_rtx.kernels`."""
     tf32: str
     options: dict[str, Any]
-    """Those settings of an `Architecture` that kernels are compiled for."""
+    """Settings of an `Architecture` for which kernels are compiled."""
     batch: int
 
     @property
     def key(self) -> str:
-        """A short name for it."""
+        """Short hash that identifies the question."""
         return sha256(json.dumps(asdict(self), sort_keys=True).encode())[:16]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What was found about one form of the kernels."""
+    """Results of checking one form of the kernels."""
 
     form: Form
     error: float | None = None
-    """Largest deviation from plain operations of a loss or gradient, in parts of its largest number."""
+    """Largest deviation of the loss or a gradient from plain operations, relative to its largest absolute value."""
     failure: str | None = None
+    """Why the form must not be used; None if it is correct."""
     seconds: dict[int, float] = field(default_factory=dict)
-    """Median time of a gradient of two segments, by the windows of each."""
+    """Median time of a gradient computation (forward and backward scan), by number of windows."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known so far."""
+    """Results of a check, complete or in progress."""
 
     question: Question
     stage: str | None = None
-    """What is being tried; None where nothing is."""
+    """Stage in progress; None if there is none."""
     failure: str | None = None
-    """Why kernels are not to be used at all."""
+    """Why no kernels may be used at all; None if they may."""
     trials: tuple[Trial, ...] = ()
     plain: dict[int, float] | None = None
-    """Times of plain operations, taken in turn with those of the forms; None before, and where they meant nothing."""
+    """Times of plain operations, measured alternately with the forms; None if not timed or too variable."""
     untimed: str = "the forms were not timed"
-    """Why not, where there are no times."""
+    """Why ``plain`` is None."""
     form: Form | None = None
-    """What to use."""
+    """Form to use; None for plain operations."""
     took: float = 0.0
-    """Seconds."""
+    """Duration of the check in seconds."""
 
     @property
     def complete(self) -> bool:
-        """Whether there is nothing left to find out."""
+        """Whether the check is finished."""
         none_is_right = bool(self.trials) and not self.right
         return self.stage is None and (self.failure is not None or self.plain is not None or none_is_right)
 
     @property
     def right(self) -> list[Trial]:
-        """The forms that were found right."""
+        """Trials of the forms that were found correct."""
         return [trial for trial in self.trials if trial.failure is None]
 
     @property
     def ratio(self) -> float | None:
-        """Time of the fastest right form over that of plain operations, at the most windows."""
+        """Time of the fastest correct form divided by that of plain operations, at the largest number of windows."""
         if self.plain is None or not self.right:
             return None
         return min(trial.seconds[max(self.plain)] for trial in self.right) / self.plain[max(self.plain)]
 
 
 def ask(architecture: Architecture, batch: int) -> Question:
-    """The question for this machine."""
+    """Return the question for these settings on this machine."""
     package = sorted(files("mlx_rtx.kernels").iterdir(), key=lambda file: file.name)
     sources = (file.read_bytes() for file in package if file.name.endswith((".py", ".h")))
     versions = backend.environment()
@@ -116,18 +117,18 @@ def ask(architecture: Architecture, batch: int) -> Question:
 
 
 class VerdictFile:
-    """The file at ``path`` with the verdict on a question."""
+    """File at ``path`` that stores the verdict on a question."""
 
     def __init__(self, path: Path):
         self.path = path
 
     @classmethod
     def named(cls, key: str) -> "VerdictFile":
-        """That of the user's cache for the question of that key."""
+        """Return the file in the user's cache for the question with this key."""
         return cls(cache_folder("kernels") / f"{key}.json")
 
     def read(self) -> Verdict | None:
-        """What it holds; None if it is missing, damaged, or written by another version."""
+        """Return the verdict, or None if the file is missing, damaged, or written by another version."""
         try:
             stored = json.loads(self.path.read_text())
             question, trials, plain, form = (stored.pop(name) for name in ("question", "trials", "plain", "form"))
@@ -141,13 +142,13 @@ class VerdictFile:
                 "form": None if form is None else _form(form),
             }
             verdict = make(Verdict, stored | made)
-            _ = verdict.ratio  # which needs its times
+            _ = verdict.ratio  # raises if times are missing
             return verdict
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
             return None
 
     def write(self, verdict: Verdict) -> Verdict:
-        """Put it on the disk before going on."""
+        """Write the verdict to disk with an atomic rename and fsync, and return it."""
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         with temporary.open("w") as file:
             json.dump(asdict(verdict), file, indent=1)
@@ -163,9 +164,10 @@ class VerdictFile:
 
     @contextmanager
     def lock(self) -> Iterator[int | None]:
-        """The right to check: one process of this user has it at a time; None for the others.
+        """Context manager: lock so that one process of this user checks at a time; yield None if it is already locked.
 
-        It belongs to an open file, which a process that inherits it has as well: as long as either lives it is taken.
+        The lock belongs to an open file description, which is yielded: it is held as long as this process or a child
+        that inherits the descriptor is alive.
         """
         with self.path.with_name("lock").open("w") as file:
             try:
@@ -177,7 +179,7 @@ class VerdictFile:
 
 
 def _sync(descriptor: int) -> None:
-    """Have what was written on the disk itself, which on macOS takes more than fsync."""
+    """Flush written data to the disk itself; on macOS fsync does not suffice."""
     if command := getattr(fcntl, "F_FULLFSYNC", None):
         fcntl.fcntl(descriptor, command)
     else:
@@ -185,12 +187,12 @@ def _sync(descriptor: int) -> None:
 
 
 def _form(stored: list) -> Form:
-    """A form, which JSON has as a list."""
+    """Return the form that JSON stores as a list."""
     form = Form(*stored)
-    require(form._replace(windows=None) in FORMS and fits(form.windows, int | None), "form: there is none like it")
+    require(form._replace(windows=None) in FORMS and fits(form.windows, int | None), "form: unknown")
     return form
 
 
 def _by_windows(seconds: dict[str, float]) -> dict[int, float]:
-    """Times by the number that JSON has as a text."""
+    """Return times by number of windows, which JSON stores as text."""
     return {int(windows): value for windows, value in seconds.items()}

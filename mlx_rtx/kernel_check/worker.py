@@ -1,6 +1,6 @@
-"""The process that tries kernels: ``python -m mlx_rtx.kernel_check.worker VERDICT_FILE LIMIT``, started by `decision`.
+"""Process that checks kernels: ``python -m mlx_rtx.kernel_check.worker VERDICT_FILE LIMIT``, started by `decision`.
 
-Nothing that it does can end the program that started it. Each stage is written to the file before it begins.
+As a separate process it cannot crash the program that started it. It records each stage in the file before it starts.
 """
 
 import math
@@ -21,16 +21,16 @@ from mlx_rtx.kernels.scan import LONGEST_LAUNCH
 
 import mlx.core as mx
 
-COMPILING = "compile"  # how stages begin that have a limit of their own
-LIMIT = 60.0  # seconds for compiling, and again for all the rest, after which this process is ended
-ENOUGH_COMPILING, ENOUGH = 1 / 3, 2 / 3  # of it, after which no other form is compiled, and nothing more is timed
+COMPILING = "compile"  # prefix of the stages to which the compile-time limit applies
+LIMIT = 60.0  # seconds for compiling, and again for running, after which this process is killed
+ENOUGH_COMPILING, ENOUGH = 1 / 3, 2 / 3  # fractions of it after which no further form is compiled, or timed
 REPEATS, ROUNDS, WINDOWS = 20, 5, (1, 2, 4, 8)
-STEADY = 0.15  # spread of timings up to which they mean something
-FASTER = 0.9  # of the time of plain operations that a form may take to be used
+STEADY = 0.15  # maximum relative spread of valid timings
+FASTER = 0.9  # maximum time of a form that is used, relative to plain operations
 
 
 class Check:
-    """Trials of all forms, one stage after another, each written down before it begins."""
+    """Check of all forms in stages, each recorded in the file before it starts."""
 
     def __init__(self, file: VerdictFile, verdict: Verdict, limit: float = LIMIT):
         self.file, self.verdict, self.limit = file, verdict, limit
@@ -39,22 +39,22 @@ class Check:
         self._plain: dict[Rates, tuple[dict[str, mx.array], float]] = {}
 
     def begin(self, stage: str) -> None:
-        """Write down what is about to be tried; end where nobody waits for it any more."""
+        """Record the stage that is about to start; exit if the parent process has ended."""
         if os.getppid() != self.parent:
-            sys.exit("whoever asked is gone")
+            sys.exit("the parent process has ended")
         self.verdict = self.file.write(replace(self.verdict, stage=stage))
 
     def learn(self, trial: Trial) -> None:
-        """Put down what was found about a form."""
+        """Store the results for a form, in place of earlier ones."""
         others = (known for known in self.verdict.trials if known.form != trial.form)
         self.verdict = replace(self.verdict, trials=(*others, trial))
 
     def known(self, form: Form) -> Trial:
-        """What was found about a form so far."""
+        """Return the results for a form so far."""
         return next((trial for trial in self.verdict.trials if trial.form == form), Trial(form))
 
     def run(self) -> None:
-        """All stages; what was found right once is only timed."""
+        """Run all stages; forms that an earlier check found correct are only compiled and timed."""
         known = bool(self.verdict.trials)
         for form in [trial.form for trial in self.verdict.right] if known else candidates(self.verdict.question):
             if time.perf_counter() > self.started + ENOUGH_COMPILING * self.limit:
@@ -66,21 +66,21 @@ class Check:
             self.begin(f"run {trial.form}")
             self.try_out(trial.form, self.judge)
         if saves_power():
-            self.verdict = replace(self.verdict, untimed="the Mac saves power")
+            self.verdict = replace(self.verdict, untimed="the Mac is in low power mode")
         elif self.verdict.right:
             self.time_all()
         took = self.verdict.took + time.perf_counter() - self.started
         self.verdict = self.file.write(replace(self.verdict, stage=None, took=took))
 
     def try_out(self, form: Form, trial: Callable[[Form], Trial]) -> None:
-        """Learn what a trial says, or why it broke."""
+        """Store the results of a trial, or the error that it raised."""
         try:
             self.learn(trial(form))
-        except Exception as error:  # whatever MLX or its compiler raises: then this form is not used
+        except Exception as error:  # anything that MLX or its compiler raises: this form is not used
             self.learn(Trial(form, failure=" ".join(str(error).split())[:500] or type(error).__name__))
 
     def compile(self, form: Form) -> Trial:
-        """Build all kernels of a form, on a single window."""
+        """Compile all kernels of a form, and run them on a single window."""
         for rates in rates_to_try(self.verdict.question):
             contender = Contender(self.verdict.question, form, rates)
             contender.gradient(1)
@@ -90,7 +90,7 @@ class Check:
         return self.known(form)
 
     def plain(self, rates: Rates) -> tuple[dict[str, mx.array], float]:
-        """What plain operations give on the CPU, and how far from it they are on the device in use; computed once."""
+        """Return the gradients of plain operations on the CPU, and their deviation on this device; computed once."""
         if rates not in self._plain:
             question = self.verdict.question
             expected = Contender(question, None, rates).gradient(3, device=mx.Device(mx.cpu, 0))
@@ -99,9 +99,10 @@ class Check:
         return self._plain[rates]
 
     def judge(self, form: Form) -> Trial:
-        """Hold three windows against plain operations on the CPU, where products are exact to float32; and repeat them.
+        """Compare gradients of three windows with plain operations on the CPU, and check that repetitions are equal.
 
-        Nothing may be left unwritten. On devices that round factors of products, plain operations say how much that is.
+        Outputs are filled with NaN before, to detect elements never written. On devices that round the factors of
+        products (TF32), the deviation of plain operations sets the tolerance.
         """
         question, error, allowed = self.verdict.question, 0.0, LEAST_TOLERANCE
         for rates in rates_to_try(question):
@@ -122,12 +123,12 @@ class Check:
         return Trial(form, error)
 
     def time_all(self) -> None:
-        """Time the forms in turn with plain operations, at ever more windows, and see what is to be used."""
+        """Time the forms alternately with plain operations, at increasing numbers of windows, and choose a form."""
         forms = [trial.form for trial in self.verdict.right]
         contenders = [Contender(self.verdict.question, form) for form in (None, *forms)]
         times: dict[int, list[list[float]]] = {}  # by windows and contender
         for S in WINDOWS:
-            # two launches are timed: one of twice as many windows may last as long as both
+            # each time includes two launches; one launch with twice as many windows may take as long as both
             if times and any(
                 form.narrow and min(each) > LONGEST_LAUNCH
                 for form, each in zip(forms, times[max(times)][1:], strict=True)
@@ -158,13 +159,13 @@ class Check:
 
 
 def _spread(seconds: Sequence[float]) -> float:
-    """Distance of the quartiles, in parts of the median."""
+    """Return the interquartile range divided by the median."""
     low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return (high - low) / middle
 
 
 def saves_power() -> bool:
-    """Whether a Mac is in its low power mode, where times mean little."""
+    """Return whether a Mac is in low power mode, in which timings are not representative."""
     try:
         return "lowpowermode 1" in " ".join(subprocess.run(
             ["pmset", "-g"], capture_output=True, text=True, timeout=5, check=True
@@ -174,9 +175,9 @@ def saves_power() -> bool:
 
 
 def main(path: str, limit: float) -> None:
-    """Try kernels on the question in the verdict's file, and leave there what was found."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked hears of it, and ends this process
-    signal.setitimer(signal.ITIMER_REAL, 3 * limit)  # even if nobody is left to do so
+    """Check kernels for the question in the verdict's file, and write the results there."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it, and kills this one
+    signal.setitimer(signal.ITIMER_REAL, 3 * limit)  # ends this process even if the parent is gone
     file = VerdictFile(Path(path))
     verdict = file.read()
     assert verdict is not None

@@ -74,7 +74,7 @@ def test_no_form_that_is_wrong_in_some_way_is_used(file):
     assert failures[NARROW].startswith("deviates from plain operations by 0.0")
     assert failures[SMALL] == "gives other numbers when it is repeated"
     assert failures[MATRICES] == "deviates from plain operations by nan"
-    assert describe(verdict).startswith("plain operations: no kernel is right here")
+    assert describe(verdict).startswith("plain operations: no kernel is correct here")
 
 
 def test_right_forms_are_timed_again_but_not_used_if_they_are_slow(file):
@@ -102,7 +102,7 @@ def test_a_mark_that_a_dead_machine_left_is_a_failure(file, monkeypatch):
     file.write(Verdict(ask(SHAPE, BATCH), stage="run wide"))
     monkeypatch.setattr(decision, "_watch", forbidden)
     verdict = settle_by(file, "right")
-    assert verdict.failure.startswith("a check ended in the midst of it (run wide)")
+    assert verdict.failure.startswith("an earlier check ended unexpectedly (run wide)")
     assert file.read() == verdict
 
 
@@ -248,6 +248,6 @@ def test_a_training_keeps_its_decision_and_survives_a_failing_gpu(on_metal, tmp_
     fails[:] = [False, False]
     train.main([FLAGS[0], f"--out={out}", "--resume"])
     printed = capsys.readouterr().out
-    assert "kernels: plain operations: a training broke off" in printed
+    assert "kernels: plain operations: a training failed" in printed
     assert "resumed at step 1" in printed
     assert json.loads((out / "config.json").read_text())["kernels"]["form"] is None
