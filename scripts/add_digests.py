@@ -1,6 +1,6 @@
-"""Give run folders of earlier revisions the sha256 and the name that newer ones have: ``add_digests.py FOLDER …``.
+"""Add the sha256 digests and the run name that newer run folders have to older ones: ``add_digests.py FOLDER …``.
 
-Numbers and settings stay as they are, byte for byte. A folder that is read by it is one that could be read before.
+Arrays and settings are not changed. A folder that the package cannot read is refused.
 """
 
 import secrets
@@ -19,14 +19,14 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class AddDigestsCommand:
-    """Add what newer run folders have."""
+    """Add digests and a run name to run folders that lack them."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders."""
 
 
 def main(arguments: list[str]) -> None:
-    """Parse ``arguments``, and add to each folder what it lacks."""
+    """Parse ``arguments`` and add digests to each folder that lacks them."""
     for path in parse(AddDigestsCommand, arguments, "python scripts/add_digests.py").runs:
         folder = RunFolder(path)
         with folder.alone():
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
 
 
 def add(folder: RunFolder) -> str:
-    """Add them to a folder; say to which files."""
+    """Add digests to a folder, and return a message that names the changed files."""
     config, name = folder.read_config(), secrets.token_hex(8)
     arrays = [file for file in (folder.model, folder.training) if file.exists()]
     for path in arrays:

@@ -12,13 +12,13 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch  # noqa: E402
 
 BLUE, ORANGE, GREEN = COLOURS[:3]
-STEP = 5.0  # from one window to the next
-WIDTH = 1.9  # of half a window
+STEP = 5.0  # distance between two windows
+WIDTH = 1.9  # width of half a window
 OUT = Path(__file__).parent.parent / "docs" / "recurrence.svg"
 
 
 def box(axis: Any, x: float, y: float, width: float, text: str, colour: str, height: float = 0.62) -> None:
-    """A labelled box with its lower left corner at (x, y)."""
+    """Draw a labelled box with its lower left corner at (x, y)."""
     axis.add_patch(
         FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.1", fc=colour + "22", ec=colour)
     )
@@ -26,12 +26,12 @@ def box(axis: Any, x: float, y: float, width: float, text: str, colour: str, hei
 
 
 def arrow(axis: Any, start: tuple[float, float], end: tuple[float, float], colour: str = "0.3") -> None:
-    """A straight arrow."""
+    """Draw a straight arrow."""
     axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color=colour, shrinkA=0, shrinkB=0))
 
 
 def window(axis: Any, left: float, i: str, following: str, before: str) -> None:
-    """One window, from its input block at the bottom to its two outputs at the top."""
+    """Draw one window, from its input block at the bottom to its two outputs at the top."""
     middle, right = left + WIDTH, left + 2 * WIDTH
     box(axis, left, 1.5, WIDTH, rf"$\alpha\, m_{{{before}}} + h_{{{i}}}$", ORANGE)
     box(axis, middle, 1.5, WIDTH, rf"$\alpha\, m_{{{before}}} + x_{{{following}}}$", BLUE)
@@ -50,7 +50,7 @@ def window(axis: Any, left: float, i: str, following: str, before: str) -> None:
 
 
 def main() -> None:
-    """Draw it."""
+    """Draw the picture and write it to ``OUT``."""
     figure = Figure(figsize=(9.6, 4.3), layout="constrained")
     axis = figure.subplots()
     window(axis, 0, "i", "i+1", "i-1")

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Fetch OpenBLAS into a virtual environment on Debian and Ubuntu, as any user: fetch_openblas.sh ENVIRONMENT
 #
-# MLX's wheel for Linux carries the reference BLAS. What is unpacked here into ENVIRONMENT/openblas is what
-# mlx_rtx/support/openblas.py loads in its place where the system has no OpenBLAS of its own. Going without is no error:
-# one line then says what is missing.
+# MLX's wheel for Linux contains the slow reference BLAS. mlx_rtx/support/openblas.py loads OpenBLAS in its place: the
+# system's, or else the one that this script unpacks into ENVIRONMENT/openblas. If OpenBLAS cannot be fetched, the script
+# prints how to install it and exits with 0.
 set -euo pipefail
 
 environment=$(cd "$1" && pwd)
 loader=$(cd "$(dirname "$0")/.." && pwd)/mlx_rtx/support/openblas.py
 package=libopenblas0-pthread
 
-found() { # asks what will load it; -P keeps the loader's neighbours from standing in for modules of Python
+found() { # runs the loader itself; -P keeps the files next to it from shadowing Python's modules
   "$environment/bin/python" -P "$loader"
 }
 
@@ -31,7 +31,7 @@ if ! command -v apt-get >/dev/null; then
   elif command -v zypper >/dev/null; then
     go_without "sudo zypper install libopenblas_pthreads0"
   fi
-  go_without "install it by this system's package manager"
+  go_without "install it with this system's package manager"
 fi
 
 echo "fetching OpenBLAS into $1/openblas"
@@ -39,28 +39,29 @@ work=$(mktemp -d "$environment/openblas.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 
-# without a network this costs a minute at most; apt's own user, which root would download as, may not write here
+# without a network this takes a minute at most; if root runs it, apt's sandbox user could not write to this folder
 options=(-q -o Acquire::Retries=0 -o Acquire::http::Timeout=5 -o Acquire::https::Timeout=5 -o APT::Sandbox::User=root)
 
-# OpenBLAS and what it needs of the Fortran runtime, which differs between releases; all else is in any system
+# OpenBLAS and the Fortran runtime libraries it needs, which differ between releases; its other dependencies are part of
+# every system
 download() {
   local names
   rm -f ./*.deb
   names=$(apt-cache "${options[@]}" depends --recurse --important "$package" |
     grep -E "^($package|libgfortran|libquadmath)[^:]*$") || return
-  # shellcheck disable=SC2086 # one word a package
+  # shellcheck disable=SC2086 # one word per package
   apt-get "${options[@]}" download $names
 }
 
-# the system's lists of packages may be old, or empty as in a container: then lists of our own, which need no root
-download_by_own_lists() {
+# the system's package lists may be outdated, or empty as in a container: then fetch our own, which needs no root
+download_with_own_lists() {
   mkdir lists cache
   options+=(-o "Dir::State::Lists=$work/lists" -o "Dir::Cache=$work/cache" -o Acquire::Languages=none)
-  apt-get "${options[@]}" update || true # one list of several may fail
+  apt-get "${options[@]}" update || true # some of the lists may fail
   download
 }
 
-if ! (download || download_by_own_lists) >log 2>&1; then
+if ! (download || download_with_own_lists) >log 2>&1; then
   reason=$(grep -m 1 -E '^[EW]: Failed to fetch' log || grep -m 1 '^E: ' log) || true
   go_without "sudo apt-get install $package, or make setup once more (apt-get says: ${reason#?: })"
 fi
@@ -69,4 +70,4 @@ for archive in *.deb; do
 done
 rm -rf "$environment/openblas"
 mv unpacked "$environment/openblas"
-found || go_without "what was fetched does not load; sudo apt-get install $package"
+found || go_without "the fetched library does not load; sudo apt-get install $package"

@@ -1,8 +1,9 @@
-"""Text with long repeats: every passage of a text comes a second time, a while after the first.
+"""Make a text with long repeats: every passage occurs a second time, at a fixed distance from the first.
 
     python scripts/repeats.py tinyshakespeare.txt repeats.txt --passage 256 --after 2304
 
-So what follows can be told by looking far back, as nothing in plain text asks for: does a model's α leave 0 on it?
+The second occurrence can be predicted only from far back, which plain text does not require. This tests whether a model
+learns an α above 0 when that pays.
 """
 
 from dataclasses import dataclass
@@ -21,16 +22,16 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats:
-    """Write a text in which every passage comes twice."""
+    """Write a text in which every passage occurs twice."""
 
     text: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TEXT")]]
     """Text to read: a file or folder, named as for --data of text training."""
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """File to write, about twice as long."""
     passage: int = 256
-    """Characters of a passage."""
+    """Characters per passage."""
     after: int = 2304
-    """Characters from a passage's first coming to its second, an odd multiple of --passage."""
+    """Characters from a passage's first occurrence to its second, an odd multiple of --passage."""
 
     def __post_init__(self):
         for name in ("passage", "after"):
@@ -41,14 +42,16 @@ class Repeats:
 
 
 def repeated(text: str, passage: int, after: int) -> str:
-    """Passages and their second comings in turn; what would come again behind the end is left out, as is a last part.
+    """Return a text in which first and second occurrences of passages alternate.
+
+    An incomplete last passage is dropped, and so are second occurrences that would come after the last passage.
 
     Example:
         >>> repeated("abcdef", 1, 3)
         'abacbdcedfe'
     """
     fresh = [text[start : start + passage] for start in range(0, len(text) - passage + 1, passage)]
-    behind = (after // passage - 1) // 2  # fresh passages between the first and the second coming
+    behind = (after // passage - 1) // 2  # new passages between the first and the second occurrence
     woven: list[str] = []
     for i, own in enumerate(fresh):
         woven += [own, fresh[i - behind]] if i >= behind else [own]
@@ -56,7 +59,7 @@ def repeated(text: str, passage: int, after: int) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Read, weave, write."""
+    """Read the text and write the one with repeats."""
     command = parse(Repeats, arguments, "python scripts/repeats.py")
     woven = repeated(text_file.load(command.text, "TEXT")[0], command.passage, command.after)
     write_whole(command.out, partial(Path.write_text, data=woven, encoding="utf-8"))

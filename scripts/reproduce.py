@@ -1,12 +1,12 @@
-"""Reproduce the paper's tables and figures, and ablations of our own: every row from its training command.
+"""Reproduce the paper's tables and figures, and further experiments: each row from its training command.
 
     python scripts/reproduce.py table2 --seeds 0 1 2 --jobs 2
     python scripts/reproduce.py table4 --only copy:default --quick
     python scripts/reproduce.py tables
 
-Each row is trained and scored once a seed by the package's commands, at work in ``runs/reproduce``; what came of it is
-kept in ``results``, summed up and put into tables. Runs that are complete are not run again, and runs that were
-stopped, by Ctrl-C or for want of time, go on.
+Each row is trained and scored once per seed with the package's commands, in run folders below ``runs/reproduce``. The
+results are copied to ``results``, summarised and written to tables. Complete runs are not repeated; runs that were
+stopped, by Ctrl-C or because time was up, are resumed.
 """
 
 import sys
@@ -39,31 +39,31 @@ class ReproduceCommand:
     """Train, score and tabulate the rows of the paper's tables."""
 
     what: tyro.conf.Positional[tuple[What, ...]]
-    """Tables to make; figures draws their runs, tables rewrites the pages and runs nothing."""
+    """Tables to make; figures draws the existing runs, tables rewrites the pages; neither trains anything."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """A run of each row for each of them."""
+    """Seeds with which each row is run."""
     only: tuple[str, ...] = ()
     """Rows to make, as ROW or ROW:RECIPE; all if not given."""
     jobs: int | None = None
-    """Runs side by side; as many as --gpus if not given, at least 1."""
+    """Number of parallel runs; by default --gpus, at least 1."""
     gpus: int = 0
-    """GPUs to deal jobs out to in turn; 0 for the default device alone."""
+    """Number of GPUs to distribute the jobs over, round robin; 0 for the default device."""
     seconds: float | None = None
-    """Time after which runs save and stop, for a later call to go on with."""
+    """Time after which runs save and stop; a later call resumes them."""
     samples: int | None = None
-    """Samples of every training in place of the row's own; in folders of their own."""
+    """Samples of every training, instead of the row's own; in separate folders."""
     dry_run: bool = False
-    """Say what would be run, and run nothing."""
+    """Print what would be run, and run nothing."""
     quick: bool = False
-    """Tiny models on few samples, to see it all work in minutes; in folders of their own."""
+    """Train tiny models on few samples, to test all steps in minutes; in separate folders."""
     runs: Path = Path("runs", "reproduce")
-    """Where work lies, and results that are not the rows' own (--quick, --samples)."""
+    """Folder of the run folders, and of the results with --quick or --samples."""
     results: Path = ROOT / "results"
-    """Where what is kept lies."""
+    """Folder of the results."""
     keep_mb: float = 1.0
-    """Largest checkpoint to keep beside its results, in MB."""
+    """Largest checkpoint to copy to the results, in MB."""
     revision: str | None = None
-    """Source revision to note, where this is no git checkout."""
+    """Source revision to record if this is not a git checkout."""
 
     def __post_init__(self):
         require(bool(self.what), f"WHAT: name at least one of {', '.join(get_args(What))}")
@@ -77,7 +77,7 @@ class ReproduceCommand:
 
     @property
     def setting(self) -> Setting:
-        """What all runs share; those that are not the rows' own lie apart."""
+        """Settings that all runs share; --quick and --samples have separate folders."""
         apart = (*(["quick"] if self.quick else []), *([f"samples-{self.samples}"] if self.samples else []))
         runs = self.runs.joinpath(*apart).resolve()
         return Setting(
@@ -91,7 +91,7 @@ class ReproduceCommand:
 
 
 def main(arguments: list[str]) -> None:
-    """Do what is asked for; end with code 1 where a run failed, 128 and its number after a signal."""
+    """Run the command; exit with code 1 if a run failed, with 128 plus the signal's number if it was interrupted."""
     command = parse(ReproduceCommand, arguments, "python scripts/reproduce.py")
     require_scipy()
     setting = command.setting
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
     for path in write_tables(setting.results.parent, setting.results):
         print(f"written: {path}")
     if command.quick or command.samples:
-        print("these are no results of the rows: --quick and --samples change what is trained")
+        print("not the rows' results: --quick and --samples change what is trained")
     for name, reason in outcome.failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     if outcome.failed or outcome.interrupted:
@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> None:
 
 
 def reproduce(command: ReproduceCommand, setting: Setting) -> Outcome:
-    """Carry out the runs of the tables that were named, all rows of a seed before the next seed."""
+    """Carry out the runs of the requested tables, all rows of a seed before the next seed."""
     tables = tuple(name for name in command.what if name in TITLES)
     if not tables:
         return Outcome()
@@ -128,20 +128,20 @@ def reproduce(command: ReproduceCommand, setting: Setting) -> Outcome:
         for run in left:
             print(f"{run.name}: mlx_rtx.train {' '.join(run.flags)}")
     complete = len(runs) - len(left) - len(refused)
-    print(f"{len(rows)} rows, {len(runs)} runs, of which {complete} are complete already", flush=True)
+    print(f"{len(rows)} rows, {len(runs)} runs, {complete} of them already complete", flush=True)
     if command.dry_run:
         return Outcome(failed=refused)
     begun, gpus = time.perf_counter(), visible_gpus(command.gpus)
     outcome = carry_out_all(left, command.jobs or max(len(gpus), 1), gpus, command.seconds)
     outcome.failed |= refused
     counts = {"done": outcome.done, "left for a later call": outcome.stopped, "failed": list(outcome.failed)}
-    said = ", ".join(f"{len(names)} {how}" for how, names in counts.items())
-    print(f"{said}; took {duration(time.perf_counter() - begun)}", flush=True)
+    text = ", ".join(f"{len(names)} {how}" for how, names in counts.items())
+    print(f"{text}; took {duration(time.perf_counter() - begun)}", flush=True)
     return outcome
 
 
 def draw_figures(setting: Setting) -> None:
-    """Draw those of the paper's figures that have runs, and say what is missing; and those of retrieval and scale."""
+    """Draw the paper's figures from the existing runs, print what is missing, and draw those of retrieval and scale."""
     pictures: dict[str, Any] = {}
     for name, figure in FIGURES.items():
         curves, missing = read_curves(figure, setting.results)

@@ -1,1 +1,1 @@
-"""The parts of ``scripts/reproduce.py``: what is run, how, what came of it, and the tables and pictures of that."""
+"""The parts of ``scripts/reproduce.py``: the rows, how they are run, and the summaries, tables and pictures."""

@@ -1,6 +1,6 @@
-"""Figures 1 to 3 of the paper from the runs that are kept: seeds as thin lines, the paper's value dashed.
+"""Figures 1 to 3 of the paper from the complete runs: thin lines for seeds, dashed lines for the paper's values.
 
-The paper's figures have training and validation, over samples (1, 2) or over operations by its count (3).
+As in the paper they show training and validation, against samples (1, 2) or operations by the paper's count (3).
 """
 
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ from reproduction.summary import kept_folders
 
 TRAINING, VALIDATION = COLOURS[5], COLOURS[1]
 PAPER: Any = {"color": "0.2", "lw": 1, "ls": "--"}
-PAPER_DASHES = ["--", ":", "-."]  # one per value, where a picture has several
+PAPER_DASHES = ["--", ":", "-."]  # one per value if a picture has several
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The runs of one row, a seed each."""
+    """The runs of one row, one per seed."""
 
     row: Row
     runs: list[History]
     paper_loss: float
-    """The validation loss that the paper reports, nats."""
+    """Validation loss in the paper, nats."""
 
     @property
     def title(self) -> str:
-        """Row, recipe and number of seeds."""
+        """Title with row, recipe and number of seeds."""
         return f"{self.row.row}, {self.row.recipe} ({len(self.runs)} seed{'s' if len(self.runs) > 1 else ''})"
 
 
@@ -41,7 +41,7 @@ class PaperFigure:
 
     title: str
     rows: dict[str, float]
-    """Rows, as ``table/row:recipe``, and the paper's validation loss of each."""
+    """{row, as ``table/row:recipe``: the paper's validation loss}."""
     over_operations: bool = False
 
 
@@ -69,7 +69,7 @@ FIGURES = {
 
 
 def read_curves(figure: PaperFigure, results: Path) -> tuple[list[Curves], list[Row]]:
-    """The runs of a figure that are kept below ``results``, and the rows that have none."""
+    """Read the runs of a figure in ``results``; return them and the rows that have none."""
     rows = {f"{row.table}/{row.name}": row for row in ROWS}
     found, missing = [], []
     for name, paper_loss in figure.rows.items():
@@ -81,14 +81,14 @@ def read_curves(figure: PaperFigure, results: Path) -> tuple[list[Curves], list[
 
 
 def draw(figure: PaperFigure, curves: Sequence[Curves]) -> Any:
-    """The picture of a figure."""
+    """Draw a figure."""
     drawn = _over_operations(curves) if figure.over_operations else _over_samples(curves)
     drawn.suptitle(figure.title)
     return drawn
 
 
 def _over_samples(curves: Sequence[Curves]) -> Any:
-    """Loss above accuracy, a column a row."""
+    """Draw loss above accuracy, one column per row of the table."""
     figure, axes = new_axes(2, len(curves), sharex="col", sharey="row")
     for (top, bottom), row in zip(axes.T, curves, strict=True):
         top.set_title(row.title, fontsize=11)
@@ -112,7 +112,7 @@ def _over_samples(curves: Sequence[Curves]) -> Any:
 
 
 def _stages(axes: tuple[Any, Any], run: History) -> None:
-    """Where a curriculum's stages begin, by the first seed."""
+    """Mark the beginnings of a curriculum's stages, as in the first seed's run."""
     for at, noise in run.stages:
         for axis in axes:
             axis.axvline(at, color="0.75", lw=0.6, zorder=0)
@@ -123,7 +123,7 @@ def _stages(axes: tuple[Any, Any], run: History) -> None:
 
 
 def _over_operations(curves: Sequence[Curves]) -> Any:
-    """Training loss beside validation loss, a colour a row."""
+    """Draw training loss next to validation loss, one colour per row of the table."""
     figure, axes = new_axes(1, 2, sharex=True, sharey=True)
     for i, row in enumerate(curves):
         colour = COLOURS[i % len(COLOURS)]

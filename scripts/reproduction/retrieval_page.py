@@ -1,4 +1,4 @@
-"""What came of retrieval, from its summary: a table of tasks by models, and accuracy against the number of pairs."""
+"""Results of retrieval, from their summary: a table of tasks by models, and accuracy against the number of pairs."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from mlx_rtx.plots.figures import COLOURS, DASHES, new_axes
 from reproduction.retrieval_rows import MODELS, PAIRS
 from reproduction.rows import is_share
 
-Entry = dict[str, Any]  # of a summary.json
+Entry = dict[str, Any]  # an entry of summary.json
 MARKERS = "osDv^<>Px*"
 
 
 def block(entries: list[Entry]) -> list[list[str]]:
-    """The lines of the table, heads first: a line a task and metric, a column a model that has any result."""
+    """Return the lines of the table, header first: one per task and metric, one column per model with any result."""
     models = [model for model in MODELS if any(entry["recipe"] == model for entry in entries)]
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for entry in entries:
@@ -21,13 +21,13 @@ def block(entries: list[Entry]) -> list[list[str]]:
         if entry["alpha"] is not None:
             lines.setdefault((entry["row"], "mean α"), {})[entry["recipe"]] = f"{entry['alpha']:.2f}"
     tasks = list(dict.fromkeys(row for row, _ in lines))
-    ordered = sorted(lines.items(), key=lambda line: tasks.index(line[0][0]))  # α after a task's own metrics
+    ordered = sorted(lines.items(), key=lambda line: tasks.index(line[0][0]))  # α after the metrics of its task
     rows = [[f"{row}, {name}", *(cells.get(model, "") for model in models)] for (row, name), cells in ordered]
     return [["task, metric", *models], *rows]
 
 
 def draw(entries: list[Entry]) -> Any:
-    """Accuracy of multi-query associative recall against the number of pairs, a line a model."""
+    """Draw accuracy of multi-query associative recall against the number of pairs, one line per model."""
     figure, axes = new_axes(1, 1)
     (axis,) = axes.flat
     named = {(entry["row"], entry["recipe"]): entry for entry in entries if entry["metric"] == "token_accuracy"}
@@ -41,7 +41,7 @@ def draw(entries: list[Entry]) -> Any:
             axis.fill_between(pairs, low, high, color=look["color"], alpha=0.12, lw=0)
     axis.set_xscale("log", base=2)
     axis.set_xticks(PAIRS, [str(pairs) for pairs in PAIRS])
-    axis.set_xlabel("keys with their values, in 256 tokens")
+    axis.set_xlabel("key-value pairs in 256 tokens")
     axis.set_ylabel("values recalled (%)")
     axis.set_title("Multi-query associative recall")
     axis.legend(fontsize=8)
@@ -49,7 +49,7 @@ def draw(entries: list[Entry]) -> Any:
 
 
 def _cell(entry: Entry) -> str:
-    """A mean, and half the width of its interval over seeds."""
+    """Return a mean, and with several seeds half the width of its interval."""
     if entry["mean"] is None:
         return "not finite"
     scale, digits = (100, 1) if is_share(entry["metric"]) else (1, 3)

@@ -1,7 +1,7 @@
-"""Rows of the table of retrieval: each task with each kind of α, both readings, and regular transformers beside them.
+"""Rows of the table of retrieval: each task with each kind of α, both readings of m, and regular transformers.
 
-All are trained by the task's default recipe on as many samples; what has two layers is as much narrower as gives it
-about as many parameters.
+All models of a task are trained with its default recipe on the same number of samples. Models with two layers are
+narrower, so that they have about as many parameters.
 """
 
 from reproduction.row import Row, Scoring
@@ -16,13 +16,19 @@ MODELS = {  # recipe: flags
     "hidden": "--history hidden",
     "regular-1": REGULAR,
     "layers-2": TWO,
-    "block-32": "--block 32",  # of mqar alone: does what is recalled grow with the block?
+    "block-32": "--block 32",  # mqar only: does recall grow with the block?
     "head": "--alpha-kind head",
     "hidden-channel": "--history hidden --alpha-kind channel",
-    "gated": "--alpha-kind gated",  # last, for it takes many times as long: no kernels
+    "gated": "--alpha-kind gated",  # last, because it takes many times as long: there are no kernels for it
 }
-NARROW = {"mqar": 48, "induction": 44, "recall": 44, "memorization": 48, "mixture": 92}  # width of two layers
-PAIRS = (4, 8, 16, 32)  # keys of multi-query associative recall, in 256 tokens
+NARROW = {
+    "mqar": 48,
+    "induction": 44,
+    "recall": 44,
+    "memorization": 48,
+    "mixture": 92,
+}  # width with two layers
+PAIRS = (4, 8, 16, 32)  # key-value pairs of multi-query associative recall, in 256 tokens
 TASKS = {  # row: task and flags
     "mqar-4": "mqar --pairs 4",
     "mqar-8": "mqar --pairs 8",
@@ -35,7 +41,7 @@ TASKS = {  # row: task and flags
     "recall-fuzzy": "recall --key-tokens 3 --value-tokens 3",
     "memorization": "memorization",
 }
-LONGER = {  # noise tokens beyond training, and sequences that score a model there
+LONGER = {  # {noise tokens beyond training: sequences that are scored}
     "induction": {1021: 1024, 4093: 512, 16381: 128},
     "mixture": {1024: 512, 4096: 128},
 }
@@ -62,7 +68,7 @@ QUICK = {
 
 
 def scorings(row: Row, quick: bool = False) -> list[Scoring]:
-    """How a row's models are scored: on fresh sequences, and at more noise than they were trained at."""
+    """Return how a row's models are scored: on fresh sequences, and with more noise than in training."""
     some = ("--samples", "16") if quick else ("--samples", "1024")
     size = ("--batch", "64")
     if row.task == "mqar":

@@ -1,4 +1,4 @@
-"""What stands in the tables, as data: each row's training command, what scores it, and what the paper has there."""
+"""The rows of all tables as data: their training commands, how they are scored, and the paper's values."""
 
 import re
 
@@ -8,12 +8,12 @@ from reproduction import lengths_rows, retrieval_rows, scale_rows
 from reproduction.row import Row, Scoring
 
 LONGER = (8192, 16384, 65536, 1048544)  # noise tokens beyond the 4,096 of training
-SEQUENCES = {4096: 1024, 8192: 128, 16384: 64, 65536: 16, 1048544: 4}  # that score a model at so much noise
+SEQUENCES = {4096: 1024, 8192: 128, 16384: 64, 65536: 16, 1048544: 4}  # {noise tokens: sequences that are scored}
 NANOGPT = (  # nanoGPT's recipe for Shakespeare by character
     "--attention-dropout 0.2 --dropout 0.2 --lr 1e-3 --lr-decay cosine --lr-floor 0.1 --warm-up 100 --beta2 0.99 "
     "--batch 64 --clip 1 --samples 320000"
 )
-FROZEN = "--no-train-alpha"  # α stays at the 0.5 that it starts with
+FROZEN = "--no-train-alpha"  # α stays at its initial value 0.5
 
 
 def _image(recipe: str, flags: str = "", row: str = "recurrent", paper: float = 0.473) -> Row:
@@ -52,7 +52,7 @@ TABLES = (  # Tables 2, 4 and 6 of the paper
     _text("paper", "--recipe paper --model regular --layers 6", "regular-6"),
     _text("nanogpt", f"--recipe paper --model regular --layers 6 {NANOGPT}", "regular-6"),
 )
-HOMES = {  # the row of a table that trains each task by its default recipe
+HOMES = {  # the row that trains each task with its default recipe
     "copy": "table4/copy-default",
     "selective-copy": "table4/selective-copy-default",
     "image": "table2/recurrent-default",
@@ -61,7 +61,7 @@ HOMES = {  # the row of a table that trains each task by its default recipe
 
 
 def _changed(task: str, changes: dict[str, str], longer: tuple[int, ...] = ()) -> list[Row]:
-    """A task's default recipe with one thing changed, or nothing: then its runs are those of the default row."""
+    """Return rows with a task's default recipe and one change; a row without changes shares the default row's runs."""
     return [
         Row("ablations", task, recipe, f"{task} {flags}", longer=longer, home="" if flags else HOMES[task])
         for recipe, flags in changes.items()
@@ -75,7 +75,7 @@ THRESHOLDS = {
     for loss in ("0.02", "0.03", "0.05", "0.1", "0.3", "1")
 }
 ALPHAS = {"alpha-scalar": "", **{f"alpha-{kind}": f"--alpha-kind {kind}" for kind in ("head", "channel", "gated")}}
-COPY = {  # where stages pass at 0.03, later than by the default recipe
+COPY = {  # stages pass at a loss of 0.03, later than in the default recipe
     "layers-2": "--layers 2",
     "layers-3": "--layers 3",
     "start-32": "--start-noise 32",
@@ -87,7 +87,7 @@ COPY = {  # where stages pass at 0.03, later than by the default recipe
     "state-norm": "--train-alpha --state-norm",
 }
 LATER = {name: f"--advance-below 0.03 {flags}" for name, flags in COPY.items()}
-SELECTIVE = {  # at the paper's length, half of the default recipe's
+SELECTIVE = {  # at the paper's noise length, half of the default recipe's
     "alpha-channel": "",
     "alpha-scalar": "--alpha-kind scalar",
     "alpha-frozen": f"--alpha-kind scalar {FROZEN}",
@@ -110,12 +110,12 @@ ABLATIONS = (
     *_changed("selective-copy", {"noise-8192": "", **SHORTER}, LONGER),
     *_changed("text", ALPHAS),
 )
-OTHERS = {module.TABLE: module for module in (retrieval_rows, scale_rows, lengths_rows)}  # with scorings of their own
+OTHERS = {module.TABLE: module for module in (retrieval_rows, scale_rows, lengths_rows)}  # with their own scorings
 ROWS = TABLES + ABLATIONS + tuple(row for module in OTHERS.values() for row in module.ROWS)
 
 
 def scorings(row: Row, quick: bool = False) -> list[Scoring]:
-    """How a row's models are scored, the row's first metric first."""
+    """Return how a row's models are scored, the row's first metric first."""
     if row.table in OTHERS:
         return OTHERS[row.table].scorings(row, quick)
     some = ("--samples", "50") if quick else ()
@@ -136,7 +136,7 @@ def scorings(row: Row, quick: bool = False) -> list[Scoring]:
 
 
 _COPY = "--noise 64 --payload 4 --dim 24 --heads 2 --samples 512 --batch 16 --test-samples 32 --validate-samples 32"
-QUICK = {  # by task or table: what makes a row a matter of seconds, after its own flags, by tiny models on few samples
+QUICK = {  # by task or table: flags after the row's own with which a run takes seconds: a tiny model, few samples
     "copy": _COPY,
     "selective-copy": _COPY,
     "image": "--dim 8 --heads 2 --samples 64 --batch 8 --test-samples 16 --validate-samples 16",
@@ -147,7 +147,7 @@ QUICK = {  # by task or table: what makes a row a matter of seconds, after its o
 
 
 def train_flags(row: Row, seed: int, samples: int | None = None, quick: bool = False) -> list[str]:
-    """Task and flags of a run of ``row``, all but the folder."""
+    """Return task and flags of a run of ``row``, without --out."""
     words = row.command.split()
     if quick:
         words += [
@@ -161,23 +161,23 @@ def train_flags(row: Row, seed: int, samples: int | None = None, quick: bool = F
 
 
 def choose(tables: tuple[str, ...], only: tuple[str, ...]) -> list[Row]:
-    """The rows of some tables, or those among them that ``only`` names, as ROW or ROW:RECIPE.
+    """Return the rows of ``tables``, or only those that ``only`` names, as ROW or ROW:RECIPE.
 
     Raises:
-        UserError: it names none of them.
+        UserError: a name in ``only`` is not a row of these tables.
     """
     rows = [row for row in ROWS if row.table in tables]
     for name in only:
         known = list(dict.fromkeys(name for row in rows for name in (row.row, row.name)))
-        require(name in known, f"--only {name}: no such row; there are {', '.join(known)}")
+        require(name in known, f"--only {name}: no such row; choose from {', '.join(known)}")
     return [row for row in rows if not only or row.row in only or row.name in only]
 
 
 def owner(row: Row) -> Row:
-    """The row whose runs are those of ``row``: itself, but where it has a home."""
+    """Return the row whose runs ``row`` uses: itself unless it has a home."""
     return next(other for other in ROWS if not other.home and other.folder(0) == row.folder(0))
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric is a share of 1, which tables give in per cent; else it is in nats."""
+    """Return whether a metric is a fraction, which tables show in per cent; otherwise it is in nats."""
     return re.fullmatch(r"\w*accuracy(@\d+)?", metric) is not None

@@ -1,7 +1,8 @@
-"""One run of a row: trained and scored by the package's commands, then kept, which makes it complete.
+"""One run of a row: train and score it with the package's commands, then copy the results.
 
-Work lies in a run folder of its own, with all that going on needs. What is kept of it lies in ``results``: settings,
-``metrics.jsonl``, a small checkpoint, and ``final.json`` with its scores, which is written last.
+A run is trained in a run folder of its own, from which it can be resumed. Its results go to ``results``: settings,
+``metrics.jsonl``, a small checkpoint, and ``final.json`` with its scores. The last is written last and makes the run
+complete.
 """
 
 import json
@@ -24,34 +25,36 @@ from mlx_rtx.training.log import line, read_lines
 from reproduction.rows import Row, scorings, train_flags
 
 FINAL = "final.json"
-REQUESTED = {code for which in SIGNALS for code in (128 + which, -which)}  # exit statuses of a command asked to stop
-Call = Callable[[list[str], Path], int]  # runs a command with its output at the end of a file; gives its exit status
-Say = Callable[[str], None]  # takes a line for people
+REQUESTED = {
+    code for which in SIGNALS for code in (128 + which, -which)
+}  # exit statuses after a stop request
+Call = Callable[[list[str], Path], int]  # runs a command, appends its output to a file, returns its exit status
+Say = Callable[[str], None]  # prints a line
 
 
 class Stopped(Exception):
-    """A run was stopped before its end; it can go on."""
+    """A run was stopped before its end and can be resumed."""
 
 
 class RunFailed(Exception):
-    """A run that cannot go on, and why, in one line."""
+    """A run cannot continue, for a reason given in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all runs of a call have in common."""
+    """Settings that all runs of a call share."""
 
     runs: Path
-    """Folder of the work."""
+    """Folder of the run folders."""
     results: Path
-    """Folder of what is kept."""
+    """Folder of the results."""
     quick: bool = False
     samples: int | None = None
-    """Samples of each training, if not the row's own."""
+    """Samples of each training; None for the row's own number."""
     keep_mb: float = 1.0
-    """Largest checkpoint to keep, in MB."""
+    """Largest checkpoint to copy to the results, in MB."""
     revision: str | None = None
-    """Source revision, where the run does not know it."""
+    """Source revision; None for the one that the run recorded."""
 
 
 @dataclass(frozen=True)
@@ -64,48 +67,48 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its folder, below that of the work and below that of the results."""
+        """Relative path of its folder, both in ``runs`` and in ``results``."""
         return self.row.folder(self.seed)
 
     @property
     def flags(self) -> list[str]:
-        """Task and flags that it is trained with."""
+        """Task and flags of its training."""
         return train_flags(self.row, self.seed, self.setting.samples, self.setting.quick)
 
     @property
     def work(self) -> RunFolder:
-        """Where it is trained."""
+        """Run folder in which it is trained."""
         return RunFolder(self.setting.runs / self.name)
 
     @property
     def kept(self) -> Path:
-        """Where its results are."""
+        """Folder of its results."""
         return self.setting.results / self.name
 
     @property
     def trained(self) -> bool:
-        """Whether its training came to its end."""
+        """Whether its training has finished."""
         return any(event["kind"] == "final" for event in read_lines(self.work.metrics)[-1:])
 
     def complete(self) -> bool:
-        """Whether its results are there.
+        """Return whether its results exist.
 
         Raises:
-            RunFailed: they are, but of another training.
+            RunFailed: they are those of a training with other flags.
         """
         if not (self.kept / FINAL).exists():
             return False
         found = json.loads((self.kept / FINAL).read_text())["flags"]
         if found != self.flags:
-            raise RunFailed(f"{self.kept} was trained by {' '.join(found)}; delete it to train it anew")
+            raise RunFailed(f"{self.kept} was trained with {' '.join(found)}; delete it to train again")
         return True
 
 
 def carry_out(run: Run, call: Call, say: Say) -> None:
-    """Train, score and keep a run, going on from where an earlier call was stopped.
+    """Train and score a run and write its results, continuing where an earlier call was stopped.
 
     Raises:
-        Stopped: it was stopped before its end, as ``call`` says or training itself.
+        Stopped: a command was stopped before its end.
         RunFailed: a command failed.
     """
     log = make_folder(run.work.path) / "output.log"
@@ -114,7 +117,7 @@ def carry_out(run: Run, call: Call, say: Say) -> None:
         started = time.perf_counter()
         if not run.trained:
             _train(run, call, say, log)
-            say(f"trained on {_last(run)['samples']:,} samples, {duration(time.perf_counter() - started)}; scores it")
+            say(f"trained on {_last(run)['samples']:,} samples, {duration(time.perf_counter() - started)}; scoring")
         reports = [_score(run, i, call, log) for i in range(len(scorings(run.row)))]
         metrics = keep(run, reports)
         scores = line({name: metric["value"] for name, metric in metrics.items()})
@@ -122,24 +125,24 @@ def carry_out(run: Run, call: Call, say: Say) -> None:
 
 
 def _require_same_flags(run: Run) -> None:
-    """Note what the work is trained by, or refuse work that another command began."""
+    """Record the flags of the training; raise RunFailed if the run folder was started with others."""
     note = run.work.path / "flags.json"
     if not note.exists():
         write_json(note, run.flags)
     elif (found := json.loads(note.read_text())) != run.flags:
-        raise RunFailed(f"{run.work.path} was begun by {' '.join(found)}; delete it to train it anew")
+        raise RunFailed(f"{run.work.path} was started with {' '.join(found)}; delete it to train again")
 
 
 def _train(run: Run, call: Call, say: Say, log: Path) -> None:
     again = ["--resume"] if run.work.config.exists() else []
-    say(f"{'goes on' if again else 'trains'}: mlx_rtx.train {' '.join(run.flags)}; log: {log}")
+    say(f"{'resuming' if again else 'training'}: mlx_rtx.train {' '.join(run.flags)}; log: {log}")
     _call(call, ["mlx_rtx.train", *run.flags, "--out", str(run.work.path), *again], log)
     if not run.trained:
         raise Stopped
 
 
 def _score(run: Run, i: int, call: Call, log: Path) -> dict[str, Any]:
-    """The report of a row's ``i``-th scoring, which is made if it is not there."""
+    """Return the report of a row's ``i``-th scoring, and make it first if it is missing."""
     file = run.work.path / f"scores-{i}.json"
     if not file.exists():
         flags = scorings(run.row, run.setting.quick)[i].flags
@@ -153,12 +156,12 @@ def _call(call: Call, words: list[str], log: Path) -> None:
         raise Stopped
     if status:
         lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-        said = next((text for text in reversed(lines) if text.strip()), "it said nothing")
-        raise RunFailed(f"{words[0]} ended with status {status}: {said} ({log})")
+        last = next((text for text in reversed(lines) if text.strip()), "no output")
+        raise RunFailed(f"{words[0]} ended with status {status}: {last} ({log})")
 
 
 def keep(run: Run, reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Copy what is kept of a trained run, and write its ``final.json``; return its metrics."""
+    """Copy a trained run's results, write its ``final.json`` and return its metrics."""
     work, kept = run.work, make_folder(run.kept)
     small = work.model.stat().st_size <= run.setting.keep_mb * 1e6
     for file in (work.config, work.metrics, *([work.model, work.tokenizer] if small else [])):
@@ -194,22 +197,22 @@ def keep(run: Run, reports: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _metric(field: str, scores: dict[str, Any]) -> dict[str, Any]:
-    """A score, its standard error, and the number of sequences and of answers that it is a mean over."""
+    """Return a score, its standard error, and the numbers of sequences and answers that it is the mean over."""
     answers = scores["sequences" if field == "sequence_accuracy" else "targets"]
     about = {"sequences": scores["sequences"], "answers": answers}
     return {"value": scores[field], "se": scores[f"{field}_se"], **about}
 
 
 def together(values: Iterable[str | None]) -> str | None:
-    """What several have in common, or all that there is among them; each may be such a list."""
+    """Join the different values into a comma-separated string; each may be such a string itself, or None."""
     return ", ".join(sorted({one for value in values if value for one in value.split(", ")})) or None
 
 
 def short(revision: str | None) -> str | None:
-    """The first seven digits of a revision, and its ``+`` if it has one."""
+    """Return the first seven digits of a revision, and its ``+`` if it has one."""
     return revision and revision[:7] + ("+" if revision.endswith("+") else "")
 
 
 def _last(run: Run) -> dict[str, Any]:
-    """The last thing that a run's training reported."""
+    """Return the last event in a run's log."""
     return read_lines(run.work.metrics)[-1]

@@ -1,4 +1,4 @@
-"""The picture of scale: loss against parameters, and against the operations that training took."""
+"""The picture of scale: loss against parameters, and against the operations of training."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from reproduction.row import Row
 from reproduction.scale_rows import ROWS, SIZES, TEXTS
 from reproduction.summary import kept_folders
 
-Entry = dict[str, Any]  # of a summary.json
+Entry = dict[str, Any]  # an entry of summary.json
 LOOKS: dict[str, Any] = {
     "recurrent": {"color": COLOURS[0], "ls": "-", "marker": "o"},
     "regular": {"color": COLOURS[1], "ls": "--", "marker": "s"},
@@ -20,7 +20,7 @@ LOOKS: dict[str, Any] = {
 
 
 def draw(entries: list[Entry], results: Path) -> Any:
-    """A line of panels a text: the loss of all that is held out, and of validations as training goes on."""
+    """Draw one row of panels per text: the final held-out loss, and the validation losses during training."""
     texts = [text for text in TEXTS if any(entry["recipe"] == text for entry in entries)]
     figure, axes = new_axes(len(texts), 2, sharey="row")
     for (over_size, over_operations), text in zip(axes, texts, strict=True):
@@ -32,7 +32,7 @@ def draw(entries: list[Entry], results: Path) -> Any:
         others = [entry for row, entry in found.items() if row not in SIZES]
         if others:
             x, y = [entry["parameters"] for entry in others], [entry["mean"] for entry in others]
-            over_size.plot(x, y, "x", color=COLOURS[0], ms=4, label="recurrent, something changed")
+            over_size.plot(x, y, "x", color=COLOURS[0], ms=4, label="recurrent, variants")
         for row in ROWS:
             if row.recipe == text and row.row in SIZES and row.row in found:
                 operations, losses = curve(row, results)
@@ -40,7 +40,7 @@ def draw(entries: list[Entry], results: Path) -> Any:
                 over_operations.plot(operations, losses, lw=1, color=look["color"], ls=look["ls"])
                 over_operations.annotate(row.row.rpartition("-")[2], (operations[-1], losses[-1]), fontsize=7)
         over_size.set_title(text)
-        over_size.set_ylabel("held-out loss (nats a token)")
+        over_size.set_ylabel("held-out loss (nats per token)")
         over_size.set_xlabel("parameters")
         over_operations.set_xlabel("multiply-adds of training so far")
         over_operations.set_ylim(top=1.35 * max(entry["mean"] for entry in found.values()))
@@ -54,7 +54,7 @@ def draw(entries: list[Entry], results: Path) -> Any:
 
 
 def curve(row: Row, results: Path) -> tuple[list[float], list[float]]:
-    """Multiply-adds so far and loss at each validation of a row's first kept run."""
+    """Return the multiply-adds so far and the loss at each validation of a row's first run."""
     settings = train.read_command(row.command.split())[0].settings
     shape = settings.task.shape
     config = settings.model_config(shape)

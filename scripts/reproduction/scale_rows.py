@@ -1,7 +1,7 @@
 """Rows of the table of scale: recurrent and regular transformers of 5, 15 and 50 million parameters on larger texts.
 
-A row is a model, a recipe a text. All are trained by Muon on as many tokens of it, in windows of 1,024, by products in
-bfloat16; the texts lie in the folder that MLX_RTX_DATA names.
+A row is a model, a recipe a text. All models of a text are trained with Muon on the same number of tokens, in windows
+of 1,024 tokens, with matrix products in bfloat16. The texts are in the folder that MLX_RTX_DATA names.
 """
 
 from reproduction.row import Row, Scoring
@@ -11,13 +11,13 @@ BASE = (
     "text --vocab-size 4096 --length 1024 --without-replacement --batch 16 --segment 16 --optimizer muon --lr 2e-3 "
     "--warm-up 50 --lr-decay cosine --average 0 --dtype bfloat16 --validate-every 200 --validate-samples 256 --sample 0"
 )
-TEXTS = {  # recipe: text and flags; passes over it follow from samples
+TEXTS = {  # recipe: text and flags; the samples determine the number of epochs
     "gcide": "--data gcide.txt --dropout 0 --samples 20000",
     "wikitext-2": "--data wikitext2.train.txt --dropout 0.1 --samples 12800",
 }
 RECURRENT = "--positions block --block 128"
 REGULAR = "--model regular --positions absolute"
-SIZES = {  # row: flags; those that are compared on every text
+SIZES = {  # row: flags; trained on every text
     "recurrent-5m": f"{RECURRENT} --dim 512 --heads 8",
     "regular-5m": f"{REGULAR} --layers 3 --dim 320 --heads 5",
     "recurrent-15m": f"{RECURRENT} --dim 960 --heads 15",
@@ -26,7 +26,7 @@ SIZES = {  # row: flags; those that are compared on every text
     "regular-50m": f"{REGULAR} --layers 8 --dim 704 --heads 11",
 }
 _15M = SIZES["recurrent-15m"]
-VARIANTS = {  # of the middle size: what helps?
+VARIANTS = {  # of the middle size, on one text
     "recurrent-15m-block-64": _15M.replace("--block 128", "--block 64"),
     "recurrent-15m-block-256": _15M.replace("--block 128", "--block 256"),
     "recurrent-15m-layers-2": f"{RECURRENT} --layers 2 --dim 704 --heads 11",
@@ -45,11 +45,11 @@ QUICK = "--dim 24 --heads 2 --length 256 --characters 20000 --samples 64 --batch
 
 
 def scorings(row: Row, quick: bool = False) -> list[Scoring]:
-    """How a row's models are scored: on all that is held out."""
+    """Return how a row's models are scored: on the whole held-out text."""
     return [held_out(quick)]
 
 
 def held_out(quick: bool) -> Scoring:
-    """The loss of all that is held out, in windows of the length that was trained."""
+    """Return the scoring of the whole held-out text, in windows of the training length."""
     some = ("--samples", "16") if quick else ()
     return Scoring(("--split", "validation", "--batch", "16", *some), {"validation_loss": "loss"})

@@ -1,7 +1,7 @@
-"""What a table's runs came to: a mean over seeds and a 95 % interval for each metric of each row, in ``summary.json``.
+"""Summarise a table's runs in ``summary.json``: mean over seeds and 95 % interval of each metric of each row.
 
-Over two seeds and more the interval is Student's t of the seeds' values. With one seed it is about what was scored
-alone, not about training: Wilson's interval of a share, 1.96 standard errors of a loss.
+With two or more seeds the interval is Student's t interval of the seeds' values. With one seed it covers only the
+scored data, not the variation between trainings: Wilson's interval for a fraction, 1.96 standard errors for a loss.
 """
 
 import json
@@ -22,7 +22,7 @@ SUMMARY = "summary.json"
 
 
 def require_scipy() -> Any:
-    """`scipy.stats`, which has Student's t; said in one line where it is missing."""
+    """Return `scipy.stats`, for Student's t; raise UserError if SciPy is not installed."""
     try:
         from scipy import stats
     except ImportError:
@@ -31,7 +31,7 @@ def require_scipy() -> Any:
 
 
 def summarise(results: Path, table: str) -> list[dict[str, Any]]:
-    """The entries of a table's ``summary.json``, from what is kept below ``results``; rows without runs have none."""
+    """Return the entries of a table's ``summary.json`` from the runs in ``results``; rows without runs have none."""
     entries = []
     for row in ROWS:
         if row.table == table and (finals := read_finals(results, row)):
@@ -41,20 +41,20 @@ def summarise(results: Path, table: str) -> list[dict[str, Any]]:
 
 
 def write_summary(results: Path, table: str) -> None:
-    """Write a table's ``summary.json`` anew if any run of it is kept."""
+    """Rewrite a table's ``summary.json`` if it has any complete run."""
     if entries := summarise(results, table):
         make_folder(results / table)
         write_json(results / table / SUMMARY, entries)
 
 
 def read_summary(results: Path, table: str) -> list[dict[str, Any]]:
-    """The entries of a table's ``summary.json``; none where it is missing."""
+    """Read the entries of a table's ``summary.json``; an empty list if it is missing."""
     file = results / table / SUMMARY
     return json.loads(file.read_text()) if file.exists() else []
 
 
 def kept_folders(results: Path, row: Row) -> list[Path]:
-    """The folders of a row's complete runs, by seed."""
+    """Return the folders of a row's complete runs, sorted by seed."""
     first = results / row.folder(0)
     start = first.name.removesuffix("0")
     found = {path.parent.name.removeprefix(start): path.parent for path in first.parent.glob(f"{start}*/{FINAL}")}
@@ -62,12 +62,12 @@ def kept_folders(results: Path, row: Row) -> list[Path]:
 
 
 def read_finals(results: Path, row: Row) -> list[dict[str, Any]]:
-    """What is kept of a row's complete runs, by seed."""
+    """Read the ``final.json`` of a row's complete runs, sorted by seed."""
     return [json.loads((path / FINAL).read_text()) for path in kept_folders(results, row)]
 
 
 def _entry(row: Row, metric: str, finals: list[dict[str, Any]], first: str) -> dict[str, Any]:
-    """One line of a summary."""
+    """Return one entry of a summary."""
     mean, low, high = interval_of([final["metrics"][metric] for final in finals], is_share(metric))
     return {
         "row": row.row,
@@ -88,17 +88,17 @@ def _entry(row: Row, metric: str, finals: list[dict[str, Any]], first: str) -> d
 
 
 def _mean_alpha(finals: list[dict[str, Any]]) -> float | None:
-    """The mean α at the end of training, over layers and seeds; None of models that have none."""
+    """Return the mean α at the end of training over layers and seeds; None for models without α."""
     alphas = [alpha for final in finals for alpha in final["alpha"]]
     return round(statistics.mean(alphas), 4) if alphas else None
 
 
 def interval_of(scores: list[dict[str, Any]], share: bool) -> tuple[float | None, float | None, float | None]:
-    """Mean and 95 % interval of one score a seed; of nothing where one is no number.
+    """Return mean, low and high of the 95 % interval of one score per seed; all None if a value is None.
 
     Args:
-        scores: ``value``, its standard error ``se``, ``sequences`` and ``answers`` of each seed.
-        share: whether they are shares of 1, else losses.
+        scores: ``value``, its standard error ``se``, ``sequences`` and ``answers``, one dict per seed.
+        share: whether the scores are fractions; otherwise they are losses.
     """
     values = [score["value"] for score in scores]
     if None in values:
@@ -116,10 +116,10 @@ def interval_of(scores: list[dict[str, Any]], share: bool) -> tuple[float | None
 
 
 def _independent(score: dict[str, Any]) -> int:
-    """How many independent answers are worth as much as those of a share.
+    """Return the effective number of independent answers behind a fraction.
 
-    Answers of one sequence hang together. Their standard error over sequences is that of so many independent ones;
-    they are at least as many as the sequences, and at most all of them.
+    Answers of one sequence are correlated. The effective number is that with the same standard error as the one
+    measured over sequences, limited to between the number of sequences and the number of answers.
     """
     sequences, answers, p, se = (score[name] for name in ("sequences", "answers", "value", "se"))
     if answers == sequences or not se:

@@ -1,4 +1,4 @@
-"""Tables in Markdown from the summaries alone: a page a table, and the block of results in the project's README."""
+"""Markdown tables made from the summaries: one page per table, and the blocks of results in the project's pages."""
 
 import re
 from functools import partial
@@ -21,8 +21,8 @@ TITLES = {
     "scale": "Scale: 5, 15 and 50 million parameters on larger texts",
     "lengths": "Lengths: text in sequences of 64 to 16,384 characters",
 }
-IN_README = {"table2": "image", "table4": "", "table6": "text"}  # what comes before a row's name
-RECIPES_IN_README = ("default", "mirror", "paper", "nanogpt")  # other readings and what else is frozen: on the pages
+IN_README = {"table2": "image", "table4": "", "table6": "text"}  # prefix of a row's name
+RECIPES_IN_README = ("default", "mirror", "paper", "nanogpt")  # the others are on the tables' pages
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 BEST = "The checkpoint was selected on the {} that it is scored on, which makes the figure optimistic"
 INTERVALS = """In parentheses: 95 % intervals. With two or more seeds, Student's t interval of the seeds' values (zero
@@ -34,7 +34,7 @@ to another table's page if a row there has the same settings. To train and score
 
 
 def page(table: str, entries: list[dict[str, Any]]) -> str:
-    """The page of one table: a grid a row, in which a recipe is a line and a metric a column."""
+    """Return the page of one table: per row a grid with one line per recipe and one column per metric."""
     grids = []
     for row in dict.fromkeys(entry["row"] for entry in entries):
         own = [entry for entry in entries if entry["row"] == row]
@@ -54,7 +54,7 @@ def page(table: str, entries: list[dict[str, Any]]) -> str:
 
 
 def readme_block(summaries: dict[str, list[dict[str, Any]]]) -> str:
-    """What stands between the markers of the README: a line a row of the main recipes, at the length of training."""
+    """Return the README's block of results: one line per row with a main recipe, at the training length."""
     require(any(table in summaries for table in IN_README), f"README.md: has {BEGIN}, but there is no summary yet")
     lines: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for table in IN_README:
@@ -81,18 +81,18 @@ def readme_block(summaries: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def retrieval_block(summaries: dict[str, list[dict[str, Any]]]) -> str:
-    """What stands between the markers of the page on retrieval: a line a task, a column a model."""
+    """Return the block of the page on retrieval: one line per task, one column per model."""
     heads, *rows = retrieval_page.block(summaries.get("retrieval", []))
     return f"{BEGIN}\n{_grid(tuple(heads), rows) if rows else 'Nothing has been trained yet.'}\n{END}"
 
 
 def rendered(root: Path, results: Path) -> dict[Path, str]:
-    """All files that are made from the summaries below ``results``, and what is to stand in them.
+    """Return {path: text} of all files that are made from the summaries in ``results``.
 
-    ``root`` holds the README and the page on retrieval, which are among them where they have the markers.
+    They include README.md and docs/retrieval.md in ``root`` if these contain the markers.
 
     Raises:
-        UserError: one of them has one marker of the two, or there is nothing to put between them.
+        UserError: a page has only one of the two markers, or there is no summary for the README.
     """
     summaries = {table: entries for table in TITLES if (entries := read_summary(results, table))}
     files = {results / table / "README.md": page(table, entries) for table, entries in summaries.items()}
@@ -106,13 +106,13 @@ def rendered(root: Path, results: Path) -> dict[Path, str]:
 
 
 def out_of_date(root: Path, results: Path) -> list[Path]:
-    """The files in which something else stands than the summaries give."""
+    """Return the files whose text differs from what the summaries give."""
     files = rendered(root, results)
     return [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
 
 
 def write_tables(root: Path, results: Path) -> list[Path]:
-    """Write what is not up to date; return those files."""
+    """Write the files that are out of date, and return them."""
     files, changed = rendered(root, results), out_of_date(root, results)
     for path in changed:
         write_whole(path, partial(Path.write_text, data=files[path], encoding="utf-8"))
@@ -120,7 +120,7 @@ def write_tables(root: Path, results: Path) -> list[Path]:
 
 
 def _remarks(entries: list[dict[str, Any]]) -> list[str]:
-    """What must be known of rows whose weights were chosen by what they are scored on."""
+    """Return remarks on rows whose weights were selected on the data that scores them."""
     remarks = []
     for where in ("test set", "validation split"):
         named = dict.fromkeys(f"{entry['row']} {entry['recipe']}" for entry in entries if entry["chosen_on"] == where)
@@ -130,14 +130,14 @@ def _remarks(entries: list[dict[str, Any]]) -> list[str]:
 
 
 def _number(metric: str, value: float | None) -> str:
-    """A share in per cent, or nats; a dash of nothing."""
+    """Return a fraction in per cent or a loss in nats; a dash for None."""
     if value is None:
         return "–"
     return f"{100 * value:.4g} %" if is_share(metric) else f"{value:.4g}"
 
 
 def _between(entry: dict[str, Any]) -> str:
-    """A mean and its interval."""
+    """Return a mean and its interval."""
     if entry["mean"] is None:
         return "not finite"
     scale, digits, unit = (100, 2, " %") if is_share(entry["metric"]) else (1, 4, "")
@@ -146,7 +146,7 @@ def _between(entry: dict[str, Any]) -> str:
 
 
 def _of(metric: str) -> str:
-    """What a share is a share of."""
+    """Return what a fraction is a fraction of."""
     return {"token_accuracy": " of tokens", "sequence_accuracy": " of sequences"}.get(metric, "")
 
 
@@ -159,6 +159,6 @@ def _machine(entry: dict[str, Any]) -> str:
 
 
 def _grid(heads: tuple[str, ...], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [list(heads), ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

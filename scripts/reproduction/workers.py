@@ -1,4 +1,4 @@
-"""Runs side by side: a thread a job, each waiting for one process at a time, until all is done or time is up."""
+"""Parallel runs: one thread per job, which runs one process at a time until all runs are done or time is up."""
 
 import os
 import queue
@@ -16,24 +16,24 @@ from mlx_rtx.tasks.sources import VARIABLE
 from reproduction.runs import Run, Stopped, carry_out
 
 ROOT = Path(__file__).parent.parent.parent
-GRACE = 120.0  # seconds that a process has to save and stop
+GRACE = 120.0  # seconds that processes have to save and stop before they are killed
 
 
 @dataclass
 class Outcome:
-    """What became of the runs, by name."""
+    """Outcome of the runs, by name."""
 
     done: list[str] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
-    """Stopped before their end, or not begun."""
+    """Stopped before their end, or not started."""
     failed: dict[str, str] = field(default_factory=dict)
-    """With the reason."""
+    """{name: reason}."""
     interrupted: int = 0
-    """By which signal, if not by time."""
+    """Signal that stopped the runs; 0 if none did."""
 
 
 class Processes:
-    """The processes under way, which can be asked to stop, and then made to."""
+    """The running processes, which can be asked to stop and be killed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,21 +41,21 @@ class Processes:
         self.stopping = False
 
     def call(self, command: list[str], log: Path, gpu: str | None = None) -> int:
-        """Run a command in the checkout, its output at the end of ``log``; give its exit status.
+        """Run a command in the checkout, append its output to ``log``, and return its exit status.
 
         Raises:
-            Stopped: all was asked to stop, before or meanwhile.
+            Stopped: `stop` was called before or during the command.
         """
         environment = dict(os.environ)
         if data := environment.get(VARIABLE):
-            environment[VARIABLE] = os.path.abspath(data)  # as it is meant here, not in the checkout
+            environment[VARIABLE] = os.path.abspath(data)  # relative to this working directory, not to the checkout
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         with log.open("a") as output:
             with self._lock:
                 if self.stopping:
                     raise Stopped
-                # of our process group, so that whatever ends all of it leaves none behind
+                # in our process group, so that a signal to the group ends all of them
                 process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
                 self._running.add(process)
             status = process.wait()
@@ -66,9 +66,9 @@ class Processes:
         return status
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """Begin nothing more; let what runs save and stop, or end it at once by ``SIGKILL``.
+        """Start no more processes, and send the running ones SIGTERM to save and stop, or SIGKILL.
 
-        Not by SIGINT: a terminal has sent that to all already, and who sends it again insists.
+        SIGINT is not used: a terminal has already sent it to all of them, and a second one makes them stop unsaved.
         """
         with self._lock:
             self.stopping = True
@@ -77,20 +77,20 @@ class Processes:
 
 
 def visible_gpus(count: int) -> list[str]:
-    """The first ``count`` GPUs as ``CUDA_VISIBLE_DEVICES`` names them."""
+    """Return the names of the first ``count`` GPUs, as in ``CUDA_VISIBLE_DEVICES``."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = named.split(",") if named else list(map(str, range(count)))
     return gpus[:count]
 
 
 def carry_out_all(runs: list[Run], jobs: int, gpus: list[str], seconds: float | None) -> Outcome:
-    """Carry out ``runs``, ``jobs`` at a time. The first request to stop lets them save, a second one does not.
+    """Carry out ``runs``, ``jobs`` at a time. On a first stop request they save; a second one kills them.
 
     Args:
-        runs: in the order in which they are begun.
-        jobs: how many run side by side.
-        gpus: what jobs are dealt out to in turn; where empty, the default device has all.
-        seconds: time after which all save and stop; none if not given.
+        runs: in the order in which they are started.
+        jobs: number of parallel runs.
+        gpus: GPUs that the jobs are distributed over, round robin; if empty, all use the default device.
+        seconds: time after which all save and stop; None for no limit.
     """
     outcome, processes = Outcome(), Processes()
     waiting: queue.SimpleQueue[Run] = queue.SimpleQueue()
@@ -112,7 +112,7 @@ def carry_out_all(runs: list[Run], jobs: int, gpus: list[str], seconds: float | 
                     processes.stop(signal.SIGKILL)
             elif requests or (seconds is not None and time.perf_counter() - begun > seconds):
                 heard, stopped_at, outcome.interrupted = len(requests), time.perf_counter(), (requests or [0])[0]
-                print("stopping: what runs saves itself; the same command goes on", flush=True)
+                print("stopping: running jobs save their state; run the same command again to continue", flush=True)
                 processes.stop()
     while not waiting.empty():
         outcome.stopped.append(waiting.get().name)
@@ -120,7 +120,7 @@ def carry_out_all(runs: list[Run], jobs: int, gpus: list[str], seconds: float | 
 
 
 def _work(waiting: "queue.SimpleQueue[Run]", processes: Processes, outcome: Outcome, gpu: str | None) -> None:
-    """One job: take runs and carry them out, until there are none or all is to stop."""
+    """Carry out waiting runs in one thread, until there are none left or all are stopped."""
     while not processes.stopping:
         try:
             run = waiting.get_nowait()
@@ -133,10 +133,10 @@ def _work(waiting: "queue.SimpleQueue[Run]", processes: Processes, outcome: Outc
         except Stopped:
             say("stopped")
             outcome.stopped.append(run.name)
-        except Exception as error:  # of a single run: the others go on
+        except Exception as error:  # in this run only: the others continue
             say(f"failed: {error}")
             outcome.failed[run.name] = str(error) or type(error).__name__
 
 
 def _say(name: str, text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {name}: {text}\n", end="", flush=True)  # whole, with many threads at it
+    print(f"{time.strftime('%H:%M:%S')} {name}: {text}\n", end="", flush=True)  # one write: several threads print

@@ -166,5 +166,5 @@ def test_which_rows_are_meant():
     assert [row.name for row in choose(("table2", "table6"), ("regular-1", "recurrent:mirror"))] == [
         "recurrent:mirror", "regular-1:paper", "regular-1:paper-batch-40", "regular-1:paper",
     ]  # fmt: skip
-    with pytest.raises(UserError, match="regular-6: no such row; there are recurrent, recurrent:default"):
+    with pytest.raises(UserError, match="regular-6: no such row; choose from recurrent, recurrent:default"):
         choose(("table2",), ("regular-6",))

@@ -91,7 +91,7 @@ def test_a_stopped_run_goes_on(run):
     call, said = InProcess(), []
     carry_out(run, call, said.append)
     assert call.calls[0][-1] == "--resume"
-    assert said[0].startswith("goes on")
+    assert said[0].startswith("resuming")
     steps = [event["step"] for event in read_lines(run.kept / "metrics.jsonl") if event["kind"] == "train"]
     assert steps == sorted(set(steps))
     assert steps[-1] == 8
@@ -120,10 +120,10 @@ def test_scores_are_made_once(run):
 def test_results_of_other_flags_are_refused(run, monkeypatch):
     carry_out(run, InProcess(), str)
     monkeypatch.setitem(QUICK, "copy", QUICK["copy"].replace("--dim 8", "--dim 16"))
-    with pytest.raises(RunFailed, match=r"--dim 8 .* delete it to train it anew"):
+    with pytest.raises(RunFailed, match=r"--dim 8 .* delete it to train again"):
         run.complete()
     (run.kept / "final.json").unlink()
-    with pytest.raises(RunFailed, match=r"was begun by .*--dim 8 "):
+    with pytest.raises(RunFailed, match=r"was started with .*--dim 8 "):
         carry_out(run, InProcess(), str)
 
 
@@ -255,7 +255,7 @@ def test_what_is_not_done_is_left_for_a_later_call(how, tmp_path, monkeypatch, c
     assert outcome.done == ["table4/copy-paper-0"]
     assert outcome.stopped == ["table4/copy-paper-1", "table4/copy-paper-2"]
     assert outcome.interrupted == (signal.SIGINT if how == "Ctrl-C" else 0)
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "run the same command again" in capsys.readouterr().out
 
 
 def quick(tmp_path, *words):
@@ -267,7 +267,7 @@ def test_from_the_command_line_to_a_table(tmp_path, capsys, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in (workers.ROOT / "results").rglob("*")}
     quick(tmp_path, "table4", "--only", "copy:paper")
     said = capsys.readouterr().out
-    assert "1 rows, 1 runs, of which 0 are complete already" in said
+    assert "1 rows, 1 runs, 0 of them already complete" in said
     assert "1 done, 0 left for a later call, 0 failed" in said
     results = tmp_path / "quick" / "results"
     summary = json.loads((results / "table4" / "summary.json").read_text())
@@ -280,7 +280,7 @@ def test_from_the_command_line_to_a_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(workers.subprocess, "Popen", None)
     quick(tmp_path, "table4", "--only", "copy:paper")
     said = capsys.readouterr().out
-    assert "of which 1 are complete already" in said
+    assert "1 of them already complete" in said
     assert "written" not in said
     assert before == {path: path.stat().st_mtime_ns for path in (workers.ROOT / "results").rglob("*")}
 
@@ -317,7 +317,7 @@ def test_a_failure_is_named_at_the_end(tmp_path, monkeypatch, capsys):
     [
         ([], "name at least one of table2"),
         (["table3"], "table3"),
-        (["table2", "--only", "copy"], "--only copy: no such row; there are recurrent, recurrent:default"),
+        (["table2", "--only", "copy"], "--only copy: no such row; choose from recurrent, recurrent:default"),
         (["table2", "--jobs", "0"], "--jobs 0"),
         (["table2", "--seeds", "-1"], "seeds=-1"),
     ],

@@ -22,7 +22,7 @@ def test_sizes_and_curves(tmp_path):
     figure = scale_page.draw(summarise(tmp_path, "scale"), tmp_path)
     over_size, over_operations = figure.axes
     lines = {line.get_label(): line.get_ydata().tolist() for line in over_size.lines}
-    assert lines == {"recurrent": [2.5, 2.25], "regular": [2.75], "recurrent, something changed": [2.3]}
+    assert lines == {"recurrent": [2.5, 2.25], "regular": [2.75], "recurrent, variants": [2.3]}
     assert len(over_operations.lines) == 3
     assert over_size.get_title() == "gcide"
     settings = train.read_command(row_named("scale/recurrent-5m:gcide").command.split())[0].settings
