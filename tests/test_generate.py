@@ -181,7 +181,7 @@ def test_a_moved_text_goes_on(text, tmp_path, capsys):
 def test_settings_that_train_badly_are_advised_against(text, tmp_path, capsys):
     arguments = ["text", "--data", str(text / "bottles.txt"), "--length=32", "--block=8", "--stateful", *SMALL]
     train.main([*arguments, "--out", str(tmp_path / "half")])
-    assert "advice: with --stateful an alpha of 0.5 may run off to 1" in capsys.readouterr().out
+    assert "advice: with --stateful an alpha of 0.5 may grow to 1" in capsys.readouterr().out
     train.main([*arguments, "--out", str(tmp_path / "none"), "--alpha=0"])
     assert "advice: with" not in capsys.readouterr().out
     train.main([*arguments[:5], *SMALL, "--model=regular", "--out", str(tmp_path / "regular")])
@@ -235,7 +235,7 @@ def test_an_image_model_writes_no_text(images, capsys, monkeypatch):
         (["text", "--data", "missing.txt"], ["--data missing.txt: not found"]),
         (["text", "--data", "short.txt"], ["5 characters are too few"]),
         (["text", "--data", "latin.txt"], ["is not UTF-8", "iconv"]),
-        (["image", "--data", "short.txt"], ["short.txt: cut off, or no .npz"]),
+        (["image", "--data", "short.txt"], ["short.txt: truncated, or without train_images"]),
     ],
 )
 def test_data_that_is_wrong(arguments, words, tmp_path, capsys, monkeypatch):

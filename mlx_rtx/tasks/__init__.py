@@ -1,4 +1,4 @@
-"""What a model is trained on. A task makes batches from keys and says what shape of model reads them."""
+"""Training tasks: each creates batches from random keys, and determines vocabulary, length and outputs of the model."""
 
 from mlx_rtx.tasks.copying import CopyTask, SelectiveCopyTask
 from mlx_rtx.tasks.image import ImageTask

@@ -1,6 +1,6 @@
-"""CIFAR-10 as grey levels: 60,000 images of 32 × 32 pixels, read, converted and checked.
+"""CIFAR-10 in greyscale: reading, conversion and checking of its 60,000 images of 32 × 32 pixels.
 
-Grey is floor(g · 255.5) of g = (0.2989 R + 0.5870 G + 0.1140 B) / 255, as TensorFlow converts 8-bit images.
+A grey level is floor(255.5 g) with g = (0.2989 R + 0.5870 G + 0.1140 B) / 255, as TensorFlow converts 8-bit images.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,14 @@ import numpy as np
 HUB = "uoft-cs/cifar10"
 FILE = "cifar10_gray.npz"
 PARQUET = "**/{}-*.parquet"  # in a copy of the hub's repository
-INSTEAD = f"give a copy of {HUB} or an .npz of grey images with --data"
+INSTEAD = f"give a copy of {HUB} or an .npz file of grey images with --data"
 COUNTS = {"train": 50_000, "test": 10_000}
 CLASSES, PIXELS = 10, 1024
 LABELS = {  # sha256 of the labels as bytes, in the official order
     "train": "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
     "test": "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
 }
-GREY = {"train": 122.364, "test": 123.138}  # mean level
+GREY = {"train": 122.364, "test": 123.138}  # mean grey level
 
 
 class Images(NamedTuple):
@@ -35,21 +35,21 @@ class Images(NamedTuple):
 
 
 def load(data: str | None) -> tuple[dict[str, Images], Path]:
-    """The splits ``train`` and ``test``, checked, and the file or folder they came from.
+    """Return the checked splits ``train`` and ``test``, and the file or folder they were read from.
 
     Args:
-        data: an ``.npz`` of ``{train,test}_{images,labels}``, a folder with parquet files as on the
-            hub, or a folder that holds either; None for MLX_RTX_DATA or the hub.
+        data: an ``.npz`` file of ``{train,test}_{images,labels}``, a folder with parquet files as on the
+            hub, or a folder that contains either; None for MLX_RTX_DATA or the hub.
 
     Raises:
-        UserError: it is missing, or is not CIFAR-10.
+        UserError: the data is missing, or is not CIFAR-10.
     """
     path = locate(data, FILE, PARQUET.format("train"))
     if path is None:
         path = kept(FILE, partial(_write_npz, make=lambda: _convert(download(f"{HUB} from the hub", INSTEAD, HUB))))
     if path.suffix != ".parquet":
         splits = _read_npz(path)
-    else:  # a copy of the hub's is converted once as well, and again when its files change
+    else:  # the conversion of a local copy is cached as well, and repeated when its files change
         folder = path.parent
         files = sorted((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
         mark = sha256(repr(files).encode())[:12]
@@ -60,13 +60,13 @@ def load(data: str | None) -> tuple[dict[str, Images], Path]:
 
 
 def grey(rgb: np.ndarray) -> np.ndarray:
-    """Grey levels (…,) of 8-bit colours (…, 3), in float32 as TensorFlow computes them."""
+    """Convert 8-bit colours (…, 3) to grey levels (…,), in float32 as TensorFlow does."""
     levels = (rgb.astype(np.float32) * np.float32(1 / 255)) @ np.array([0.2989, 0.5870, 0.1140], np.float32)
     return np.clip(levels * np.float32(255.5), 0, 255).astype(np.uint8)
 
 
 def _convert(splits: Any) -> dict[str, Images]:
-    """Images of the hub's data set (columns ``img``, ``label``)."""
+    """Convert the hub's data set (columns ``img``, ``label``)."""
     import datasets
 
     converted = {}
@@ -101,15 +101,15 @@ def _read_npz(path: Path) -> dict[str, Images]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: Images(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in COUNTS}
-    except Exception as error:  # a dozen kinds, of NumPy and of zipfile
+    except Exception as error:  # NumPy and zipfile raise many types
         raise UserError(
-            f"{path}: cut off, or no .npz of train_images, train_labels, test_images, test_labels ({error}); {INSTEAD}"
+            f"{path}: truncated, or without train_images, train_labels, test_images, test_labels ({error}); {INSTEAD}"
         ) from None
 
 
 def check_values(name: str, images: Images | None, source: Path | str) -> None:
-    """Refuse what are no grey levels and classes: without exception, since each one chooses a row of a table."""
-    require(images is not None, f"{source}: no images to {name}; {INSTEAD}")
+    """Raise UserError unless all pixels are grey levels and all labels classes: both are used as indices."""
+    require(images is not None, f"{source}: has no {name} images; {INSTEAD}")
     pixels, labels = map(np.asarray, images or ())
     kinds = {str(array.dtype) for array in (pixels, labels)}
     require(kinds == {"uint8"}, f"{source}: {name} arrays are {' and '.join(sorted(kinds))}, not 8-bit; {INSTEAD}")
@@ -121,7 +121,7 @@ def check_values(name: str, images: Images | None, source: Path | str) -> None:
 
 
 def _check(name: str, images: Images, path: Path) -> None:
-    """Refuse what is not CIFAR-10."""
+    """Raise UserError unless the images are those of CIFAR-10."""
     count, pixels, labels = COUNTS[name], *images
     expected = ((count, PIXELS), (count,))
     found = (pixels.shape, labels.shape)
@@ -130,12 +130,12 @@ def _check(name: str, images: Images, path: Path) -> None:
     per_class = np.bincount(labels, minlength=CLASSES)
     require(
         set(per_class) == {count // CLASSES},
-        f"{path}: {name} labels count {per_class.tolist()}, "
-        f"not {count // CLASSES} of each of {CLASSES} classes; {INSTEAD}",
+        f"{path}: {name} labels per class are {per_class.tolist()}, "
+        f"not {count // CLASSES} for each of {CLASSES} classes; {INSTEAD}",
     )
     require(sha256(labels) == LABELS[name], f"{path}: {name} labels are not in CIFAR-10's order; {INSTEAD}")
     mean = float(pixels.mean())
     require(
         abs(mean - GREY[name]) < 0.1,
-        f"{path}: the mean grey level of {name} is {mean:.2f}, not {GREY[name]:.2f}: another conversion; {INSTEAD}",
+        f"{path}: mean grey level of {name} is {mean:.2f}, not {GREY[name]:.2f}: a different conversion; {INSTEAD}",
     )

@@ -1,8 +1,8 @@
 """Copy and selective copy (paper §6.2): recall a payload after thousands of noise tokens.
 
-Vocabulary V: noise 0, payload 1 … V-2 drawn uniformly with repeats, marker V-1. A sequence is
-N noise and P payload tokens, then P markers: L = N + 2P. At the markers the model must give the
-payload in order, all in parallel: no answer is fed back.
+Vocabulary V: noise 0, payload 1 … V-2 drawn uniformly with repetition, marker V-1. A sequence consists of N noise and P
+payload tokens, then P markers: L = N + 2P. At the markers the model must output the payload in order, in parallel: its
+outputs are not fed back.
 """
 
 import math
@@ -20,7 +20,7 @@ import mlx.core as mx
 
 @dataclass(frozen=True, kw_only=True)
 class CopyTask(MadeTask):
-    """Copy: the payload comes first, the noise after it. Fresh sequences are made when they are asked for.
+    """Copy: the payload comes first, then the noise. Every batch is newly generated.
 
     Example:
         >>> tokens, targets = CopyTask(noise=4, payload=2, alphabet=5).draw(mx.random.key(0), 1)
@@ -31,11 +31,11 @@ class CopyTask(MadeTask):
     """
 
     noise: int = 4096
-    """Noise tokens N."""
+    """Number of noise tokens N."""
     payload: int = 16
-    """Tokens P to recall."""
+    """Number of tokens P to recall."""
     alphabet: int = 16
-    """Vocabulary V: noise, V - 2 payload symbols, marker."""
+    """Vocabulary size V: noise, V - 2 payload symbols, marker."""
 
     summary = "Recall 16 tokens after thousands of noise tokens (paper §6.2)."
     metrics = ("loss", "accuracy", "sequence_accuracy")
@@ -49,7 +49,7 @@ class CopyTask(MadeTask):
 
     @property
     def vocab_size(self) -> int:
-        """Input vocabulary V."""
+        """Vocabulary size V of the input."""
         return self.alphabet
 
     @property
@@ -59,31 +59,31 @@ class CopyTask(MadeTask):
 
     @property
     def targets(self) -> int:
-        """The payload is read."""
+        """Number of targets P, the payload."""
         return self.payload
 
     @property
     def chance(self) -> float:
-        """Loss of a uniform guess among the payload symbols, ln(V - 2) nats."""
+        """Loss of guessing uniformly among the payload symbols, ln(V - 2) nats."""
         return math.log(self.alphabet - 2)
 
     @property
     def stage(self) -> dict[str, int]:
-        """A curriculum raises the noise."""
+        """Noise, which a curriculum increases."""
         return {"noise": self.noise}
 
     def make(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
-        """Tokens (size, L) and targets (size, P), int32."""
+        """Return tokens (size, L) and targets (size, P), int32."""
         places, payload = self._draw(key, size)
         return self._tokens(places, payload, 0, self.length), payload
 
     def sequences(self, key: mx.array, size: int) -> Sequences:
-        """So many sequences, of which only the piece that is read exists."""
+        """Return ``size`` sequences, whose tokens are generated piece by piece as they are read."""
         places, payload = self._draw(key, size)
         return Sequences(self.length, partial(self._tokens, places, payload), payload)
 
     def _draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
-        """Where the payload stands, ascending, and what it is: each (size, P)."""
+        """Draw the positions of the payload, ascending, and its symbols, each (size, P)."""
         payload_key, place_key = mx.random.split(key)
         payload = mx.random.randint(1, self.alphabet - 1, (size, self.payload), key=payload_key)
         return self._places(place_key, size), payload
@@ -92,18 +92,18 @@ class CopyTask(MadeTask):
         return mx.broadcast_to(mx.arange(self.payload), (size, self.payload))
 
     def _tokens(self, places: mx.array, payload: mx.array, start: int, end: int) -> mx.array:
-        """Tokens at positions start … end."""
+        """Return the tokens at positions start … end - 1."""
         marker = mx.where(mx.arange(start, end) < self.noise + self.payload, 0, self.alphabet - 1)
-        inside = mx.where((places >= start) & (places < end), places - start, end - start)  # else one past the end
+        inside = mx.where((places >= start) & (places < end), places - start, end - start)  # others: padding
         tokens = mx.pad(mx.broadcast_to(marker, (len(payload), end - start)), [(0, 0), (0, 1)])
         return mx.put_along_axis(tokens, inside, payload, axis=1)[:, :-1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectiveCopyTask(CopyTask):
-    """Selective copy: the payload is scattered over the noise, at distinct uniform places.
+    """Selective copy: the payload is scattered over the noise, at distinct, uniformly drawn positions.
 
-    Drawing the places takes 8 bytes a token, which is all of it that grows with the noise.
+    Drawing the positions takes 8 bytes per token; no other memory grows with the noise.
     """
 
     summary = "Recall 16 tokens scattered over thousands of noise tokens (paper §6.2)."
@@ -111,7 +111,8 @@ class SelectiveCopyTask(CopyTask):
     def _places(self, key: mx.array, size: int) -> mx.array:
         needed, there = 8e-9 * size * (self.noise + self.payload), backend.memory_gb()
         require(
-            needed <= there, f"noise={self.noise}: places take {needed:,.0f} GB of {there:,.0f}; use a smaller --batch"
+            needed <= there,
+            f"noise={self.noise}: drawing positions takes {needed:,.0f} GB of {there:,.0f}; use a smaller --batch",
         )
         order = mx.random.uniform(shape=(size, self.noise + self.payload), key=key)
         return mx.sort(mx.argpartition(order, kth=self.payload - 1, axis=1)[:, : self.payload], axis=1)

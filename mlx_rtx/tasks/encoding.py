@@ -1,4 +1,4 @@
-"""Text as tokens: small ones in memory, large ones in a file of the cache that is mapped into memory."""
+"""Encoding of texts: small ones in memory, large ones in memory-mapped files of the cache."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,24 +15,24 @@ from mlx_rtx.tasks.vocabulary import Encoded, Vocabulary
 
 import numpy as np
 
-IN_MEMORY = 2**21  # characters of a text that is encoded anew each time
-PIECE, BATCH = 2**18, 2**22  # characters of a piece, and of those that are encoded side by side
+IN_MEMORY = 2**21  # characters up to which a text is not cached but encoded in memory each time
+PIECE, BATCH = 2**18, 2**22  # characters per piece, and per batch of pieces that are encoded in parallel
 
 
 def encode_part(text: Text, begin: int, end: int, vocabulary: Vocabulary, sized: bool = True) -> Encoded:
-    """Tokens of a text between two places in characters, which lie in it.
+    """Encode characters ``begin`` … ``end - 1`` of a text.
 
-    Those of more than `IN_MEMORY` characters are kept in the cache, by the hashes of text and vocabulary. Processes
-    that make the same files at once do it each for themselves, and what comes last stays.
+    The tokens of more than `IN_MEMORY` characters are cached under the hashes of text and vocabulary. Processes that
+    create the same file at the same time each write their own; the last rename wins.
 
     Args:
-        text: what it is a part of.
-        begin, end: characters, from the first of its documents on.
-        vocabulary: encodes it.
-        sized: whether the bytes that tokens stand for are kept as well; else they are none.
+        text: the text.
+        begin, end: positions in characters, counted over all documents.
+        vocabulary: vocabulary to encode with.
+        sized: whether to return the number of bytes of each token; otherwise `Encoded.sizes` may be empty.
 
     Raises:
-        UserError: the vocabulary lacks characters of the text, or a file cannot be written or is not what was written.
+        UserError: the vocabulary lacks characters of the text, or a cache file cannot be written or was modified.
     """
     kinds = {"tokens": np.dtype(np.uint16 if len(vocabulary) <= 2**16 else np.uint32), "sizes": np.dtype(np.uint32)}
     if end - begin <= IN_MEMORY:
@@ -42,7 +42,7 @@ def encode_part(text: Text, begin: int, end: int, vocabulary: Vocabulary, sized:
     paths = {name: cache_folder("tokens") / f"{key}.{name}" for name in kinds}
 
     def write(name: str, path: Path) -> None:
-        print(f"encoding {text.name}; it is kept, so this happens once", file=sys.stderr)
+        print(f"encoding {text.name}; the result is cached", file=sys.stderr)
         with path.open("wb") as file:
             for part in _encode(text.part(begin, end), text.name, vocabulary):
                 getattr(part, name).astype(kinds[name]).tofile(file)
@@ -52,12 +52,12 @@ def encode_part(text: Text, begin: int, end: int, vocabulary: Vocabulary, sized:
             write_whole(paths[name], partial(write, name))
     tokens = np.memmap(paths["tokens"], kinds["tokens"], "r")
     known = int(tokens.max(initial=0)) < len(vocabulary)
-    require(known, f"{paths['tokens']}: holds tokens that the vocabulary has not; delete it, so that it is made anew")
+    require(known, f"{paths['tokens']}: holds tokens outside the vocabulary; delete it, and it is created again")
     return Encoded(tokens, np.memmap(paths["sizes"], kinds["sizes"], "r") if sized else np.zeros(0, kinds["sizes"]))
 
 
 def fingerprint(vocabulary: Vocabulary) -> str:
-    """sha256 of a vocabulary as it is saved."""
+    """Return the sha256 of a vocabulary's ``tokenizer.json``."""
     with TemporaryDirectory() as folder:
         path = Path(folder, "tokenizer.json")
         vocabulary.save(path)
@@ -65,7 +65,7 @@ def fingerprint(vocabulary: Vocabulary) -> str:
 
 
 def _encode(pieces: Iterable[str | None], name: str, vocabulary: Vocabulary) -> Iterator[Encoded]:
-    """Pieces of text, and what separates documents, which counts no bytes."""
+    """Encode pieces of text; None between documents becomes the vocabulary's separator, which counts as 0 bytes."""
     between = np.array(vocabulary.separator, np.int32)
     separator = Encoded(between, np.zeros(len(between), np.uint32))
     for texts in _batches(pieces):
@@ -75,7 +75,7 @@ def _encode(pieces: Iterable[str | None], name: str, vocabulary: Vocabulary) -> 
 
 
 def _batches(pieces: Iterable[str | None]) -> Iterator[list[str | None]]:
-    """The pieces, cut, in lists of about so many characters."""
+    """Cut the pieces to at most about `PIECE` characters, and group them into lists of about `BATCH` characters."""
     batch: list[str | None] = []
     total = 0
     for piece in pieces:

@@ -1,7 +1,7 @@
-"""Image (paper §6.1): the class of a CIFAR-10 image from its 1,024 grey levels, read as a sequence.
+"""Image task (paper §6.1): classify CIFAR-10 images, read as sequences of 1,024 grey levels.
 
-Vocabulary V = 256 levels, L = 1,024 pixels row by row, 10 classes at the last position. Of the
-50,000 training images the last 5,000 are set aside for validation; the test set is for `evaluate` alone.
+Vocabulary V = 256 levels, L = 1,024 pixels row by row, 10 classes at the last position. The last 5,000 of the 50,000
+training images are the validation set; the test set is used by `evaluate` only.
 """
 
 import math
@@ -20,28 +20,28 @@ from mlx_rtx.tasks.vocabulary import Vocabulary
 import mlx.core as mx
 import numpy as np
 
-SET_ASIDE = 0.1  # share of the training images
+SET_ASIDE = 0.1  # fraction of the training images used for validation
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTask(StoredTask):
-    """Classify grey CIFAR-10."""
+    """Classify CIFAR-10 images in greyscale."""
 
     summary = "Classify CIFAR-10 images from 1,024 grey levels read one by one (paper §6.1)."
 
     validate_on: Literal["held-out", "test"] = "held-out"
-    """held-out: 5,000 training images set aside. test: the test set, as the paper does; then all 50,000 train,
-    and the weights kept are those that do best on the test set, which flatters them."""
+    """Validation set. held-out: 5,000 of the training images; test: the test set, as in the paper. Training then uses
+    all 50,000 images, and the best weights are selected on the test set, so that test scores are biased upwards."""
 
     mirror: bool = False
-    """Mirror each training image left to right with probability 1/2."""
+    """Flip each training image horizontally with probability 1/2."""
 
     def __post_init__(self):
         require_types(self)
 
     @property
     def shape(self) -> Shape:
-        """One class is read, at the end."""
+        """Shape of the sequences: 1,024 tokens, and one class at the end."""
         return Shape(ImageData.vocab_size, ImageData.length, 1, ImageData.out_size)
 
     def load(self, vocabulary: Vocabulary | None = None) -> "ImageData":
@@ -55,9 +55,9 @@ class ImageData(Data):
 
     Args:
         splits: ``train`` and ``test``.
-        source: name of what they came from.
-        on_test: validate on the test set, and train on all other images.
-        mirror: mirror half of the training images, drawn anew each time.
+        source: name of the file they were read from.
+        on_test: whether to validate on the test set, and train on all other images.
+        mirror: whether to flip training images horizontally with probability 1/2.
     """
 
     splits = ("validation", "test")
@@ -82,11 +82,11 @@ class ImageData(Data):
         self.fingerprint = sha256(train.pixels, train.labels, test.pixels, test.labels)
 
     def describe(self) -> dict:
-        """Counts and source."""
+        """Return the number of images per split, and their source."""
         return self._described
 
     def draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
-        """Grey levels (size, 1024) and classes (size, 1) of training images drawn with replacement."""
+        """Return grey levels (size, 1024) and classes (size, 1) of training images drawn with replacement."""
         check_draw(key, size)
         rows = mx.random.randint(0, len(self._labels), (size,), key=key)
         pixels = self._pixels[rows].astype(mx.int32)
@@ -96,7 +96,7 @@ class ImageData(Data):
         return pixels, self._labels[rows][:, None].astype(mx.int32)
 
     def held_out(self, split: str, samples: int | None, batch: int, key: mx.array) -> Iterator[Sequences]:
-        """The images of a split in their order, or the first ``samples`` of them."""
+        """Yield the images of a split in order, all or the first ``samples`` of them."""
         check_held_out(self, split, samples, batch)
         images = self._held_out[split]
         count = min(samples or len(images.labels), len(images.labels))
@@ -107,6 +107,6 @@ class ImageData(Data):
 
 
 def _mirrored(pixels: mx.array) -> mx.array:
-    """Images (B, 1024), row by row, each of whose rows runs the other way."""
+    """Flip images (B, 1024), stored row by row, horizontally."""
     side = math.isqrt(cifar.PIXELS)
     return pixels.reshape(-1, side, side)[:, :, ::-1].reshape(pixels.shape)

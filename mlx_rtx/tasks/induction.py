@@ -1,9 +1,9 @@
-"""Induction heads: a trigger stands somewhere in noise, and again at the end; what followed it is to be told.
+"""Induction heads: a trigger occurs once in noise and again at the end; recall the token that followed it.
 
 After Gu & Dao, *Mamba* ([arXiv 2312.00752](https://arxiv.org/abs/2312.00752)) and Fu et al., *H3*
 ([arXiv 2212.14052](https://arxiv.org/abs/2212.14052)). Vocabulary V: noise 0 … V-2, trigger V-1. A sequence has N noise
-tokens and, at a uniform place among them, the trigger with one more noise token, the answer; then the trigger again:
-L = N + 3. One position is asked at, the last.
+tokens and, inserted at a uniformly drawn position, the trigger followed by one more noise token, the answer; then the
+trigger again: L = N + 3. Only the last position has a target.
 """
 
 import math
@@ -18,7 +18,7 @@ import mlx.core as mx
 
 @dataclass(frozen=True, kw_only=True)
 class InductionTask(MadeTask):
-    """Recall of what followed a token.
+    """Recall the token that followed the trigger.
 
     Example:
         >>> tokens, targets = InductionTask(noise=5, alphabet=4).draw(mx.random.key(0), 1)
@@ -27,11 +27,11 @@ class InductionTask(MadeTask):
     """
 
     noise: int = 253
-    """Noise tokens N beside the answer."""
+    """Number of noise tokens N, without the answer."""
     alphabet: int = 16
-    """Vocabulary V: V - 1 noise symbols, trigger."""
+    """Vocabulary size V: V - 1 noise symbols, trigger."""
 
-    summary = "Recall what followed a token that stands once in noise (induction heads)."
+    summary = "Recall the token that followed a trigger in noise (induction heads)."
 
     def __post_init__(self):
         require_types(self)
@@ -41,7 +41,7 @@ class InductionTask(MadeTask):
 
     @property
     def vocab_size(self) -> int:
-        """Vocabulary V."""
+        """Vocabulary size V."""
         return self.alphabet
 
     @property
@@ -51,21 +51,21 @@ class InductionTask(MadeTask):
 
     @property
     def targets(self) -> int:
-        """The last position is read."""
+        """Number of targets: 1, at the last position."""
         return 1
 
     @property
     def chance(self) -> float:
-        """Loss of a uniform guess among the noise symbols, ln(V - 1) nats."""
+        """Loss of guessing uniformly among the noise symbols, ln(V - 1) nats."""
         return math.log(self.alphabet - 1)
 
     @property
     def stage(self) -> dict[str, int]:
-        """A curriculum raises the noise."""
+        """Noise, which a curriculum increases."""
         return {"noise": self.noise}
 
     def make(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
-        """Tokens (size, L) and targets (size, 1), int32."""
+        """Return tokens (size, L) and targets (size, 1), int32."""
         for_noise, for_places = mx.random.split(key)
         noise = mx.random.randint(0, self.alphabet - 1, (size, self.length), key=for_noise)
         places = mx.random.randint(0, self.noise + 1, (size, 1), key=for_places)

@@ -1,8 +1,9 @@
-"""Memorization: keys have values that are the same in every sequence, so they are to be known by heart.
+"""Memorization: each key has a fixed value, the same in every sequence, which the model must store in its weights.
 
 After Poli et al., *MAD* ([arXiv 2403.17844](https://arxiv.org/abs/2403.17844)). Vocabulary V: keys 0 … V/2-2, values
-V/2-1 … V-2, marker V-1 (V even; one value is never used). A sequence is keys drawn uniformly, each followed by the
-marker, at which its value is to be told. Nothing in a sequence tells it: what is scored is training's own map.
+V/2-1 … V-2, marker V-1 (V even; one value is never used). A sequence consists of uniformly drawn keys, each followed by
+the marker, where the target is the key's value. The values do not occur in the input; training and held-out sequences
+use the same mapping.
 """
 
 import math
@@ -18,7 +19,7 @@ import mlx.core as mx
 
 @dataclass(frozen=True, kw_only=True)
 class MemorizationTask(MadeTask):
-    """Values by heart.
+    """Output the memorized value of each key.
 
     Example:
         >>> tokens, targets = MemorizationTask(length=4, alphabet=8).draw(mx.random.key(0), 1)
@@ -29,11 +30,11 @@ class MemorizationTask(MadeTask):
     length: int = 32
     """Length L of a sequence in tokens, even."""
     alphabet: int = 256
-    """Vocabulary V, even: V/2 - 1 keys, V/2 values, marker."""
+    """Vocabulary size V, even: V/2 - 1 keys, V/2 values, marker."""
     map_seed: int = 0
-    """Fixes which value belongs to which key."""
+    """Random seed of the mapping from keys to values."""
 
-    summary = "Know by heart which value belongs to a key (memorization)."
+    summary = "Memorize the value of each key (memorization)."
     long_range = False
     masked = True
 
@@ -47,21 +48,21 @@ class MemorizationTask(MadeTask):
 
     @property
     def vocab_size(self) -> int:
-        """Vocabulary V."""
+        """Vocabulary size V."""
         return self.alphabet
 
     @property
     def chance(self) -> float:
-        """Loss of a uniform guess among the values, ln(V/2) nats."""
+        """Loss of guessing uniformly among the values, ln(V/2) nats."""
         return math.log(self.alphabet / 2)
 
     def values(self) -> mx.array:
-        """(V/2 - 1,): the value of each key, no two alike."""
+        """Return the value of each key, (V/2 - 1,), all different."""
         half = self.alphabet // 2
         return half - 1 + mx.random.permutation(half, key=mx.random.key(self.map_seed))[:-1].astype(mx.int32)
 
     def make(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
-        """Tokens (size, L) and targets (size, L), int32."""
+        """Return tokens (size, L) and targets (size, L), int32."""
         keys = mx.random.randint(0, self.alphabet // 2 - 1, (size, self.length // 2), key=key)
         tokens = mx.stack([keys, mx.full(keys.shape, self.alphabet - 1)], axis=2)
         targets = mx.stack([mx.full(keys.shape, IGNORED), self.values()[keys]], axis=2)

@@ -1,9 +1,9 @@
-"""Language and copying in one model: windows of a text beside copy problems, in one vocabulary.
+"""Mixture of language modelling and copying in one model and one vocabulary.
 
-Of the rows of a batch a share are copy problems (`mlx_rtx.tasks.copying`) as long as the text's windows, the others are
-text (`mlx_rtx.tasks.text`), of which every next character is asked for. The vocabulary is the text's characters, then
-the copy's symbols. What is held out is scored apart: ``text`` by its loss, ``copy`` by what was recalled; a training is
-judged by ``validation``, both side by side.
+A fraction of the rows of a batch are copy problems (`mlx_rtx.tasks.copying`), the others windows of a text
+(`mlx_rtx.tasks.text`) of the same length, with every next character as a target. The vocabulary consists of the text's
+characters followed by the copy problems' symbols. Held-out splits are ``text``, ``copy``, and ``validation`` with both,
+which is used during training.
 """
 
 import itertools
@@ -25,18 +25,18 @@ import mlx.core as mx
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureTask(StoredTask):
-    """Predict the next character, and recall what was copied."""
+    """Predict the next character of a text, and recall the payload of copy problems."""
 
     summary = "Predict the next character of tiny Shakespeare, and recall 16 tokens after noise, in one model."
 
     length: int = 256
     """Length L of both kinds of sequences in tokens."""
     payload: int = 16
-    """Tokens P to recall, after L - 2P tokens of noise."""
+    """Number of tokens P to recall, after L - 2P tokens of noise."""
     alphabet: int = 16
-    """Symbols of copying: noise, payload symbols, marker."""
+    """Number of symbols of copy problems: noise, payload symbols, marker."""
     copy_share: float = 0.5
-    """Share of the rows of a batch that are copy problems."""
+    """Fraction of the rows of a batch that are copy problems."""
 
     def __post_init__(self):
         require_types(self)
@@ -44,16 +44,16 @@ class MixtureTask(StoredTask):
         share, P = self.copy_share, self.payload
         require(0 < share < 1, f"copy_share={share}: must lie between 0 and 1, e.g. 0.5")
         require(self.length > 2 * P, f"length={self.length}: must be above {2 * P}, for payload={P} and noise")
-        assert self.copy  # it checks its own
+        assert self.copy  # CopyTask checks payload and alphabet
 
     @property
     def copy(self) -> CopyTask:
-        """The copy problems."""
+        """Task of the copy problems."""
         return CopyTask(noise=self.length - 2 * self.payload, payload=self.payload, alphabet=self.alphabet)
 
     @property
     def shape(self) -> Shape:
-        """Every position is read; the characters are tiny Shakespeare's."""
+        """Shape of the sequences, with a target at every position and the characters of tiny Shakespeare."""
         return Shape(text_file.CHARACTERS + self.alphabet, self.length, self.length)
 
     def load(self, vocabulary: Vocabulary | None = None) -> "MixtureData":
@@ -62,12 +62,12 @@ class MixtureTask(StoredTask):
 
 
 class MixtureData(Data):
-    """A text and copy problems.
+    """Data of a text and copy problems.
 
     Args:
         task: settings.
-        text: the text.
-        copy: the problems, of any noise to score; those that train are as long as the text's windows.
+        text: data of the text.
+        copy: copy problems to score, with any noise; those for training have the length of the text's windows.
     """
 
     metrics = ("loss", "accuracy")
@@ -80,46 +80,46 @@ class MixtureData(Data):
 
     @property
     def vocab_size(self) -> int:
-        """Characters and symbols."""
+        """Vocabulary size: characters of the text, and symbols of copy problems."""
         return self.text.vocab_size + self.copy.vocab_size
 
     @property
     def length(self) -> int:
-        """Tokens L of a training sequence."""
+        """Length L of a training sequence in tokens."""
         return self.text.length
 
     @property
     def chance(self) -> float:
-        """Loss of a uniform guess among the characters, which most targets are."""
+        """Loss in nats of guessing uniformly among the characters, which most targets are."""
         return self.text.chance
 
     @property
     def stage(self) -> dict[str, int]:
-        """The noise of the copy problems that are scored."""
+        """Noise of the copy problems to score."""
         return self.copy.stage
 
     def at_stage(self, stage: dict[str, int]) -> "MixtureData":
-        """The same with copy problems of another noise to score."""
+        """Return the data with another noise of the copy problems to score."""
         return MixtureData(self.task, self.text, self.copy.at_stage(stage)) if stage else self
 
     def describe(self) -> dict[str, Any]:
-        """What there is of the text, and the noise."""
+        """Return the description of the text, and the noise."""
         return {**self.text.describe(), **self.stage}
 
     def draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
-        """Tokens and targets (size, L): copy problems, then text."""
+        """Return tokens and targets, both (size, L): rows of copy problems, then of text."""
         check_draw(key, size)
         for_copy, for_text = mx.random.split(key)
         count = min(max(round(self.task.copy_share * size), 1), size - 1) if size > 1 else 0
         parts = [self.text.draw(for_text, size - count)]
         if count:
             tokens, payload = self.task.copy.make(for_copy, count)
-            parts.insert(0, (self._shifted(tokens), self._asked(payload)))
+            parts.insert(0, (self._shifted(tokens), self._targets(payload)))
         tokens, targets = (mx.concatenate(list(both)) for both in zip(*parts, strict=True))
         return tokens, targets
 
     def held_out(self, split: str, samples: int | None, batch: int, key: mx.array) -> Iterator[Sequences]:
-        """The held-out text in windows (``text``), fresh copy problems (``copy``), or as many of both."""
+        """Yield windows of the held-out text (``text``), fresh copy problems (``copy``), or both (``validation``)."""
         check_held_out(self, split, samples, batch)
         text = self.text.held_out("validation", samples, batch, key)
         if split == "text":
@@ -136,9 +136,9 @@ class MixtureData(Data):
             yield part._replace(read_tokens=read, targets=self._shifted(part.targets))
 
     def _shifted(self, symbols: mx.array) -> mx.array:
-        """Symbols of copying as tokens of the whole vocabulary."""
+        """Convert symbols of copy problems to tokens of the joint vocabulary."""
         return symbols + self.text.vocab_size
 
-    def _asked(self, payload: mx.array) -> mx.array:
-        """Targets (B, L), of which the last P are asked."""
+    def _targets(self, payload: mx.array) -> mx.array:
+        """Return targets (B, L) of copy problems, `IGNORED` except for the last P."""
         return mx.pad(self._shifted(payload), [(0, 0), (self.length - payload.shape[1], 0)], constant_values=IGNORED)

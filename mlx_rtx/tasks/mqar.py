@@ -1,13 +1,13 @@
-"""Multi-query associative recall (MQAR): many keys and their values, then the keys again, to be answered.
+"""Multi-query associative recall (MQAR): key-value pairs, followed by each key once as a query for its value.
 
 After Arora et al., *Zoology* ([arXiv 2312.04927](https://arxiv.org/abs/2312.04927)) and its program's
-`multiquery_ar`. Vocabulary V: 0, keys 1 … V/2-1, values V/2 … V-1. A sequence begins with N different keys, each
-followed by a value of its own. At every second place of the rest a key may stand that is to be answered by its value,
-each key once; the gaps between context and query follow a power law. All else is filled with random tokens, keys and
-values among them, which ask nothing.
+`multiquery_ar`. Vocabulary V: 0, keys 1 … V/2-1, values V/2 … V-1. A sequence begins with N distinct keys, each
+followed by its value, all distinct. Each key occurs once in the rest, at an even position, as a query whose target is
+its value; the distances between context and query follow a power law. All other positions are filled with random
+tokens, which may be keys and values but have no target.
 
-Otherwise than there: each batch is fresh, not one of a fixed set; V is 128, not 8,192, for models of some 60,000
-parameters.
+Differences to the original: each batch is newly generated instead of taken from a fixed set, and V is 128, not 8,192,
+for models of about 60,000 parameters.
 """
 
 import math
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from mlx_rtx.support.errors import require, require_at_most
 from mlx_rtx.support.randomness import step_generator
 from mlx_rtx.support.typed import require_types
-from mlx_rtx.tasks.made import MadeTask, distinct, nothing_asked
+from mlx_rtx.tasks.made import MadeTask, distinct, ignored_targets
 from mlx_rtx.tasks.task import Batch
 
 import mlx.core as mx
@@ -24,7 +24,7 @@ import mlx.core as mx
 
 @dataclass(frozen=True, kw_only=True)
 class MqarTask(MadeTask):
-    """Recall of values by their keys.
+    """Recall the values of keys.
 
     Example:
         >>> tokens, targets = MqarTask(length=10, pairs=2, alphabet=12, filler=False).draw(mx.random.key(0), 1)
@@ -35,18 +35,19 @@ class MqarTask(MadeTask):
     length: int = 256
     """Length L of a sequence in tokens, even."""
     pairs: int = 16
-    """Keys N with their values."""
+    """Number of key-value pairs N."""
     alphabet: int = 128
-    """Vocabulary V: filler, V/2 - 1 keys, V/2 values."""
+    """Vocabulary size V: filler, V/2 - 1 keys, V/2 values."""
     power: float = 0.01
-    """Exponent a of the power law: the g-th place after the context is asked at by weight g^(a - 1). 1: all alike."""
+    """Exponent a of the power law: the g-th possible position of a query after the context has weight g^(a - 1).
+    1: uniform."""
     filler: bool = True
-    """Fill with random tokens of the vocabulary, else with 0."""
+    """Fill other positions with random tokens of the vocabulary, else with 0."""
     fewer: bool = False
-    """Train on batches of 1, 2, 4 … N pairs, one number as likely as any other, since few are learnt soonest; what is
-    scored has N."""
+    """Train on batches with 1, 2, 4 … or N pairs, with equal probability, because few pairs are learned sooner.
+    Held-out sequences have N pairs."""
 
-    summary = "Recall the values of many keys, each asked for once (multi-query associative recall)."
+    summary = "Recall the values of many keys, each queried once (multi-query associative recall)."
     metrics = ("loss", "accuracy", "sequence_accuracy")
     masked = True
 
@@ -61,21 +62,21 @@ class MqarTask(MadeTask):
 
     @property
     def vocab_size(self) -> int:
-        """Vocabulary V."""
+        """Vocabulary size V."""
         return self.alphabet
 
     @property
     def targets(self) -> int:
-        """What comes after the context."""
+        """Number of positions after the context, L - 2N."""
         return self.length - 2 * self.pairs
 
     @property
     def chance(self) -> float:
-        """Loss of a uniform guess among the values, ln(V/2) nats."""
+        """Loss of guessing uniformly among the values, ln(V/2) nats."""
         return math.log(self.alphabet / 2)
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
-        """The batch of a training step, with N pairs or fewer."""
+        """Return the batch of a training step, with N pairs or, with ``fewer``, a drawn number of pairs."""
         if not self.fewer:
             return super().batch(seed, step, size)
         numbers = [*(2**i for i in range((self.pairs - 1).bit_length())), self.pairs]
@@ -83,17 +84,17 @@ class MqarTask(MadeTask):
         return replace(self, pairs=pairs, fewer=False).batch(seed, step, size)
 
     def make(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
-        """Tokens (size, L) and targets (size, L - 2N), int32."""
+        """Return tokens (size, L) and targets (size, L - 2N), int32."""
         N, V, n = self.pairs, self.alphabet, self.targets
         for_keys, for_values, for_gaps, for_filler = mx.random.split(key, 4)
         keys = 1 + distinct(for_keys, size, V // 2 - 1, N)
         values = V // 2 + distinct(for_values, size, V // 2, N)
         context = mx.stack([keys, values], axis=2).reshape(size, 2 * N)
-        # the largest of log-weights with Gumbel noise are drawn by these weights, without replacement
+        # Gumbel top-k: draws by these weights, without replacement
         weights = (self.power - 1) * mx.log(mx.arange(1, n // 2 + 1))
         drawn = weights + mx.random.gumbel(shape=(size, n // 2), key=for_gaps)
         places = 2 * mx.argsort(-drawn, axis=1)[:, :N].astype(mx.int32)
         rest = mx.random.randint(0, V if self.filler else 1, (size, n), key=for_filler)
         rest = mx.put_along_axis(rest, places, keys, axis=1)
-        targets = mx.put_along_axis(nothing_asked(size, n), places, values, axis=1)
+        targets = mx.put_along_axis(ignored_targets(size, n), places, values, axis=1)
         return mx.concatenate([context, rest], axis=1), targets

@@ -1,12 +1,12 @@
-"""Text in pieces, cut where tokenizers would cut in any case: at ends of lines."""
+"""Splitting of text at line ends, where most tokenizers split it too."""
 
 from collections.abc import Iterator
 
 
 def cut(text: str, size: int) -> Iterator[str]:
-    """Pieces of a text of about ``size`` characters, each of which ends with a line, where lines are not that long.
+    """Yield pieces of a text of up to ``size`` characters, which end with a line break unless a line is longer.
 
-    What comes after a line break there is no white space, so that most tokenizers cut there in any case.
+    The text after such a line break does not begin with white space, so that most tokenizers split there too.
     """
     start = 0
     while len(text) - start > size:
@@ -19,7 +19,7 @@ def cut(text: str, size: int) -> Iterator[str]:
 
 
 def line_end(text: str, start: int, end: int) -> int | None:
-    """The last place in ``text[start:end]`` that has a line break before it and no white space after it."""
+    """Return the last position in ``text[start:end]`` after a line break and not before white space, None if absent."""
     place = end
     while (found := text.rfind("\n", start, place)) > start:
         if found + 1 < len(text) and not text[found + 1].isspace():

@@ -1,4 +1,4 @@
-"""Where data comes from: a file somebody has, or a download that is kept."""
+"""Sources of data: local files and cached downloads."""
 
 import glob
 import logging
@@ -13,11 +13,11 @@ from mlx_rtx.support.errors import UserError
 from mlx_rtx.support.files import write_whole
 
 VARIABLE = "MLX_RTX_DATA"
-HUB = "hf:"  # what begins the name of a data set of the Hugging Face hub
+HUB = "hf:"  # prefix of names of data sets on the Hugging Face hub
 
 
 def absolute(named: str) -> str:
-    """What names files, a folder or one's own data set, by its absolute path; all else as it is.
+    """Make a path absolute if it names existing files, a folder or a local data set; return other names unchanged.
 
     Example:
         >>> absolute("hf:roneneldan/TinyStories"), absolute("/data/../text.txt")
@@ -31,7 +31,7 @@ def absolute(named: str) -> str:
 
 
 def place(data: str | None) -> Path:
-    """Where files or a folder of that name lie: here, or else in the folder of MLX_RTX_DATA, which None stands for."""
+    """Return the path of ``data``: in the working directory, else in the folder MLX_RTX_DATA; that folder for None."""
     folder = Path(os.environ.get(VARIABLE, ""))
     if not data:
         return folder
@@ -39,18 +39,18 @@ def place(data: str | None) -> Path:
 
 
 def locate(data: str | None, *names: str, flag: str = "--data") -> Path | None:
-    """The file or folder that ``--data`` or MLX_RTX_DATA names, or what a folder holds of ``names``.
+    """Return the file that ``--data`` or MLX_RTX_DATA names, or a matching file in the folder they name.
 
     Args:
-        data: what ``--data`` says, if anything; it goes before the variable, which may name the folder it lies in.
-        names: patterns of what is looked for in a folder, the first that is there counts.
-        flag: what ``data`` was given with, for the message.
+        data: value of ``--data``, if given; it takes precedence over MLX_RTX_DATA, and may be relative to that folder.
+        names: patterns of files to look for in a folder; the first with a match is used.
+        flag: flag with which ``data`` was given, for error messages.
 
     Returns:
-        The path; None if neither is given, and the data is to be downloaded.
+        The path; None if neither is given, so that the data is to be downloaded.
 
     Raises:
-        UserError: there is no such thing.
+        UserError: there is no such file.
     """
     given = f"{flag} {data}" if data else f"{VARIABLE}={os.environ.get(VARIABLE, '')}"
     path = place(data)
@@ -63,11 +63,11 @@ def locate(data: str | None, *names: str, flag: str = "--data") -> Path | None:
     for name in names:
         if found := sorted(path.glob(name)):
             return found[0]
-    raise UserError(f"{given}: this folder holds no {' and no '.join(names)}; name the file itself, or another folder")
+    raise UserError(f"{given}: this folder has no {' and no '.join(names)}; name the file itself, or another folder")
 
 
 def kept(name: str, make: Callable[[Path], object]) -> Path:
-    """A file of the cache in XDG_CACHE_HOME (~/.cache), made by ``make`` when it is not there yet."""
+    """Return the path of a file in the cache (XDG_CACHE_HOME or ~/.cache), created by ``make`` if it is missing."""
     path = cache_folder() / name
     if not path.exists():
         write_whole(path, make)
@@ -75,28 +75,31 @@ def kept(name: str, make: Callable[[Path], object]) -> Path:
 
 
 def quiet_hub() -> None:
-    """Have the hub's client say nothing by itself of what goes wrong."""
-    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # where it is yet to be imported
+    """Silence the hub client's own messages about errors."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # takes effect if the client is not imported yet
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
 
 
 def download(what: str, instead: str, *arguments: Any, **settings: Any) -> Any:
-    """``datasets.load_dataset`` with what can go wrong said in one line.
+    """Call ``datasets.load_dataset``, and convert its errors to one-line messages.
 
     Args:
-        what: name or address of what is downloaded, for the message.
-        instead: how to do without, for the message.
+        what: name or address of the download, for messages.
+        instead: alternative to the download, for messages.
+
+    Raises:
+        UserError: the package is missing, or the download failed.
     """
     try:
-        import datasets  # late: heavy, and not needed where the data lies in a file
+        import datasets  # imported late: heavy, and not needed for local files
     except ImportError:
         raise UserError(f"{what}: needs the package datasets (pip install 'mlx-rtx[data]'); or {instead}") from None
     quiet_hub()
-    print(f"reading {what}; it is kept, so this happens once", file=sys.stderr)
+    print(f"reading {what}; the result is cached", file=sys.stderr)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(*arguments, **settings)
-    except Exception as error:  # whatever lies between here and the server
+    except Exception as error:  # any error of the library, the network or the server
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{what}: could not be loaded ({type(error).__name__}: {reason}); {instead}") from None

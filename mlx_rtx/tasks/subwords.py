@@ -1,4 +1,4 @@
-"""Subwords as tokens: any tokenizer of the ``tokenizers`` library, from a file, by name, or trained on the text."""
+"""Subword vocabularies: tokenizers of the ``tokenizers`` library from a file, from the hub, or trained on the text."""
 
 import json
 import re
@@ -17,16 +17,16 @@ from mlx_rtx.tasks.vocabulary import Characters, Encoded, Vocabulary, check_text
 import numpy as np
 
 END = "<|endoftext|>"
-ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|eot_id|>", "<|im_end|>", "[SEP]")  # as tokenizers call it
-LEAST = 257  # tokens of one that is trained: each byte, and the end of text
-PIECE = 2**18  # characters that are encoded at once
+ENDS = (END, "</s>", "<|end_of_text|>", "<eos>", "<|eot_id|>", "<|im_end|>", "[SEP]")  # names of the end-of-text token
+LEAST = 257  # minimum vocabulary size for training: each byte, and the end of text
+PIECE = 2**18  # characters per piece to encode
 
 
 class Subwords(Vocabulary):
-    """A vocabulary of a ``tokenizers.Tokenizer``.
+    """Vocabulary of a ``tokenizers.Tokenizer``.
 
     Args:
-        tokenizer: what encodes and decodes; it is told to add nothing to a text and to cut nothing off.
+        tokenizer: the tokenizer; its truncation and padding are switched off.
 
     Example:
         >>> vocabulary = train_tokenizer(["low lower lowest"], 260)
@@ -48,21 +48,21 @@ class Subwords(Vocabulary):
         return max(self._names, default=-1) + 1
 
     def encode(self, text: str, name: str = "text") -> np.ndarray:
-        """Tokens of a text, int32 (n,), encoded in pieces if it is long."""
+        """Return the tokens of a text, int32 (n,); long texts are encoded in pieces."""
         check_text(text, name)
-        if lone := re.search("[\ud800-\udfff]", text):  # of bytes that are no UTF-8
-            raise UserError(f"{name}: {lone[0]!r} is no character; leave it out")
+        if lone := re.search("[\ud800-\udfff]", text):  # lone surrogates, which stand for bytes that are not UTF-8
+            raise UserError(f"{name}: {lone[0]!r} is not a character; leave it out")
         parts = [encoding.ids for encoding in self._encode(list(cut(text, PIECE)))]
         return np.array(list(chain(*parts)), np.int32)
 
     def encode_all(self, texts: Sequence[str], name: str) -> Iterator[Encoded]:
-        """Each of several texts, with the bytes that its tokens stand for."""
+        """Yield the tokens of each text, with the number of bytes that each token stands for."""
         table = self.token_bytes
         known = None if table is None else np.array([len(each) for each in table], np.uint32)
         for text, encoding in zip(texts, self._encode(texts), strict=True):
             tokens = np.array(encoding.ids, np.int32)
             sizes = np.zeros(0, np.uint32) if known is None else known[tokens]
-            if int(sizes.sum()) != len(text.encode()):  # text was changed before it was cut, or its pieces were
+            if int(sizes.sum()) != len(text.encode()):  # the tokenizer normalizes text
                 sizes = _sizes_by_place(text, encoding.offsets)
             yield Encoded(tokens, sizes)
 
@@ -70,23 +70,23 @@ class Subwords(Vocabulary):
         return self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens (n,); bytes that are no UTF-8 become replacement characters."""
+        """Return the text of tokens (n,); bytes that are not UTF-8 become replacement characters."""
         return self.tokenizer.decode(self.known(tokens), skip_special_tokens=False)
 
     @property
     def opening(self) -> str:
-        """A line break, where there is a token of it, else the text of some token."""
+        """Prompt for samples: a line break if it can be encoded, else the text of the first token that can."""
         candidates = ("\n", *(self.decode([token]) for token in range(len(self))))
         return next(text for text in candidates if len(self.encode(text)))
 
     @property
     def separator(self) -> Sequence[int]:
-        """The end of text, or else an empty line."""
+        """Tokens between documents: the end of text if the tokenizer has one, else an empty line."""
         return self.encode("\n\n").tolist() if self.end is None else [self.end]
 
     @cached_property
     def token_bytes(self) -> Sequence[bytes] | None:
-        """The bytes of each token of a tokenizer of bytes (GPT-2, Llama 3, …); None of any other."""
+        """Bytes of each token of a byte-level tokenizer (GPT-2, Llama 3, …); None for other tokenizers."""
         if not _has_byte_level(json.loads(self.tokenizer.to_str())["decoder"]):
             return None
         added, byte = self.tokenizer.get_added_tokens_decoder(), _bytes_by_character()
@@ -101,7 +101,7 @@ class Subwords(Vocabulary):
         return table
 
     def decoder(self, before: Sequence[int] = ()) -> Callable[[int], str]:
-        """See `Vocabulary.decoder`; without a table of bytes, what ends in a replacement character is held back."""
+        """See `Vocabulary.decoder`; without `token_bytes`, text that ends in a replacement character is held back."""
         if self.token_bytes:
             return super().decoder(before)
         known, fresh = list(before)[-8:], []
@@ -118,18 +118,18 @@ class Subwords(Vocabulary):
         return decode
 
     def save(self, path: Path) -> None:
-        """Write the tokenizer as its library does."""
+        """Write the tokenizer in its library's format."""
         write_text(path, self.tokenizer.to_str(pretty=True))
 
 
 def find_tokenizer(name: str) -> Subwords:
-    """The tokenizer in a file, or that of a model on the Hugging Face hub.
+    """Return the tokenizer in a file, or that of a model on the Hugging Face hub.
 
     Args:
-        name: a ``tokenizer.json``, a folder that holds one, or a model such as ``openai-community/gpt2``.
+        name: a ``tokenizer.json``, a folder that contains one, or a model such as ``openai-community/gpt2``.
 
     Raises:
-        UserError: there is none, or the library is missing.
+        UserError: there is no such tokenizer, or the library is missing.
     """
     library = _library(f"--tokenizer {name}")
     quiet_hub()
@@ -140,23 +140,24 @@ def find_tokenizer(name: str) -> Subwords:
         found = library.Tokenizer.from_file(str(path)) if path.exists() else library.Tokenizer.from_pretrained(name)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # the library raises Exception alone, or panics in Rust, which is none
+    except BaseException as error:  # the library raises plain Exception, and Rust panics are not an Exception
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--tokenizer {name}: is no tokenizer ({reason}); name a tokenizer.json, or a model of the Hugging Face hub"
+            f"--tokenizer {name}: is not a tokenizer ({reason}); name a tokenizer.json or a model of the "
+            "Hugging Face hub"
         ) from None
     require(len(found.get_vocab()) > 0, f"--tokenizer {name}: has no tokens; name another")
     return Subwords(found)
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> Subwords:
-    """Byte-level byte-pair encoding (BPE) that is trained on texts, with an end of text as token 0.
+    """Train a byte-level byte-pair encoding (BPE) on texts, with the end of text as token 0.
 
     Args:
         texts: pieces of text.
-        size: tokens V, at least `LEAST`; fewer come of a short text.
+        size: vocabulary size V, at least `LEAST`; short texts give a smaller vocabulary.
     """
-    require(size >= LEAST, f"vocab_size={size}: must be at least {LEAST}, each byte and the end of text, e.g. 4096")
+    require(size >= LEAST, f"vocab_size={size}: must be at least {LEAST} (each byte, and the end of text), e.g. 4096")
     library = _library(f"--vocab-size {size}")
     tokenizer = library.Tokenizer(library.models.BPE())
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -172,10 +173,10 @@ def train_tokenizer(texts: Iterable[str], size: int) -> Subwords:
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """The characters or subwords in a ``tokenizer.json`` that `Vocabulary.save` wrote.
+    """Read the vocabulary from a ``tokenizer.json`` that `Vocabulary.save` wrote.
 
     Raises:
-        UserError: it is none.
+        UserError: the file is missing or invalid.
     """
     try:
         found = read_json(path, "restore it, or train again")
@@ -187,14 +188,14 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
 def _library(what: str) -> Any:
     try:
-        import tokenizers  # late: characters need none of it
+        import tokenizers  # imported late: not needed for characters
     except ImportError:
         raise UserError(f"{what}: needs the package tokenizers (pip install 'mlx-rtx[tokenizers]')") from None
     return tokenizers
 
 
 def _has_byte_level(decoder: dict[str, Any] | None) -> bool:
-    """Whether a decoder, as JSON has it, is the one of bytes and no other."""
+    """Return whether a decoder, given as parsed JSON, is the byte-level decoder alone."""
     if decoder is None:
         return False
     parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
@@ -202,9 +203,9 @@ def _has_byte_level(decoder: dict[str, Any] | None) -> bool:
 
 
 def _bytes_by_character() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for: those that can be printed, themselves.
+    """Return the byte that each character of a byte-level vocabulary represents.
 
-    The others are counted up from U+0100 (Radford et al. 2019, GPT-2).
+    Printable characters represent themselves; the other bytes are numbered from U+0100 (Radford et al. 2019, GPT-2).
     """
     printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printed]
@@ -212,7 +213,7 @@ def _bytes_by_character() -> dict[str, int]:
 
 
 def _sizes_by_place(text: str, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Bytes of ``text`` up to the end of each token since that of the token before it; the last one has the rest."""
+    """Return the bytes of ``text`` from the end of the previous token to that of each token; the last has the rest."""
     points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     sizes = 1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF)
     bytes_before = np.concatenate([[0], np.cumsum(sizes)])

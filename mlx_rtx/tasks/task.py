@@ -1,4 +1,4 @@
-"""What training and evaluation need of a task, and nothing about any one task."""
+"""Interface between tasks and training or evaluation: `Task` (settings) and `Data` (sequences)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -18,16 +18,16 @@ import numpy as np
 
 
 class Sequences(NamedTuple):
-    """A batch of sequences to score; a long one need never be in memory as a whole."""
+    """A batch of sequences to score, whose tokens are read piece by piece."""
 
     length: int  # L
-    read_tokens: Callable[[int, int], mx.array]  # tokens (B, end - start) of positions start … end
+    read_tokens: Callable[[int, int], mx.array]  # (start, end) → tokens (B, end - start) of positions start … end - 1
     targets: mx.array  # (B, n), classes of the last n positions
-    sizes: np.ndarray | None = None  # (B,), bytes of text in UTF-8 that a row's targets stand for, if they do
+    sizes: np.ndarray | None = None  # (B,), UTF-8 bytes of the text that a row's targets encode; None if not text
     masked: bool = False  # some targets are IGNORED
 
     def rows(self, which: slice) -> "Sequences":
-        """Some of the sequences."""
+        """Return a slice of the batch."""
         read, sizes = self.read_tokens, self.sizes
         return self._replace(
             read_tokens=lambda start, end: read(start, end)[which],
@@ -37,70 +37,71 @@ class Sequences(NamedTuple):
 
 
 def columns(rows: np.ndarray, start: int, end: int) -> mx.array:
-    """Tokens at positions start … end of sequences (B, L) in memory, as `Sequences.read_tokens` gives them."""
+    """Return columns start … end - 1 of token sequences (B, L) in memory, for `Sequences.read_tokens`."""
     return mx.array(rows[:, start:end].astype(np.int32))
 
 
 def check_draw(key: mx.array, size: int) -> None:
-    """Refuse what is no key, or no number of sequences to draw."""
+    """Raise UserError unless ``key`` is a random key and ``size`` a positive integer."""
     check_key(key)
     require_whole(size=size)
 
 
 def check_step(seed: int, step: int, size: int) -> None:
-    """Refuse what is no step of a training; arguments as of `Data.batch`."""
+    """Raise UserError unless these are valid arguments of `Data.batch`."""
     require_whole(least=0, seed=seed, step=step)
     require_whole(size=size)
     require(max(seed, step) < 2**32, f"seed={shown(seed)}, step={shown(step)}: must be below {2**32:,}")
 
 
 def check_held_out(data: "Data", split: str, samples: int | None, batch: int) -> None:
-    """Refuse what there is nothing of to score; arguments as of `Data.held_out`."""
+    """Raise UserError unless these are valid arguments of `Data.held_out`."""
     require(split in data.splits, f"split={split!r}: must be one of {', '.join(data.splits)}")
     require_whole(batch=batch, **({} if samples is None else {"samples": samples}))
 
 
 class Shape(NamedTuple):
-    """What the sequences of a task look like, which is known before its data is."""
+    """Shape of a task's sequences, known before its data is loaded."""
 
     vocab_size: int  # V
     length: int  # L
-    targets: int  # n: the last n positions are read
-    out_size: int | None = None  # classes; the vocabulary if None
+    targets: int  # n: the last n positions have targets
+    out_size: int | None = None  # number of classes; None: V
 
 
 class Batch(NamedTuple):
-    """What one training step reads."""
+    """The batch of one training step."""
 
     tokens: mx.array  # (B, L)
     targets: mx.array  # (B, n), classes of the last n positions
-    continues: bool = False  # sequences go on where those of the step before ended, row by row, with their state
+    continues: bool = False  # each row continues the same row of the previous step, with its state
 
 
 class Data(ABC):
-    """Sequences of a task, ready to be drawn."""
+    """Loaded data of a task: training batches and held-out sequences."""
 
     metrics: tuple[str, ...] = ("loss", "accuracy")
-    """Scores that mean something here, for people; see `mlx_rtx.training.evaluation.Scores`."""
+    """Scores to print for this task; see `mlx_rtx.training.evaluation.Scores`."""
     splits: ClassVar[tuple[str, ...]] = ("validation",)
-    """Held-out sequences there are; the last one is what a finished model is judged by."""
+    """Names of the held-out splits; the last is the default of `evaluate`."""
     long_range: ClassVar[bool] = True
-    """Whether the task cannot be done without remembering over many blocks."""
+    """Whether the task requires memory over many blocks."""
     masked: ClassVar[bool] = False
-    """Whether some targets are `IGNORED`: nothing is asked there, and loss and accuracy are of the others."""
+    """Whether some targets are `IGNORED`; loss and accuracy are then over the other targets."""
     out_size: ClassVar[int | None] = None
-    """Classes of the targets; the vocabulary if None."""
+    """Number of classes of the targets; None: the vocabulary size."""
     fingerprint: str | None = None
-    """sha256 of the data; None where it is made, not read."""
+    """sha256 of the data; None for synthetic data."""
     vocabulary: Vocabulary | None = None
-    """Characters or subwords that the tokens stand for, if they do."""
+    """Characters or subwords that the tokens stand for; None if they are not text."""
     stateful: bool = False
-    """Whether batches may continue: a sequence then has no end, and its last block keeps Eq. 6."""
+    """Whether batches may continue the previous ones; sequences then have no end, so that Eq. 6 applies to their last
+    block instead of Eq. 7."""
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Input vocabulary V."""
+        """Vocabulary size V of the input."""
 
     @property
     @abstractmethod
@@ -109,52 +110,52 @@ class Data(ABC):
 
     @property
     def targets(self) -> int:
-        """The last n positions of a training sequence, which have targets; all by default."""
+        """Number n of final positions of a training sequence that have targets; by default all."""
         return self.length
 
     @property
     @abstractmethod
     def chance(self) -> float:
-        """Loss in nats of a model that knows the classes and nothing else."""
+        """Loss of guessing uniformly among the classes, in nats."""
 
     @property
     def stage(self) -> dict[str, int]:
-        """What a curriculum raises, and where it stands here, such as ``{"noise": 4096}``; empty without stages."""
+        """Current values of the parameters that a curriculum increases, e.g. ``{"noise": 4096}``; empty without any."""
         return {}
 
     def at_stage(self, stage: dict[str, int]) -> "Data":
-        """The data of another stage."""
+        """Return the data of another stage."""
         return self
 
     @abstractmethod
     def describe(self) -> dict:
-        """What there is, in short, for people and for the run's ``config.json``."""
+        """Return a short description, for messages and for the run's ``config.json``."""
 
     @abstractmethod
     def draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
-        """Tokens (size, L) and the targets (size, n) of their last n positions, fixed by ``key``."""
+        """Return tokens (size, L) and the targets (size, n) of their last n positions, determined by ``key``."""
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
-        """The batch of a training step, fixed by the run's seed and the step's number; freshly drawn by default."""
+        """Return the batch of a training step, determined by the run's seed and the step; by default from `draw`."""
         check_step(seed, step, size)
         return Batch(*self.draw(step_key(seed, step, "data"), size))
 
     @abstractmethod
     def held_out(self, split: str, samples: int | None, batch: int, key: mx.array) -> Iterator[Sequences]:
-        """Sequences of a split, ``batch`` at a time.
+        """Yield the sequences of a split, ``batch`` at a time.
 
         Args:
             split: one of ``splits``.
-            samples: how many sequences; None for all there are.
-            batch: sequences at a time; a different one may give other sequences.
-            key: fixes them where they are drawn.
+            samples: number of sequences; None for all.
+            batch: number of sequences at a time; the sequences drawn may depend on it.
+            key: random key, for sequences that are drawn.
         """
 
     def illustrate(self, write: Callable[[str, int], str]) -> str | None:
-        """Something to look at of what a model does, if the task has it.
+        """Return a sample of the model's output to print after a validation, None if the task has none.
 
         Args:
-            write: has the model write after a prompt, so many tokens.
+            write: function that returns text generated by the model, given a prompt and a number of tokens.
         """
         return None
 
@@ -164,47 +165,47 @@ class Task(ABC):
     """Settings of a task."""
 
     summary: ClassVar[str]
-    """The task in one line, for help."""
+    """One-line description for ``--help``."""
 
     @property
     @abstractmethod
     def shape(self) -> Shape:
-        """What its sequences look like."""
+        """Shape of the sequences."""
 
     @abstractmethod
     def load(self, vocabulary: Vocabulary | None = None) -> Data:
-        """Get the data and check it.
+        """Load and check the data.
 
         Args:
-            vocabulary: what a model's tokens stand for; None for what the task says. Of text only.
+            vocabulary: for text, the vocabulary of an existing model; None: as the task's settings say.
 
         Raises:
-            UserError: it is missing, or not what it should be.
+            UserError: the data is missing or invalid.
         """
 
     def settled(self) -> "Task":
-        """The same settings, to be read from any folder."""
+        """Return the settings with absolute paths."""
         return self
 
     def check_model(self, kind: ModelKind, architecture: Architecture) -> None:  # noqa: B027 (most tasks take any)
-        """Refuse a model that cannot be trained on this task.
+        """Check that a model can be trained on this task.
 
         Raises:
-            UserError: one line that says why, and what to do.
+            UserError: it cannot; the message gives reason and remedy.
         """
 
     def advise(self, kind: ModelKind, architecture: Architecture) -> Iterator[str]:
-        """Advice on a model that can be trained, but not well, a line each."""
+        """Yield lines of advice about a model that can be trained, but not well."""
         return iter(())
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTask(Task):
-    """Settings of a task whose data lies somewhere."""
+    """Settings of a task that reads its data from files."""
 
     data: str | None = None
-    """File or folder of the data; if not given, the one that MLX_RTX_DATA names, else it is downloaded."""
+    """File or folder of the data; None: that of the environment variable MLX_RTX_DATA, else it is downloaded."""
 
     def settled(self) -> "StoredTask":
-        """The same with an absolute path to the data."""
+        """Return the settings with an absolute path to the data."""
         return replace(self, data=self.data and absolute(self.data))

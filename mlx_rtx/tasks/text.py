@@ -1,7 +1,7 @@
-"""Text (paper §6.3): predict each next token of tiny Shakespeare, or of any text.
+"""Text task (paper §6.3): predict each next token of tiny Shakespeare, or of any text.
 
-Tokens are characters, or subwords of any tokenizer. The last tenth of the text is held out, if nothing else is said.
-Validation is over all of it, in windows of L tokens side by side (each held-out token but the first is predicted once).
+Tokens are characters, or subwords of any tokenizer. By default, the last tenth of the text is held out. Validation
+covers all of it, in consecutive windows of L tokens (each held-out token except the first is predicted once).
 """
 
 import math
@@ -38,7 +38,7 @@ import mlx.core as mx
 import numpy as np
 import tyro
 
-HELD_OUT = 0.1  # share of the text
+HELD_OUT = 0.1  # fraction of the text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,28 +48,28 @@ class TextTask(StoredTask):
     summary = "Predict the next character of tiny Shakespeare, or the next token of any text (paper §6.3)."
 
     column: str = "text"
-    """What has the text, in a data set of the hub (--data hf:NAME or hf:NAME:CONFIG) and in files of JSON lines."""
+    """Column or JSON field of the text, in data sets of the hub (--data hf:NAME or hf:NAME:CONFIG) and .jsonl files."""
     documents: int | None = None
-    """Read the first so many documents of the data only; all of them, if not given."""
+    """Read only this many documents, from the first; None: all."""
     validation: float | str = HELD_OUT
-    """What is held out: this share, from the end of the text; or other text, named as --data does; or a split of the
-    data set that --data names."""
+    """Validation set: a fraction of the text, from its end; or another text, given like --data; or the name of a split,
+    if --data is a data set of the hub."""
     tokenizer: str | None = None
-    """Subwords instead of characters: a tokenizer.json, or the name of a model on the Hugging Face hub."""
+    """Use subwords of this tokenizer instead of characters: a tokenizer.json, or a model on the Hugging Face hub."""
     vocab_size: int | None = None
-    """Subwords instead of characters: so many, of bytes, by pairs that the text itself shows to be frequent (BPE)."""
+    """Use this many subwords instead of characters: byte-level BPE, trained on the training text."""
     length: int = 256
-    """Tokens L of a training sequence: characters, or subwords."""
+    """Length L of a training sequence in tokens (characters or subwords)."""
     stateful: bool = False
-    """Read the text on: a sequence begins where the one before it in the same row ended, with its state.
-    Best with --alpha 0."""
+    """Train on consecutive windows: each row of a batch continues that of the previous step, with its state.
+    Works best with --alpha 0."""
     without_replacement: Annotated[bool, tyro.conf.arg(aliases=("--once",))] = False
-    """Read the text in windows side by side, in random order, each one once before any comes again; else windows are
-    drawn from anywhere, with replacement."""
+    """Train on non-overlapping windows in random order, each once per epoch, instead of windows drawn at random
+    positions with replacement."""
     characters: int | None = None
-    """Train on the first so many characters only; what is held out stays the same. All that train, if not given."""
+    """Train only on this many characters, from the first, with the same validation set; None: on all."""
     sample: int = 160
-    """Tokens to write at each validation, to look at; 0 for none."""
+    """Number of tokens to generate and print at each validation; 0: none."""
 
     def __post_init__(self):
         require_types(self)
@@ -84,16 +84,16 @@ class TextTask(StoredTask):
         require(inside, f"validation={share}: must lie between 0 and 1, e.g. 0.1, or name a file")
         require(
             self.tokenizer is None or self.vocab_size is None,
-            f"vocab_size={self.vocab_size}: is of a tokenizer that is trained; drop it, or the --tokenizer",
+            f"vocab_size={self.vocab_size}: is for a tokenizer that is trained here; drop it, or --tokenizer",
         )
         require(
             not (self.stateful and self.without_replacement),
-            "without_replacement: a stateful run reads the text on; drop one of the two",
+            "without_replacement: stateful training reads windows in order; drop one of the two",
         )
 
     @property
     def shape(self) -> Shape:
-        """Every position is read; the vocabulary is tiny Shakespeare's, if it is not said."""
+        """Shape of the sequences, with a target at every position; characters are assumed to be tiny Shakespeare's."""
         V = self.vocab_size or (len(find_tokenizer(self.tokenizer)) if self.tokenizer else text_file.CHARACTERS)
         return Shape(V, self.length, self.length)
 
@@ -108,42 +108,42 @@ class TextTask(StoredTask):
         return TextData(self, text, text_file.find(named, self.column, flag="--validation"), vocabulary)
 
     def settled(self) -> "TextTask":
-        """The same with absolute paths; see `StoredTask.settled`."""
+        """Return the settings with absolute paths; see `Task.settled`."""
         validation = absolute(self.validation) if isinstance(self.validation, str) else self.validation
         tokenizer = self.tokenizer and absolute(self.tokenizer)
         return replace(self, data=self.data and absolute(self.data), validation=validation, tokenizer=tokenizer)
 
     def check_model(self, kind: ModelKind, architecture: Architecture) -> None:
-        """A stateful run needs a state, positions without an end, and whole blocks."""
+        """Check that stateful training has a recurrent model, positions without a limit, and whole blocks."""
         if not self.stateful:
             return
         K, L = architecture.block, self.length
         require(kind == "recurrent", f"model={kind}: has no state for stateful training to carry")
         require(
             not architecture.has_limit,
-            f"positions={architecture.positions!r}: end with a sequence, stateful training goes on; "
+            f"positions={architecture.positions!r}: limit the length, stateful training has no limit; "
             "use --positions block",
         )
         require(L % K == 0, f"length={L}: stateful training needs whole blocks, a multiple of block={K}")
 
     def advise(self, kind: ModelKind, architecture: Architecture) -> Iterator[str]:
-        """A stateful run trains best where α starts at 0."""
+        """Advise --alpha 0 for stateful training."""
         if self.stateful and architecture.alpha > 0:
-            yield f"with --stateful an alpha of {architecture.alpha} may run off to 1 and stay there; --alpha 0 trains"
+            yield f"with --stateful an alpha of {architecture.alpha} may grow to 1 and stay there; use --alpha 0"
 
     @property
     def reading(self) -> Reading:
-        """Which window comes when."""
+        """Order of the windows."""
         return "contiguous" if self.stateful else "without_replacement" if self.without_replacement else "drawn"
 
 
 class TextData(Data):
-    """A text as tokens.
+    """A tokenized text.
 
     Args:
         task: settings.
-        text: what trains; and what is held out, where ``validation`` is a share.
-        held_out: what is held out, where it is not.
+        text: training text; includes the held-out text if ``validation`` is a fraction.
+        held_out: held-out text, otherwise.
         vocabulary: see `Task.load`.
     """
 
@@ -157,7 +157,7 @@ class TextData(Data):
         share = task.validation if isinstance(task.validation, float) else 0.0
         cut = whole.characters if held_out else int((1 - share) * whole.characters)
         read = cut if task.characters is None else task.characters
-        require(read <= cut, f"characters={read}: only {cut:,} characters of {source} train")
+        require(read <= cut, f"characters={read}: {source} has only {cut:,} characters for training")
         self.vocabulary: Vocabulary = vocabulary or self._make_vocabulary(text, read, held_out)
         unit, V = self.vocabulary.unit, self.vocabulary
         train = encode_part(text, 0, read, V, sized=False).tokens
@@ -187,7 +187,7 @@ class TextData(Data):
         }
 
     def _make_vocabulary(self, text: Text, read: int, held_out: Text | None) -> Vocabulary:
-        """The vocabulary that the task names: tokens are made of what trains alone, characters are known from all."""
+        """Return the vocabulary: subwords are trained on the training text only, characters are those of all text."""
         if self.task.tokenizer:
             return find_tokenizer(self.task.tokenizer)
         if self.task.vocab_size:
@@ -196,38 +196,39 @@ class TextData(Data):
 
     @property
     def vocab_size(self) -> int:
-        """Number of different tokens V."""
+        """Vocabulary size V."""
         return len(self.vocabulary)
 
     @property
     def length(self) -> int:
-        """Tokens L of a training sequence."""
+        """Length L of a training sequence in tokens."""
         return self.task.length
 
     @property
     def chance(self) -> float:
-        """Loss of a uniform guess among the tokens, ln V nats."""
+        """Loss of guessing uniformly among the tokens, ln V nats."""
         return math.log(self.vocab_size)
 
     def describe(self) -> dict:
-        """Sizes and source."""
+        """Return length, vocabulary size, sizes of both splits, and source."""
         return self._described
 
     def draw(self, key: mx.array, size: int) -> tuple[mx.array, mx.array]:
-        """Tokens (size, L) from places drawn with replacement, and those that follow them (size, L)."""
+        """Return tokens (size, L) at positions drawn with replacement, and the tokens after them (size, L)."""
         check_draw(key, size)
         return self._windows.draw(key, size)
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
-        """Windows drawn with replacement, without, or contiguous ones, as the task says."""
+        """Return the windows of a training step, in the order that the task's settings determine."""
         check_step(seed, step, size)
         return self._windows.batch(seed, step, size)
 
     def held_out(self, split: str, samples: int | None, batch: int, key: mx.array) -> Iterator[Sequences]:
-        """The held-out text in windows (``validation``), or on end (``stream``).
+        """Yield the held-out text in windows (``validation``), or as a single sequence (``stream``).
 
-        A stateful run validates in ``batch`` windows as long as they need be. ``samples`` windows are
-        spread evenly over the text. The last window is filled up with text from before it, not scored twice.
+        With ``stateful``, ``validation`` consists of ``batch`` long windows that cover the text. If ``samples`` is less
+        than the number of windows, those used are spread evenly over the text. The last window is padded at its start
+        with preceding text, which is not scored again.
         """
         check_held_out(self, split, samples, batch)
         last = len(self._tokens) - 1  # number of targets
@@ -249,5 +250,5 @@ class TextData(Data):
             yield Sequences(length, partial(columns, rows), targets, sizes)
 
     def illustrate(self, write: Callable[[str, int], str]) -> str | None:
-        """Tokens that the model writes after a line break."""
+        """Return text that the model generates after a line break."""
         return write(self.vocabulary.opening, self.task.sample) if self.task.sample else None

@@ -1,6 +1,6 @@
-"""Text to train on: tiny Shakespeare, files of anybody's, or a data set of the Hugging Face hub.
+"""Reading of texts: tiny Shakespeare, local files, or data sets of the Hugging Face hub.
 
-It is never in memory as a whole: it is read in pieces, with None between two documents.
+Texts are read in pieces and never loaded as a whole; None separates two documents.
 """
 
 import codecs
@@ -22,16 +22,16 @@ from mlx_rtx.tasks.vocabulary import check_text
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 FILE = "tinyshakespeare.txt"
-CHARACTERS = 65  # different ones in it
+CHARACTERS = 65  # number of distinct characters in it
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 INSTEAD = "give any text file in UTF-8 as {flag}"
-LINES = ".jsonl"  # files of documents, one a line
-BLOCK = 2**22  # bytes that are read at once
-BETWEEN = b"\0"  # documents, where their hash is taken
+LINES = ".jsonl"  # suffix of files with one document per line
+BLOCK = 2**22  # bytes to read at once
+BETWEEN = b"\0"  # separator of documents in the hash
 
 
 class Survey(NamedTuple):
-    """What one reading of a text finds."""
+    """Size and hash of a text."""
 
     characters: int
     sha256: str  # of its documents in UTF-8
@@ -39,11 +39,11 @@ class Survey(NamedTuple):
 
 @dataclass(frozen=True)
 class Text:
-    """Documents in UTF-8.
+    """A text of one or more documents.
 
     Args:
-        name: what people call it.
-        read: gives all pieces, with None between two documents.
+        name: name for messages.
+        read: function that returns all pieces, with None between two documents.
     """
 
     name: str
@@ -51,13 +51,13 @@ class Text:
 
     @classmethod
     def of(cls, text: str, name: str) -> "Text":
-        """A text in memory, of one document."""
+        """Return a text of one document in memory."""
         check_text(text, name)
         return cls(name, lambda: [text])
 
     @cached_property
     def survey(self) -> Survey:
-        """Size and hash."""
+        """Size and hash of the text; reads all of it."""
         characters, digest = 0, hashlib.sha256()
         for piece in self.read():
             characters += len(piece or "")
@@ -66,11 +66,11 @@ class Text:
 
     @cached_property
     def known(self) -> str:
-        """The different characters, found by reading it once more."""
+        """Distinct characters of the text, sorted; reads all of it."""
         return "".join(sorted(set[str]().union(*filter(None, self.read()))))
 
     def part(self, begin: int, end: int) -> Iterator[str | None]:
-        """What is read between two places in characters."""
+        """Yield the pieces of characters ``begin`` … ``end - 1``, with None between two documents."""
         at, given, between = 0, False, False
         for piece in self.read():
             if piece is None:
@@ -88,7 +88,7 @@ class Text:
 
 
 def load(data: str | None, flag: str = "--data") -> tuple[str, Path]:
-    """Return the whole text in memory, and the file that it came from; see `find`."""
+    """Return a text as one string, and the file it was read from; see `find`."""
     (path,) = _files(data, flag)[:1]
     text = "".join(_read(path, flag))
     require(bool(text), f"{path}: is empty; give a text")
@@ -102,19 +102,19 @@ def find(
     documents: int | None = None,
     flag: str = "--data",
 ) -> Text:
-    """The text that ``--data`` names, or another flag.
+    """Return the text that ``--data``, or another flag, names.
 
     Args:
-        data: a file, a folder or a pattern of files; or ``hf:NAME`` or ``hf:NAME:CONFIG``, a data set of the hub, or
-            a folder as `datasets` reads it. None for MLX_RTX_DATA or tiny Shakespeare. What goes by that name must
-            be tiny Shakespeare.
-        column: what has the text in a file of JSON lines, or in a data set.
-        split: of a data set.
-        documents: how many of them to read; all, if not given.
-        flag: what ``data`` was given with, for messages.
+        data: a file, a folder or a pattern of files; or ``hf:NAME`` or ``hf:NAME:CONFIG``, a data set of the hub or
+            a folder that `datasets` can read. None for MLX_RTX_DATA or tiny Shakespeare. A file named
+            ``tinyshakespeare.txt`` must be tiny Shakespeare.
+        column: field of the text in ``.jsonl`` files, or column in a data set.
+        split: split of a data set.
+        documents: number of documents to read; default: all.
+        flag: flag with which ``data`` was given, for error messages.
 
     Raises:
-        UserError: it is missing, not UTF-8, or not what it should be.
+        UserError: the text is missing, not UTF-8, or has an unexpected hash.
     """
     if data is not None and data.startswith(HUB):
         path = _keep_documents(data, column, split, documents, flag)
@@ -125,10 +125,10 @@ def find(
 
 
 def _files(data: str | None, flag: str) -> list[Path]:
-    """The files that a flag or MLX_RTX_DATA names, in order."""
+    """Return the files that a flag or MLX_RTX_DATA names, in order."""
     if data and glob.has_magic(data) and not Path(data).exists():
         found = sorted(path for path in map(Path, glob.glob(data, recursive=True)) if path.is_file())
-        require(bool(found), f"{flag} {data}: no file is called so; name files, or a folder")
+        require(bool(found), f"{flag} {data}: matches no file; name files, or a folder")
         return found
     first = locate(data, FILE, "**/*.txt", f"**/*{LINES}", flag=flag)
     if first is None:
@@ -147,7 +147,7 @@ def _pieces(files: Iterable[Path], column: str, count: int | None, flag: str) ->
 
 
 def _documents(files: Iterable[Path], column: str, flag: str) -> Iterator[Iterable[str]]:
-    """The documents of files in pieces: each a line of JSON, or the whole of any other file."""
+    """Yield documents as iterables of pieces: each line of a ``.jsonl`` file, and each other file as a whole."""
     for path in files:
         if path.suffix != LINES:
             yield _read(path, flag)
@@ -162,7 +162,7 @@ def _documents(files: Iterable[Path], column: str, flag: str) -> Iterator[Iterab
 
 
 def _lines(path: Path, flag: str) -> Iterator[str]:
-    """The lines of a file that have something on them."""
+    """Yield the lines of a file that are not blank."""
     left = ""
     for piece in _read(path, flag):
         *whole, left = (left + piece).split("\n")
@@ -172,7 +172,7 @@ def _lines(path: Path, flag: str) -> Iterator[str]:
 
 
 def _read(path: Path, flag: str) -> Iterator[str]:
-    """A file in pieces that end with lines, where it has lines."""
+    """Yield a file in pieces that end with a line break, if it has any."""
     if path.name == FILE:
         _check(path)
     decoder, left, done = codecs.getincrementaldecoder("utf-8")(), "", 0
@@ -197,10 +197,10 @@ def _read(path: Path, flag: str) -> Iterator[str]:
 
 
 def _keep_documents(name: str, column: str, split: str, count: int | None, flag: str) -> Path:
-    """A data set's documents, streamed once into a file of JSON lines in the cache."""
+    """Stream a data set's documents into a ``.jsonl`` file in the cache, unless it exists; return its path."""
     what, _, config = name.removeprefix(HUB).partition(":")
     require(what != "", f"{flag} {name}: names no data set; write {HUB}NAME or {HUB}NAME:CONFIG")
-    found = sorted(Path(what).rglob("*")) if Path(what).is_dir() else []  # of one's own, it may change
+    found = sorted(Path(what).rglob("*")) if Path(what).is_dir() else []  # the files of a local data set may change
     state = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in found]
     key = sha256(json.dumps([name, column, split, count, state]).encode())[:16]
 
@@ -210,22 +210,22 @@ def _keep_documents(name: str, column: str, split: str, count: int | None, flag:
             for row in islice(_whole(rows, name, flag), count):
                 text = row.get(column)
                 known = ", ".join(row)
-                require(isinstance(text, str), f"--column {column}: is no text in {name}, which has {known}")
+                require(isinstance(text, str), f"--column {column}: is not text in {name}, which has {known}")
                 file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
 
     return kept(f"{Path(what).name}-{split}-{key}{LINES}", fetch)
 
 
 def _whole(rows: Iterable[dict], name: str, flag: str) -> Iterator[dict]:
-    """All rows of a data set, or a refusal where the connection breaks off."""
+    """Yield all rows of a data set; raise UserError if the download fails."""
     try:
         yield from rows
     except OSError:
-        raise  # of the disk, or of a network that says so itself
-    except Exception as error:  # whatever lies between here and the server
+        raise  # its message is clear enough
+    except Exception as error:  # any error of the library, the network or the server
         reason = " ".join(str(error).split())[:200]
         instead = INSTEAD.format(flag=flag)
-        raise UserError(f"{name}: broke off ({type(error).__name__}: {reason}); call again, or {instead}") from None
+        raise UserError(f"{name}: failed ({type(error).__name__}: {reason}); call again, or {instead}") from None
 
 
 def _download(path: Path, flag: str) -> None:
@@ -243,6 +243,6 @@ def _check(path: Path) -> None:
 def _check_hash(found: str, name: str) -> None:
     require(
         found == SHA256,
-        f"{name}: is not tiny Shakespeare (sha256 {found[:8]}…, not {SHA256[:8]}…): cut off or changed; "
-        "get it again, or rename it to train on it as it is",
+        f"{name}: is not tiny Shakespeare (sha256 {found[:8]}…, not {SHA256[:8]}…): truncated or modified; "
+        "download it again, or rename it to train on it anyway",
     )

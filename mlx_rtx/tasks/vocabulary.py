@@ -1,4 +1,4 @@
-"""What tokens stand for: characters, or whatever a subclass says, kept as a JSON file of the ``tokenizers`` library."""
+"""Vocabularies, which map text to tokens and back; saved as ``tokenizer.json`` of the ``tokenizers`` library."""
 
 import codecs
 import operator
@@ -16,22 +16,22 @@ import numpy as np
 
 
 class Encoded(NamedTuple):
-    """A text as tokens."""
+    """An encoded text."""
 
     tokens: np.ndarray  # (n,)
-    sizes: np.ndarray  # (n,), bytes of the text in UTF-8 that each token stands for; together all there are
+    sizes: np.ndarray  # (n,), number of UTF-8 bytes that each token stands for; their sum is the size of the text
 
 
 def check_text(text: str, name: str) -> None:
-    """Refuse what is no text."""
+    """Raise UserError unless ``text`` is a string."""
     require(isinstance(text, str), f"{name}: is a {type(text).__name__}; give text")
 
 
 class Vocabulary(ABC):
-    """Tokens 0 … V-1 and the text that they stand for."""
+    """Tokens 0 … V-1, and the text that each stands for."""
 
     unit: ClassVar[str]
-    """What people call a token."""
+    """Word for a token in messages, such as "character"."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -39,32 +39,32 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def encode(self, text: str, name: str = "text") -> np.ndarray:
-        """Tokens of a text, int32 (n,).
+        """Return the tokens of a text, int32 (n,).
 
         Raises:
-            UserError: ``text``, called ``name`` there, is none that this vocabulary has tokens for.
+            UserError: ``text`` cannot be encoded; the message calls it ``name``.
         """
 
     @abstractmethod
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens (n,).
+        """Return the text of tokens (n,).
 
         Raises:
-            UserError: a token that stands for nothing.
+            UserError: a token is outside the vocabulary.
         """
 
     def known(self, tokens: Iterable[int]) -> list[int]:
-        """Tokens (n,), all of which are of this vocabulary.
+        """Return tokens (n,) as a list of integers, after checking that they are in the vocabulary.
 
         Raises:
-            UserError: one is not.
+            UserError: a token is not an integer in 0 … V-1.
         """
         try:
             numbers = list(map(operator.index, tokens))
         except TypeError:
             raise UserError(f"tokens: are {type(tokens).__name__}; give whole numbers (n,)") from None
         outside = next((number for number in numbers if not 0 <= number < len(self)), None)
-        require(outside is None, f"tokens: {outside} is among them; must lie in 0 … {len(self) - 1}")
+        require(outside is None, f"tokens: contain {outside}; must lie in 0 … {len(self) - 1}")
         return numbers
 
     @abstractmethod
@@ -74,37 +74,37 @@ class Vocabulary(ABC):
     @property
     @abstractmethod
     def opening(self) -> str:
-        """Something to begin a text with."""
+        """Prompt for samples."""
 
     @property
     @abstractmethod
     def separator(self) -> Sequence[int]:
-        """Tokens between two texts that have nothing to do with each other."""
+        """Tokens between two documents."""
 
     end: int | None = None
-    """The token that ends a text, where there is one."""
+    """End-of-text token, None if absent."""
     end_name: str | None = None
-    """What that is called."""
+    """Name of the end-of-text token, None if absent."""
 
     @property
     @abstractmethod
     def token_bytes(self) -> Sequence[bytes] | None:
-        """The bytes of each token; None where they depend on its neighbours."""
+        """Bytes of each token; None if they depend on neighbouring tokens."""
 
     def encode_all(self, texts: Sequence[str], name: str) -> Iterator[Encoded]:
-        """Each of several texts, with the bytes that its tokens stand for."""
+        """Yield the tokens of each text, with the number of bytes that each token stands for."""
         sizes = np.array([len(each) for each in self.token_bytes or ()], np.uint32)
         for text in texts:
             tokens = self.encode(text, name)
             yield Encoded(tokens, sizes[tokens])
 
     def decoder(self, before: Sequence[int] = ()) -> Callable[[int], str]:
-        """A function of one token after the other that gives what each adds to the text.
+        """Return a function for incremental decoding: it takes one token at a time, and returns the text it adds.
 
-        A character of which some bytes are still to come is held back until they have come.
+        Incomplete UTF-8 characters are held back until their last byte.
 
         Args:
-            before: tokens that went before the first, of which nothing is given.
+            before: tokens before the first one, whose text is not returned.
         """
         table, decoder = self.token_bytes, codecs.getincrementaldecoder("utf-8")("replace")
         assert table is not None
@@ -118,10 +118,10 @@ class Vocabulary(ABC):
 
 
 class Characters(Vocabulary):
-    """A vocabulary of single characters, numbered in the order of their code points.
+    """Vocabulary of single characters, numbered in the order of their code points.
 
     Args:
-        characters: the characters; what is there twice counts once.
+        characters: the characters; duplicates are ignored.
 
     Example:
         >>> vocabulary = Characters("hello")
@@ -132,8 +132,8 @@ class Characters(Vocabulary):
     unit = "character"
 
     def __init__(self, characters: str):
-        require(isinstance(characters, str), f"characters={shown(characters)}: is no text")
-        require(characters != "", "characters='': there is none; give at least one")
+        require(isinstance(characters, str), f"characters={shown(characters)}: must be a string")
+        require(characters != "", "characters='': must have at least one character")
         self.characters = "".join(sorted(set(characters)))
         self._points = np.array([ord(c) for c in self.characters], np.uint32)
 
@@ -141,10 +141,10 @@ class Characters(Vocabulary):
         return len(self.characters)
 
     def encode(self, text: str, name: str = "text") -> np.ndarray:
-        """Token of each character, int32 (n,).
+        """Return the token of each character, int32 (n,).
 
         Raises:
-            UserError: ``text``, called ``name`` there, is no text or has characters that the vocabulary lacks.
+            UserError: ``text``, called ``name`` in the message, is not a string or has unknown characters.
         """
         check_text(text, name)
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
@@ -157,26 +157,26 @@ class Characters(Vocabulary):
         return tokens.astype(np.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The characters of tokens (n,)."""
+        """Return the characters of tokens (n,)."""
         return "".join(self.characters[token] for token in self.known(tokens))
 
     @property
     def opening(self) -> str:
-        """A line break, where it is known."""
+        """Prompt for samples: a line break, or the first character if the vocabulary has no line break."""
         return "\n" if "\n" in self.characters else self.characters[0]
 
     @property
     def separator(self) -> Sequence[int]:
-        """A line break, where it is known."""
+        """Token between documents: a line break, or nothing if the vocabulary has none."""
         return [self.characters.index("\n")] if "\n" in self.characters else []
 
     @cached_property
     def token_bytes(self) -> Sequence[bytes]:
-        """Each character in UTF-8."""
+        """UTF-8 bytes of each character."""
         return [character.encode("utf-8", "surrogatepass") for character in self.characters]
 
     def save(self, path: Path) -> None:
-        """Write a ``tokenizer.json``: byte-pair encoding without merges, whose units are characters."""
+        """Write a ``tokenizer.json``: a byte-pair encoding of characters without merges."""
         vocabulary = {character: token for token, character in enumerate(self.characters)}
         model: dict = {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
@@ -191,10 +191,10 @@ class Characters(Vocabulary):
 
     @classmethod
     def load(cls, path: Path) -> "Characters":
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            UserError: the file is missing or no such vocabulary.
+            UserError: the file is missing or invalid.
         """
         again = "restore it, or train again"
         try:
@@ -204,9 +204,9 @@ class Characters(Vocabulary):
         try:
             vocabulary = found["model"]["vocab"]
             loaded = cls("".join(vocabulary))
-            loaded.characters.encode()  # half a character is none
+            loaded.characters.encode()  # fails on lone surrogates
             if dict(zip(loaded.characters, range(len(loaded)), strict=True)) != vocabulary:
                 raise ValueError("its tokens are not characters in order")
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: no vocabulary of this project ({error}); {again}") from None
+            raise UserError(f"{path}: is not a vocabulary of this project ({error}); {again}") from None
         return loaded

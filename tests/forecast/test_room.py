@@ -34,7 +34,7 @@ def test_scoring_takes_a_segment_at_a_time(monkeypatch):
 def test_places_that_cannot_be_drawn_are_refused(monkeypatch):
 
     monkeypatch.setattr(backend, "memory_gb", lambda: 1.0)
-    with pytest.raises(UserError, match="noise=1000000000: places take 64 GB of 1; use a smaller --batch"):
+    with pytest.raises(UserError, match="noise=1000000000: drawing positions takes 64 GB of 1; use a smaller --batch"):
         next(SelectiveCopyTask(noise=10**9).held_out("fresh", 8, 8, mx.random.key(0)))
 
 

@@ -52,7 +52,7 @@ def test_what_is_encoded_comes_back(make):
 @pytest.mark.parametrize("make", [trained, spaces])
 def test_half_a_character_is_refused(make):
     """As a shell passes bytes that are no UTF-8."""
-    with pytest.raises(UserError, match=r"prompt: '\\udcff' is no character; leave it out"):
+    with pytest.raises(UserError, match=r"prompt: '\\udcff' is not a character; leave it out"):
         make().encode("a\udcff", "prompt")
 
 
@@ -130,20 +130,20 @@ def test_a_file_at_which_the_library_panics_is_refused(tmp_path):
     described = json.loads(path.read_text())
     described["model"]["continuing_subword_prefix"] = "9" * 10
     path.write_text(json.dumps(described))
-    with pytest.raises(UserError, match="is no tokenizer"):
+    with pytest.raises(UserError, match="is not a tokenizer"):
         read_vocabulary(path)
 
 
 def test_what_is_no_tokenizer(tmp_path, monkeypatch):
     (tmp_path / "t.json").write_text("{}")
-    with pytest.raises(UserError, match=r"--tokenizer .*t\.json: is no tokenizer \(.*name a tokenizer\.json"):
+    with pytest.raises(UserError, match=r"--tokenizer .*t\.json: is not a tokenizer \(.*name a tokenizer\.json"):
         find_tokenizer(str(tmp_path / "t.json"))
 
     def offline(name):
         raise OSError("no\nnetwork")
 
     monkeypatch.setattr(tokenizers.Tokenizer, "from_pretrained", offline)
-    with pytest.raises(UserError, match=r"--tokenizer a/b: is no tokenizer \(no network\)"):
+    with pytest.raises(UserError, match=r"--tokenizer a/b: is not a tokenizer \(no network\)"):
         find_tokenizer("a/b")
     with pytest.raises(UserError, match="vocab_size=256: must be at least 257"):
         train_tokenizer([TEXT], 256)

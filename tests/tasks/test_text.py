@@ -239,7 +239,7 @@ def test_each_window_comes_once_before_any_comes_again(file):
         assert list(begins) != sorted(begins)
     assert not mx.array_equal(turns[0][0][0], turns[1][0][0])
     assert mx.array_equal(data.batch(5, 7, 3).tokens, turns[1][1][0])
-    with pytest.raises(UserError, match="batch=500: the text has not so many windows of 16"):
+    with pytest.raises(UserError, match="batch=500: the text has fewer windows of 16"):
         data.batch(5, 0, 500)
 
 
@@ -247,7 +247,7 @@ def test_training_on_less_leaves_what_is_held_out(file):
     whole, part = load(file), load(file, characters=100)
     assert part.describe()["train"] == 100
     assert part.describe()["validation"] == whole.describe()["validation"]
-    with pytest.raises(UserError, match=r"characters=5000: only .* train"):
+    with pytest.raises(UserError, match=r"characters=5000: .* has only .* for training"):
         load(file, characters=5000)
     with pytest.raises(UserError, match="characters=10: too few for sequences of 16"):
         load(file, characters=10)

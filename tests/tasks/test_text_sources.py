@@ -101,7 +101,7 @@ def test_data_sets_are_read_once_by_split_and_column(folder, tmp_path, cache, ca
     assert len(kept) == 2
     assert load_text(f"hf:{mine}", column="body", validation="validation").fingerprint == found.fingerprint
     assert {path: path.stat().st_mtime_ns for path in cache.glob("*.jsonl")} == kept
-    with pytest.raises(UserError, match=r"--column text: is no text in .*mine, which has body"):
+    with pytest.raises(UserError, match=r"--column text: is not text in .*mine, which has body"):
         load_text(f"hf:{mine}")
     with pytest.raises(UserError, match="could not be loaded"):
         load_text(f"hf:{mine}", column="body", validation="test")
@@ -115,7 +115,7 @@ def test_data_sets_are_read_once_by_split_and_column(folder, tmp_path, cache, ca
         ("a.jsonl", '{"text": "a"}\n\n{"text": 1}\n', r"a\.jsonl: line 2 is not like .*see --column"),
         ("a.jsonl", "[]\n", r"a\.jsonl: line 1 is not like"),
         pytest.param("a.jsonl", "[" * 100_000 + "\n", r"a\.jsonl: line 1 is not like", id="deep"),
-        ("*.txt", None, r"\*\.txt: no file is called so"),
+        ("*.txt", None, r"\*\.txt: matches no file"),
     ],
 )
 def test_data_that_cannot_be_read(tmp_path, name, content, words):
@@ -171,7 +171,7 @@ def test_tokens_that_were_changed_where_they_are_kept_are_refused(folder, cache,
         tokens = np.memmap(path, np.uint16, "r+")
         tokens[-1] = 300
         tokens.flush()
-    with pytest.raises(UserError, match=r"\.tokens: holds tokens that the vocabulary has not; delete it"):
+    with pytest.raises(UserError, match=r"\.tokens: holds tokens outside the vocabulary; delete it"):
         load_text(folder, vocab_size=300)
 
 
@@ -243,4 +243,4 @@ def test_a_vocabulary_made_on_the_spot_is_that_of_what_trains(folder, tmp_path):
 def test_both_kinds_of_subwords_at_once_are_refused(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     said = complaint(["text", "--tokenizer=a/b", "--vocab-size=300"], capsys, monkeypatch)
-    assert "vocab_size=300: is of a tokenizer that is trained; drop it, or the --tokenizer" in said
+    assert "vocab_size=300: is for a tokenizer that is trained here; drop it, or --tokenizer" in said

@@ -47,7 +47,7 @@ def test_a_file_that_is_none(tmp_path, content):
     with pytest.raises(UserError, match=r"tokenizer\.json: not found"):
         Characters.load(path)
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"tokenizer\.json: (no vocabulary of this project|cannot be read)"):
+    with pytest.raises(UserError, match=r"tokenizer\.json: (is not a vocabulary of this project|cannot be read)"):
         Characters.load(path)
 
 
