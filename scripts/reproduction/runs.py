@@ -25,9 +25,8 @@ from mlx_rtx.training.log import line, read_lines
 from reproduction.rows import Row, scorings, train_flags
 
 FINAL = "final.json"
-REQUESTED = {
-    code for which in SIGNALS for code in (128 + which, -which)
-}  # exit statuses after a stop request
+# exit statuses after a stop request
+REQUESTED = {code for which in SIGNALS for code in (128 + which, -which)}
 Call = Callable[[list[str], Path], int]  # runs a command, appends its output to a file, returns its exit status
 Say = Callable[[str], None]  # prints a line
 
