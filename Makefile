@@ -1,9 +1,11 @@
-# make train   set up .venv for this machine and train copy at 4096 noise tokens
-# make test    the test suite; make soak what of it takes minutes
-# make report  ask this machine, in a quarter of an hour, all that a report of it takes; make report FLAGS=--quick
-# make lint    lint, format and types, mending what can be mended; make check changes no file
-# make docs    the API reference, in build/api
-# BACKEND=metal|cpu|cuda13 overrides the choice of MLX backend, PYTHON=... the interpreter (3.11 or newer)
+# make train   set up .venv for this machine and train copy at 4,096 noise tokens
+# make test    run the test suite
+# make soak    run the tests that take minutes to hours
+# make report  run the benchmarks of a report on this machine, in a quarter of an hour; make report FLAGS=--quick
+# make lint    lint, format and type-check, with automatic fixes
+# make check   the same without changing files
+# make docs    build the API reference in build/api
+# BACKEND=metal|cpu|cuda13 overrides the choice of the MLX backend, PYTHON=... the interpreter (3.11 or newer)
 
 PYTHON ?= python3
 BACKEND ?= $(shell if [ "$$(uname -s)" = Darwin ]; then echo metal; \
@@ -11,22 +13,22 @@ BACKEND ?= $(shell if [ "$$(uname -s)" = Darwin ]; then echo metal; \
 RUN := .venv/bin/python
 READY := .venv/ready-$(BACKEND)
 
-.PHONY: train test soak check lint docs setup
+.PHONY: train report test soak check lint docs setup
 
-# a Linux CPU needs OpenBLAS; while there is none, each call tries again
+# a Linux CPU needs OpenBLAS; as long as it is missing, each call tries to fetch it
 setup: $(READY)
 	@test $(BACKEND) != cpu || scripts/fetch_openblas.sh .venv
 
-# one backend an environment: they share a file, so another one means a new .venv
+# one backend per environment, because backends share a file; another one needs a new .venv
 $(READY): pyproject.toml
-	@echo "setting up .venv with MLX for $(BACKEND) (another one: make BACKEND=metal|cpu|cuda13)"
+	@echo "setting up .venv with MLX for $(BACKEND) (to change it: make BACKEND=metal|cpu|cuda13)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: $(PYTHON) is older than Python 3.11; name a newer one with make PYTHON=..." >&2; exit 2; }
+	  { echo "error: $(PYTHON) is older than Python 3.11; choose a newer one with make PYTHON=..." >&2; exit 2; }
 	@$(PYTHON) -m venv --clear .venv
 	@$(RUN) -m pip install -q --disable-pip-version-check -e ".[$(BACKEND),data,plot,scaling,export,tokenizers,dev]"
 	@touch $@
 
-# goes on where an earlier call was stopped
+# resumes a training that was stopped
 train: setup
 	@echo "training copy at 4,096 noise tokens: about 4 minutes on 2 CPU cores with OpenBLAS"
 	@$(RUN) -m mlx_rtx.train copy --noise 4096 $$(test ! -e runs/copy/config.json || echo --resume)
@@ -37,7 +39,7 @@ train: setup
 report: setup
 	@$(RUN) benchmarks/report.py $(FLAGS)
 
-# a file of tests stays in one process, as what its tests share does
+# loadfile: tests of a file share fixtures, so they run in one process
 test: setup
 	@$(RUN) -m pytest -n 2 --dist loadfile
 
@@ -49,7 +51,7 @@ check: $(READY)
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 
-# from the docstrings; what a room offers as a whole, or else its files
+# from the docstrings; a package's public names, or else its modules
 API := mlx_rtx $(patsubst mlx_rtx/%/__init__.py,mlx_rtx.%,$(wildcard mlx_rtx/*/__init__.py)) \
   !mlx_rtx.interchange.model_files
 docs: $(READY)

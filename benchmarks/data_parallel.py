@@ -1,11 +1,11 @@
-"""What several ranks of one machine gain: data-parallel trainings by the default recipes, on a GPU each.
+"""Speed-up of data-parallel training with several ranks on one machine, with the default recipes.
 
     python benchmarks/data_parallel.py --seconds 150
 
-Steps of copy, image and text on random tokens: as many sequences to a rank as the recipe has (weak scaling), or to a
-step (strong scaling), beside one rank with its share of them, and beside the exchange of a gradient by itself. Medians.
-Ranks are started here, by MLX's NCCL on CUDA, by its ring on a CPU; those that hang are ended. Ends with a table in
-Markdown, which lies beside the report, and one line of JSON.
+Times training steps of copy, image and text on random tokens, with the recipe's batch per rank (weak scaling) and in
+all (strong scaling). It also times one rank with its share of the batch, and an all-reduce of the gradient alone.
+The program starts the ranks itself, with MLX's NCCL backend and one GPU per rank on CUDA, or its ring backend on a CPU,
+and ends those that hang. It prints a table in Markdown, which is also written next to the report, and one line of JSON.
 """
 
 import json
@@ -34,23 +34,23 @@ from lib.ranks_pace import Effort, Pace, Point, points, settings_of
 BENCHMARKS = Path(__file__).parent
 WORKER = [sys.executable, "-m", "lib.ranks_pace"]
 SECONDS, QUICK_SECONDS = 150.0, 60.0
-MARGIN = 0.9  # of the time: after that ranks begin nothing new
-FIRST = 0.92  # of the time: what ranks may take that measure all; the rest is for fewer, should they fail
+MARGIN = 0.9  # fraction of the time after which ranks start nothing new
+FIRST = 0.92  # fraction of the time for the largest group; the rest is for smaller ones, in case it fails
 QUICK = Effort(trials=3, steps=2, warm_up=1, exchanges=5, small=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataParallel:
-    """The pace of trainings by several ranks."""
+    """Measure the speed of training with several ranks."""
 
     tasks: tuple[str, ...] = ("copy", "image", "text")
-    """Tasks, by their default recipes."""
+    """Tasks, trained with their default recipes."""
     ranks: tuple[int, ...] = (1, 2, 4)
-    """Numbers of ranks; those that are more than there are GPUs, or cores, are left out."""
+    """Numbers of ranks; those above the number of GPUs, or of CPU cores without a GPU, are left out."""
     seconds: float | None = None
-    """Time for all together, at most; if not given 150, or 60 with --quick."""
+    """Maximum time in all; by default 150, or 60 with --quick."""
     quick: bool = False
-    """Tiny sizes and few steps, which show only that all works."""
+    """Use tiny sizes and few steps, to test that everything works."""
     out: Path | None = None
     """Folder for the report; benchmarks/results/<device> if not given."""
 
@@ -58,23 +58,23 @@ class DataParallel:
         require_each(self, "ranks", least=1, most=64)
         require(self.seconds is None or self.seconds > 0, f"seconds={self.seconds}: must be above 0")
         unknown = [task for task in self.tasks if task not in RECIPES]
-        require(bool(self.tasks) and not unknown, f"tasks={unknown}: must be of {', '.join(RECIPES)}")
+        require(bool(self.tasks) and not unknown, f"tasks={unknown}: choose from {', '.join(RECIPES)}")
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, and say what more ranks gain."""
+    """Measure, and print the speed-up."""
     command = parse(DataParallel, arguments, "python benchmarks/data_parallel.py")
     by: Backend = "nccl" if mx.cuda.is_available() else "ring"
     there = mx.device_count(mx.gpu) if by == "nccl" else (os.cpu_count() or 1)
     sizes = sorted(n for n in set(command.ranks) | {1} if n <= there)
-    print(f"device: {backend.device()}; ranks {', '.join(map(str, sizes))}, of {there}, by {by}", flush=True)
+    print(f"device: {backend.device()}; ranks {', '.join(map(str, sizes))} of at most {there}, with {by}", flush=True)
     effort = QUICK if command.quick else Effort()
     todo = [
         point
         for task in command.tasks
         for point in points(task, sizes, settings_of(task, effort.small)[0].training.batch)
     ]
-    todo.sort(key=lambda point: point.scaling == "alone")  # which explains the others, and can be done without
+    todo.sort(key=lambda point: point.scaling == "alone")  # these help to interpret the others but are less important
     paces, left_out = collect(todo, sizes, by, effort, command.seconds or (QUICK_SECONDS if command.quick else SECONDS))
     require(bool(paces), f"nothing was measured: {'; '.join(left_out)[:400]}; give it more --seconds")
     text = table(paces)
@@ -90,10 +90,10 @@ def main(arguments: list[str]) -> None:
 def collect(
     todo: list[Point], sizes: list[int], by: Backend, effort: Effort, seconds: float
 ) -> tuple[list[Pace], list[str]]:
-    """All paces, and a line for each that is missing.
+    """Return all paces, and a line for each one that is missing.
 
-    The largest number of ranks measures the smaller ones as parts of it, where the backend has parts: so kernels are
-    built once. What it leaves is measured by as many ranks of their own.
+    If the backend can split groups, the largest number of ranks measures the smaller ones as subgroups, so that kernels
+    are built once. Points that this leaves are measured with separate ranks.
     """
     end = time.monotonic() + seconds
     found: list[Pace] = []
@@ -120,17 +120,17 @@ def collect(
 
 
 def point_of(pace: Pace) -> Point:
-    """What was measured."""
+    """Return the point that was measured."""
     return Point(task=pace.task, ranks=pace.ranks, rows=pace.rows, scaling=pace.scaling)
 
 
 def one_rank(paces: Sequence[Pace], task: str) -> Pace | None:
-    """The pace of the recipe by one rank."""
+    """Return the pace of the recipe with one rank, if it was measured."""
     return next((pace for pace in paces if pace.task == task and pace.ranks == 1 and pace.scaling == "strong"), None)
 
 
 def gains(paces: Sequence[Pace]) -> dict[str, Any]:
-    """Of each task and kind of scaling how many times as many samples a second more ranks bring than one."""
+    """Return the speed-up in samples per second over one rank, by task, kind of scaling and ranks."""
     return {
         f"{pace.task} {pace.scaling} {pace.ranks}": round(pace.samples_per_s / one.samples_per_s, 3)
         for pace in paces
@@ -139,8 +139,8 @@ def gains(paces: Sequence[Pace]) -> dict[str, Any]:
 
 
 def table(paces: Sequence[Pace]) -> str:
-    """Rows of Markdown: by task and kind of scaling, in order of ranks."""
-    titles = ("task", "scaling", "ranks", "sequences a step", "ms a step", "samples/s", "× one rank", "efficiency")
+    """Return a Markdown table, sorted by task, kind of scaling and ranks."""
+    titles = ("task", "scaling", "ranks", "sequences per step", "ms per step", "samples/s", "× one rank", "efficiency")
     rows = [f"| {' | '.join(titles)} | all_sum alone, ms | MB | last loss |", "|---" * (len(titles) + 3) + "|"]
     order = {"strong": 0, "weak": 1, "alone": 2}
     for pace in sorted(paces, key=lambda pace: (pace.task, order[pace.scaling], pace.ranks, -pace.rows)):

@@ -1,12 +1,12 @@
-"""What a token costs when text is written: the recurrent model against a regular one of the same loss.
+"""Cost of generating a token: the recurrent model compared with a regular one of the same loss.
 
     python benchmarks/generation.py --batches 1 8 --contexts 256 4096
 
-The paper's Shakespeare models (Table 6: recurrent, and regular with 6 layers, loss 1.47 both) with fresh weights,
-for time does not depend on what weights say. After contexts of rising length each writes on: the recurrent one from
-its state, the regular one from its key-value cache, and by recomputing all that was written for every token. Two
-figures: latency, when every token is waited for, and throughput, when the device is kept one token ahead. Ends with
-a table, the answer in words, a picture and one JSON line.
+Uses the paper's Shakespeare models (Table 6: recurrent, and regular with 6 layers, both with loss 1.47) with random
+weights, because time does not depend on their values. After contexts of increasing length each model generates tokens:
+the recurrent one from its state, the regular one from its key-value cache, and by recomputing the whole text for every
+token. Two figures are measured: latency, waiting for every token, and throughput, with the device one token ahead.
+Prints a table, a comparison in words and one line of JSON, and draws a picture.
 """
 
 import json
@@ -35,22 +35,22 @@ import mlx.core as mx
 from lib.budget import Budget
 from lib.machine_results import results_folder
 
-LAYERS = 6  # of the regular transformer with the recurrent one's loss
-PREFILL = 512  # tokens of a context fed at a time
-WARM_UP, TOKENS = 4, 64  # tokens written before timing, and timed
+LAYERS = 6  # of the regular transformer with the same loss as the recurrent one
+PREFILL = 512  # tokens of a context per call
+WARM_UP, TOKENS = 4, 64  # tokens generated before the timing, and timed tokens
 RECURRENT, CACHED, RECOMPUTED = "recurrent", "regular-6, cached", "regular-6, recomputed"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation(Budget):
-    """Time of a token over context length and batch."""
+    """Measure the time per token for context lengths and batch sizes."""
 
     contexts: tuple[int, ...] = (256, 1024, 4096, 16384, 65536)
-    """Tokens before the ones that are timed."""
+    """Numbers of tokens before the timed ones."""
     batches: tuple[int, ...] = (1, 8, 64)
-    """Texts side by side."""
+    """Batch sizes: texts generated in parallel."""
     seconds: float = 300.0
-    """Time for all points together, about."""
+    """Approximate time for all points together."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,7 +59,7 @@ class Generation(Budget):
 
 @dataclass(frozen=True)
 class Row:
-    """A way of writing at a context and batch."""
+    """Measurement of a method at a context length and batch size."""
 
     method: str
     context: int
@@ -68,11 +68,11 @@ class Row:
     latency_ms_slowest: float
     tokens_per_s: float
     peak_gb: float
-    state_mb: float  # what is kept between two tokens, all texts together
+    state_mb: float  # kept between two tokens, for all texts
 
 
 def main(arguments: list[str]) -> None:
-    """Measure and say what a token costs."""
+    """Measure and print the cost of a token."""
     generation = parse(Generation, arguments, "python benchmarks/generation.py")
     print(f"device: {backend.device()}")
     rows: list[Row] = []
@@ -94,9 +94,9 @@ def main(arguments: list[str]) -> None:
 
 
 def measure(generation: Generation) -> Iterator[Row | str]:
-    """A row for each way, context and batch, or a line that says why it was left out."""
+    """Yield a row for each method, context and batch, or the reason why it was left out."""
     end, budget = time.perf_counter() + generation.seconds, generation.memory * 1e9 * backend.memory_gb()
-    took: dict[tuple[str, int], tuple[int, float]] = {}  # of each way and batch: the last context, and its seconds
+    took: dict[tuple[str, int], tuple[int, float]] = {}  # per method and batch: the last context and its seconds
     longest = max(generation.contexts) + 2 * TOKENS + WARM_UP
     config = replace(TEXT.model_config(TEXT.task.shape), dropout=0.0, max_len=longest)
     recurrent = make("recurrent", config)
@@ -124,7 +124,7 @@ def measure(generation: Generation) -> Iterator[Row | str]:
 
 
 def make(kind: ModelKind, config: ModelConfig) -> Transformer:
-    """A model with fresh weights."""
+    """Return a model with random weights."""
     model = MODELS[kind](config)
     model.eval()
     mx.eval(model.parameters())
@@ -132,7 +132,7 @@ def make(kind: ModelKind, config: ModelConfig) -> Transformer:
 
 
 def memory(method: str, model: Transformer, context: int, batch: int) -> float:
-    """Bytes that a way is expected to take at most: a whole forward pass, or twice its state and a chunk's scores."""
+    """Predict the peak memory of a method in bytes: a forward pass, or twice the cache plus attention scores."""
     config = model.config
     if method == RECOMPUTED:
         return forward_memory(config, context + TOKENS, batch, 1, "regular").peak
@@ -143,7 +143,7 @@ def memory(method: str, model: Transformer, context: int, batch: int) -> float:
 
 
 def continued(method: str, model: Transformer, context: int, batch: int) -> Row:
-    """Feed a context, then write on from the state that it leaves."""
+    """Feed a context, then time generation from the resulting state."""
     tokens = mx.random.randint(0, model.config.vocab_size, (batch, context), key=mx.random.key(context))
     state, parameters = model.initial_state(batch), model.parameters()
     logits = mx.zeros((batch, 1, 1))
@@ -151,7 +151,7 @@ def continued(method: str, model: Transformer, context: int, batch: int) -> Row:
         logits, state = model.feed(tokens[:, start : start + PREFILL], state, parameters)
         mx.eval(logits, state)
     held = {"token": mx.argmax(logits[:, -1], axis=-1)[:, None], "state": state}
-    del state  # so that a cache can be written in place
+    del state  # so that the cache can be updated in place
 
     def step() -> mx.array:
         logits, held["state"] = model.feed(held["token"], held["state"], parameters)
@@ -163,7 +163,7 @@ def continued(method: str, model: Transformer, context: int, batch: int) -> Row:
 
 
 def recomputed(method: str, model: Transformer, context: int, batch: int) -> Row:
-    """Run all that was written for every token."""
+    """Time generation that runs the model on the whole text for every token."""
     held = mx.random.randint(0, model.config.vocab_size, (batch, context), key=mx.random.key(context))
 
     def step() -> mx.array:
@@ -175,7 +175,7 @@ def recomputed(method: str, model: Transformer, context: int, batch: int) -> Row
 
 
 def timed(step: Callable[[], mx.array], method: str, context: int, batch: int, state: Callable[[], Any]) -> Row:
-    """Time tokens that are waited for one by one, then as many one of which is always under way."""
+    """Time tokens, first waiting for each one, then with one more always queued."""
     for _ in range(WARM_UP):
         mx.eval(step())
     mx.reset_peak_memory()
@@ -184,7 +184,7 @@ def timed(step: Callable[[], mx.array], method: str, context: int, batch: int, s
         clock = time.perf_counter()
         mx.eval(step())
         latencies.append(1e3 * (time.perf_counter() - clock))
-        if len(latencies) >= 5 and sum(latencies) > 10_000:  # a slow one is seen after a few
+        if len(latencies) >= 5 and sum(latencies) > 10_000:  # slow steps need only a few timings
             break
     clock, before = time.perf_counter(), step()
     for _ in range(len(latencies) - 1):
@@ -207,16 +207,16 @@ def timed(step: Callable[[], mx.array], method: str, context: int, batch: int, s
 
 
 def line(row: Row) -> str:
-    """A row for people."""
+    """Return a row as text."""
     return (
-        f"{row.method:22} context {row.context:>6,} batch {row.batch:>3}: {row.latency_ms:>9.2f} ms a token "
+        f"{row.method:22} context {row.context:>6,} batch {row.batch:>3}: {row.latency_ms:>9.2f} ms per token "
         f"(slowest {row.latency_ms_slowest:.2f}), {row.tokens_per_s:>9,.0f} tokens/s, {row.peak_gb:.3f} GB, "
         f"state {row.state_mb:,.2f} MB"
     )
 
 
 def compare(rows: list[Row]) -> list[dict]:
-    """Tokens per second of the recurrent model as multiples of the others', at each context and batch."""
+    """Return the recurrent model's tokens per second and its ratio to the others, at each context and batch."""
     found = {(row.method, row.context, row.batch): row.tokens_per_s for row in rows}
     compared = []
     for (method, context, batch), own in found.items():
@@ -228,11 +228,11 @@ def compare(rows: list[Row]) -> list[dict]:
 
 
 def words(answer: list[dict]) -> str:
-    """How many times as fast."""
+    """Return the comparison in words."""
     said = []
     for row in answer:
         times = [f"{row[other]:,.1f} times {other}" for other in (CACHED, RECOMPUTED) if other in row]
-        versus = ", ".join(times) or "the others were left out"
+        versus = ", ".join(times) or "others were left out"
         said.append(
             f"context {row['context']:,}, batch {row['batch']}: recurrent {row['tokens_per_s']:,.0f} tokens/s; {versus}"
         )
@@ -240,7 +240,7 @@ def words(answer: list[dict]) -> str:
 
 
 def picture(rows: list[Row]) -> Any:
-    """Milliseconds a token over context, a panel a batch."""
+    """Draw milliseconds per token over context length, one panel per batch size."""
     batches = sorted({row.batch for row in rows})
     figure, axes = new_axes(1, len(batches), sharey=True)
     for axis, batch in zip(axes[0], batches, strict=True):
@@ -251,7 +251,7 @@ def picture(rows: list[Row]) -> Any:
         doubling(axis, (row.context for row in rows))
         axis.set_title(f"batch {batch}")
         axis.set_xlabel("context (tokens)")
-    axes[0, 0].set_ylabel("ms a token of each text")
+    axes[0, 0].set_ylabel("ms per token of each text")
     axes[0, 0].legend(fontsize=8)
     return figure
 

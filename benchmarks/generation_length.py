@@ -1,11 +1,11 @@
-"""What a token costs after a thousand, and after a million: time and memory of generation along one stream.
+"""Cost of a token after a thousand and after a million tokens: time and memory of generation along one stream.
 
     python benchmarks/generation_length.py --model runs/text --tokens 1000000
 
-Generates the tokens one by one. At 1e3, 1e4, … it notes MLX's peak memory since the mark before and the memory
-of the process, and keeps the state. Then it goes on from each state in turn, round after round, and prints the
-median time of a token: so whatever else the machine does falls on all of them alike. Without --model it takes
-fresh weights of the text recipe's sizes: time does not depend on what weights say. The last line is JSON.
+Generates tokens one by one. At 1e3, 1e4, … tokens it records MLX's peak memory since the previous mark and the memory
+of the process, and keeps the state. Then it continues from each state in turn, for several rounds, and prints the
+median time per token; alternating makes other load on the machine affect all states equally. Without --model it uses
+random weights with the text recipe's sizes, because time does not depend on their values. The last line is JSON.
 """
 
 import json
@@ -32,21 +32,21 @@ import mlx.core as mx
 from lib.machine_results import results_folder
 
 FIRST = 1000  # tokens at the first mark
-ROUNDS, BLOCKS = 40, 4  # timings of each state, blocks of tokens to a timing
+ROUNDS, BLOCKS = 40, 4  # timings of each state, and blocks of tokens per timing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Time and memory of generation along one stream."""
+    """Measure time and memory of generation along one stream."""
 
     model: Path | None = None
-    """Run folder of a text model; fresh weights of the text recipe's sizes if not given."""
+    """Run folder of a text model; random weights with the text recipe's sizes if not given."""
     kind: str = "recurrent"
-    """Kind of a fresh model: recurrent or regular."""
+    """Kind of the model without --model: recurrent or regular."""
     tokens: int = 100_000
     """Tokens to generate."""
     batch: int = 1
-    """Streams side by side."""
+    """Number of parallel streams."""
     out: Path | None = None
     """Folder for the report; benchmarks/results/<device> if not given."""
 
@@ -58,7 +58,7 @@ class Benchmark:
 
 
 def main(arguments: list[str]) -> None:
-    """Generate, time, and print a line for each power of ten."""
+    """Generate, time, and print one line per power of ten."""
     command = parse(Benchmark, arguments, "python benchmarks/generation_length.py")
     if command.model:
         model, _ = load(command.model)
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
         model = MODELS[command.kind](TEXT.model_config(TEXT.task.shape))
         model.eval()
     states, rows = generate(model, command)
-    durations = go_on(model, command, states)
+    durations = continue_from(model, command, states)
     print(f"{'tokens':>9} {'µs per token':>13} {'peak MB':>9} {'process MB':>11}")
     for row, timings in zip(rows, durations, strict=True):
         row["us_per_token"] = 1e6 * statistics.median(timings)
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
 
 
 def generate(model: Transformer, command: Benchmark) -> tuple[list[Stream], list[dict]]:
-    """The states at 1e3, 1e4, … tokens, and what memory was in use until then."""
+    """Return the states at 1e3, 1e4, … tokens, and the memory in use until then."""
     states, rows, mark, started = [], [], FIRST, time.perf_counter()
     seeds = range(command.batch)
     tokens = token_stream(model, [[0]] * command.batch, command.tokens, make_sampler(temp=0.8), seeds)
@@ -93,8 +93,8 @@ def generate(model: Transformer, command: Benchmark) -> tuple[list[Stream], list
     return states, rows
 
 
-def go_on(model: Transformer, command: Benchmark, states: list[Stream]) -> list[list[float]]:
-    """Seconds per token of each state, ``ROUNDS`` times."""
+def continue_from(model: Transformer, command: Benchmark, states: list[Stream]) -> list[list[float]]:
+    """Return ``ROUNDS`` timings of each state, in seconds per token."""
     durations: list[list[float]] = [[] for _ in states]
     empty: list[list[int]] = [[]] * command.batch
     seeds = range(command.batch)
@@ -109,7 +109,7 @@ def go_on(model: Transformer, command: Benchmark, states: list[Stream]) -> list[
 
 
 def process_mb() -> float:
-    """Memory that the process holds now (Linux), or the most it held (elsewhere)."""
+    """Return the current memory of the process (Linux) or its peak (other systems)."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
     except OSError:

@@ -1,10 +1,11 @@
-"""How time and memory grow with length and width: the recurrent model against a regular layer of the same sizes.
+"""Growth of time and memory with length and width: the recurrent model and a regular layer of the same sizes.
 
     python benchmarks/growth.py --seconds 300
 
-Models of the copy task (block positions), every output read, on one sequence of 128 to 131,072 tokens, and on 1,024
-tokens at widths from 48 to 768; forward pass and training step, in segments of 8 blocks. What would not fit, or take
-too long, is predicted and left out. Ends with a table, the exponents in words, a picture and one JSON line.
+Measures models of the copy task (block positions) with every output read, on one sequence of 128 to 131,072 tokens, and
+on 1,024 tokens at widths from 48 to 768: forward pass and training step, in segments of 8 blocks. Sizes that are
+predicted not to fit or to take too long are left out. Prints a table, the exponents in words and one line of JSON, and
+draws a picture.
 """
 
 import json
@@ -27,21 +28,21 @@ from lib.sweep_summary import along_axis, by_group
 
 SUBJECT, SHORT = "long", 1024  # length of the points over width
 LENGTHS, WIDTHS = tuple(2**i for i in range(7, 18)), (48, 96, 192, 384, 768)
-TAIL = 8  # exponents are taken from the largest length down to an eighth of it
+TAIL = 8  # exponents are measured between an eighth of the largest length and the largest length
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthCommand(Budget):
-    """Time and memory over length and width."""
+    """Measure time and memory over length and width."""
 
     lengths: tuple[int, ...] = LENGTHS
     """Lengths in tokens."""
     widths: tuple[int, ...] = WIDTHS
     """Model widths, multiples of the 6 heads."""
     batch: int = 1
-    """Sequences to a step."""
+    """Sequences per step."""
     seconds: float = 300.0
-    """Time for all points together, about."""
+    """Approximate time for all points together."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -51,7 +52,7 @@ class GrowthCommand(Budget):
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, and say how it grows."""
+    """Measure, and print how time and memory grow."""
     growth = parse(GrowthCommand, arguments, "python benchmarks/growth.py")
     print(f"device: {backend.device()}")
     points, left_out = measure(growth)
@@ -68,12 +69,12 @@ def main(arguments: list[str]) -> None:
 
 
 def measure(growth: GrowthCommand) -> tuple[list[Point], list[str]]:
-    """All points, and a line for each that was left out."""
+    """Return all points, and a line for each one that was left out."""
     end = time.perf_counter() + growth.seconds
     own = own_size(SUBJECT, growth.batch)
     sizes = [replace(own, length=length) for length in growth.lengths]
     sizes += [replace(own, length=SHORT, dim=width) for width in growth.widths]
-    # the regular layer needs seconds or does not fit, so it goes first and leaves its time to the recurrent model
+    # the regular layer takes seconds or does not fit, so it is first and leaves its time to the recurrent model
     groups = [Group(SUBJECT, model, 1, mode) for model in ("regular", "recurrent") for mode in ("forward", "training")]
     points: list[Point] = []
     left_out: list[str] = []
@@ -87,12 +88,12 @@ def measure(growth: GrowthCommand) -> tuple[list[Point], list[str]]:
             else:
                 left_out.append(f"{group}: {result}")
         print()
-    require(len(points) > 1, "growth: fewer than two points came back; give it more --seconds or --memory")
+    require(len(points) > 1, "growth: fewer than two points were measured; give it more --seconds or --memory")
     return points, left_out
 
 
 def over(points: list[Point], axis: str) -> dict[Group, list[Point]]:
-    """Points of each group along ``length`` at the model's own width, or along ``dim`` at 1,024 tokens."""
+    """Return each group's points along ``length`` at the model's own width, or along ``dim`` at 1,024 tokens."""
     own = own_size(SUBJECT)
     fixed = {"dim": own.dim} if axis == "length" else {"length": SHORT}
     here = [point for point in points if all(getattr(point.size, name) == value for name, value in fixed.items())]
@@ -100,7 +101,7 @@ def over(points: list[Point], axis: str) -> dict[Group, list[Point]]:
 
 
 def grows(points: list[Point]) -> dict[str, dict[str, float]]:
-    """Of each model and mode the exponents of time and memory, from its largest length down to an eighth of it."""
+    """Return exponents of time and memory per model and mode, up to its largest length from an eighth of it."""
     found = {}
     for group, line in over(points, "length").items():
         last = line[-1]
@@ -117,7 +118,7 @@ def grows(points: list[Point]) -> dict[str, dict[str, float]]:
 
 
 def words(exponents: dict[str, dict[str, float]], points: list[Point]) -> str:
-    """How it grows, and where the two models meet."""
+    """Return the growth in words, and the length from which the recurrent model is faster."""
     said = [
         f"{name}: from {e['from']:,} to {e['to']:,} tokens time grows as L^{e['time']:.2f}, "
         f"memory as L^{e['memory']:.2f}"
@@ -130,13 +131,13 @@ def words(exponents: dict[str, dict[str, float]], points: list[Point]) -> str:
             for model in ("regular", "recurrent")
         )
         faster = [length for length in regular.keys() & recurrent if recurrent[length] < regular[length]]
-        text = f"from {min(faster):,} tokens on" if faster else "at no length that both were run at"
-        said.append(f"{mode}: the recurrent model is the faster one {text}")
+        text = f"from {min(faster):,} tokens on" if faster else "at no length that was measured for both"
+        said.append(f"{mode}: the recurrent model is faster {text}")
     return "\n".join(said)
 
 
 def table(points: list[Point], left_out: list[str]) -> str:
-    """Milliseconds and gigabytes, a row a length or width, then what was left out."""
+    """Return a table of milliseconds and gigabytes, one row per length or width, then what was left out."""
     rows = []
     for axis in ("length", "dim"):
         lines = over(points, axis)
@@ -151,7 +152,7 @@ def table(points: list[Point], left_out: list[str]) -> str:
 
 
 def picture(points: list[Point]) -> Any:
-    """Time and memory over length, time over width."""
+    """Draw time and memory over length, and time over width."""
     figure, axes = new_axes(1, 3)
     panels = (("length", "length L (tokens)", "seconds"), ("length", "length L (tokens)", "peak_gb"))
     for panel, (axis, title, field) in zip(axes[0], (*panels, ("dim", "width D", "seconds")), strict=True):
@@ -166,7 +167,7 @@ def picture(points: list[Point]) -> Any:
             panel.loglog(across, up, label=f"{group.model}, {group.mode}", **look)
         doubling(panel, (getattr(p.size, axis) for line in over(points, axis).values() for p in line))
         panel.set_xlabel(title)
-        panel.set_ylabel("seconds a step" if field == "seconds" else "peak memory (GB)")
+        panel.set_ylabel("seconds per step" if field == "seconds" else "peak memory (GB)")
     axes[0, 0].legend(fontsize=8)
     return figure
 

@@ -1,11 +1,10 @@
-"""What models of any size cost: a training step, and a token that is written after contexts of rising length.
+"""Cost of models of any size: a training step, and generating a token after contexts of increasing length.
 
     python benchmarks/model_cost.py "text --dim 512 --heads 8 --block 128" "text --model regular --layers 6"
 
-Each argument is a training command of `mlx_rtx.train`: its task and flags. Nothing is trained: weights are fresh, for
-time does not depend on what they say. A step is what the command would train by, at its batch and length. Tokens are
-written from the recurrent model's state, or from the regular one's key-value cache. Ends with a table and one
-JSON line.
+Each argument is a training command of `mlx_rtx.train`: its task and flags. Weights are random, because time does not
+depend on their values. A step is a training step of that command, with its batch and length. Tokens are generated from
+the recurrent model's state or the regular one's key-value cache. Prints a table and one line of JSON.
 """
 
 import json
@@ -34,16 +33,16 @@ from lib.machine_results import results_folder
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCost(Budget):
-    """Time and memory of a training step, and of a token over context length."""
+    """Measure time and memory of a training step, and of a token over context length."""
 
     commands: tyro.conf.Positional[tuple[str, ...]]
     """Training commands, each in quotes: a task and its flags."""
     contexts: tuple[int, ...] = (1024, 16384, 262144)
-    """Tokens before the ones that are written and timed."""
+    """Numbers of tokens before the ones that are generated and timed."""
     repeats: int = 10
     """Timings of a training step."""
     seconds: float | None = 600.0
-    """Time for all, about: tokens that would begin later are left out."""
+    """Approximate time in all; measurements of tokens that would start later are left out."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -53,7 +52,7 @@ class ModelCost(Budget):
 
 
 def main(arguments: list[str]) -> None:
-    """Measure and tabulate."""
+    """Measure and print a table."""
     cost = parse(ModelCost, arguments, "python benchmarks/model_cost.py")
     print(f"device: {backend.device()}")
     models = [(command, train.read_command(shlex.split(command))[0].settings) for command in cost.commands]
@@ -70,7 +69,7 @@ def main(arguments: list[str]) -> None:
 
 
 def measure(settings: RunConfig, cost: ModelCost, end: float) -> Iterator[dict[str, Any]]:
-    """A training step, then a token after each context; or why one of them was left out."""
+    """Measure a training step, then a token after each context; yield the reason for each one left out."""
     shape, training = settings.task.shape, settings.training
     config = settings.model_config(shape)
     benchmark = StepBenchmark(config, settings.model, "training", training.segment, settings.optimizer)
@@ -102,16 +101,16 @@ def measure(settings: RunConfig, cost: ModelCost, end: float) -> Iterator[dict[s
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A line a measurement."""
+    """Return a table with one line per measurement."""
     lines = []
     for row in rows:
         if "left_out" in row:
-            said = f"context {row['context']:,}: left out ({row['left_out']})"
+            text = f"context {row['context']:,}: left out ({row['left_out']})"
         elif row["measured"] == "token":
-            said = f"context {row['context']:>7,}: {row['latency_ms']:.2f} ms a token, state {row['state_mb']:,.2f} MB"
+            text = f"context {row['context']:>7,}: {row['latency_ms']:.2f} ms/token, state {row['state_mb']:,.2f} MB"
         else:
-            said = f"training: {row['ms']:.1f} ms, {row['tokens_per_s']:,.0f} tokens/s, {row['peak_gb']:.2f} GB"
-        lines.append(f"{said}  [{row['command']}]")
+            text = f"training: {row['ms']:.1f} ms, {row['tokens_per_s']:,.0f} tokens/s, {row['peak_gb']:.2f} GB"
+        lines.append(f"{text}  [{row['command']}]")
     return "\n".join(lines)
 
 

@@ -1,14 +1,14 @@
-"""Does counting operations predict time? The paper's r(4dlk + 2ld²), and two better counts, against the clock.
+"""Does counting operations predict time? The paper's r(4dlk + 2ld²) and two more exact counts, against measured time.
 
     python benchmarks/ops_vs_wallclock.py                    # five minutes, any machine
     python benchmarks/ops_vs_wallclock.py --quick            # one minute: batch sizes only
     python benchmarks/ops_vs_wallclock.py --shapes image --batches 1 8 64 --blocks 16 32 --seconds 600
 
-Sweeps the paper's shapes over batch sizes, and at batch 8 over lengths and block widths, forward and training
-step; with --full, or where an axis is given, over all combinations. It holds three counts against the time: the
-paper's, the true multiply-adds of dense windows, and those really executed. It measures what the machine can do
-at best, and fits time = launches + multiply-adds / rate + bytes / bandwidth. Ends with a table, an answer in words,
-two pictures and one JSON line. Each model runs in a process of its own; a size at which that is killed costs itself.
+Sweeps the paper's shapes over batch sizes, and at batch 8 over lengths and block widths, for forward passes and
+training steps; with --full or a given axis, over all combinations. It compares three counts with the time: the paper's,
+the true multiply-adds of dense windows, and those actually executed. It also measures the machine's peak rates and fits
+time as a sum of launches, multiply-adds and bytes, each times a constant. Prints a table, an answer in words and one
+line of JSON, and draws two pictures. Each model runs in a separate process; if it is killed, only that size is lost.
 """
 
 import itertools
@@ -33,36 +33,36 @@ from lib.sweep import Group, Point, Size, call_group, groups, own_size
 from lib.sweep_summary import axes_picture, conclude, counts_picture, table, words
 
 BATCHES, LENGTHS, BLOCKS = (1, 2, 4, 8, 16, 32, 64, 128, 256), (256, 512, 1024, 2048), (16, 32, 64, 128)
-QUICK_BATCHES, ASIDE = (1, 8, 64), 8  # batch of the points along lengths and blocks
+QUICK_BATCHES, ASIDE = (1, 8, 64), 8  # the latter is the batch for points along lengths and blocks
 SECONDS = {"quick": 60.0, "default": 270.0, "full": 3600.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(Budget):
-    """Time and memory of the paper's shapes over sizes, against counts of operations."""
+    """Compare time and memory of the paper's shapes with counts of operations."""
 
     shapes: tuple[Literal["image", "text", "copy"], ...] = ("image", "text", "copy")
     """Shapes of the paper to run."""
     models: tuple[ModelKind, ...] = ("recurrent", "regular")
-    """Models to run; of regular ones those with the layers that the paper compares."""
+    """Models to run; regular ones have the numbers of layers that the paper compares."""
     modes: tuple[Literal["forward", "training"], ...] = ("forward", "training")
-    """Forward pass, training step."""
+    """Modes to run: forward pass, training step."""
     batches: tuple[int, ...] = ()
-    """Batch sizes; if not given 1, 2, 4 … 256."""
+    """Batch sizes; by default 1, 2, 4 … 256."""
     lengths: tuple[int, ...] = ()
-    """Lengths in tokens; if not given the paper's, and at batch 8 also 256 … 2,048."""
+    """Lengths in tokens; by default the paper's, and at batch 8 also 256 … 2,048."""
     blocks: tuple[int, ...] = ()
-    """Block widths of recurrent models; if not given the paper's, and at batch 8 also 16 … 128."""
+    """Block widths of recurrent models; by default the paper's, and at batch 8 also 16 … 128."""
     widths: tuple[int, ...] = ()
-    """Model widths, multiples of the heads (4 for images, else 6); if not given the paper's."""
+    """Model widths, multiples of the heads (4 for images, otherwise 6); by default the paper's."""
     quick: bool = False
     """One minute: three batch sizes, the paper's lengths and blocks."""
     full: bool = False
     """One hour: all combinations of batch, length and block."""
     kernels: bool = False
-    """Time fused kernels where there are any; launches and bytes are then still those of plain operations."""
+    """Time the fused kernels if available; launches and bytes are then still counted for plain operations."""
     seconds: float | None = None
-    """Time for all points together, about; if not given 60 with --quick, 3,600 with --full, else 270."""
+    """Approximate time for all points together; by default 270, 60 with --quick, 3,600 with --full."""
 
     def __post_init__(self):
         require_types(self)
@@ -80,7 +80,7 @@ class Sweep(Budget):
         return self.seconds or SECONDS["quick" if self.quick else "full" if self.full else "default"]
 
     def sizes(self, group: Group) -> list[Size]:
-        """The sizes at which to measure a group."""
+        """Return the sizes at which to measure a group."""
         own, recurrent = own_size(group.subject), group.model == "recurrent"
         batches = self.batches or (QUICK_BATCHES if self.quick else BATCHES)
         lengths = self.lengths or ((own.length, *LENGTHS) if self.full else (own.length,))
@@ -94,15 +94,15 @@ class Sweep(Budget):
 
 
 def main(arguments: list[str]) -> None:
-    """Run the sweep and say what came of it."""
+    """Run the sweep and print the results."""
     sweep = parse(Sweep, arguments, "python benchmarks/ops_vs_wallclock.py")
     started = time.perf_counter()
     if not sweep.kernels:
-        os.environ["MLX_RTX_KERNELS"] = "0"  # for the processes to come, and the report's header
+        os.environ["MLX_RTX_KERNELS"] = "0"  # for the worker processes, and the report's header
     ceilings = measure_ceilings()
     print(f"device: {backend.device()}")
     print(
-        f"at best: {ceilings.multiply_adds_per_s / 1e9:,.0f} G multiply-adds/s, "
+        f"peak rates: {ceilings.multiply_adds_per_s / 1e9:,.0f} G multiply-adds/s, "
         f"{ceilings.bytes_per_s / 1e9:,.1f} GB/s, {ceilings.launches_per_s / 1e3:,.0f} k launches/s"
     )
     todo, memory_gb = groups(sweep.shapes, sweep.models, sweep.modes), sweep.memory * backend.memory_gb()
@@ -121,18 +121,18 @@ def main(arguments: list[str]) -> None:
                 without.append(result)
         print(f" ({len(without)} sizes not measured; the first: {without[0]})" if without else "")
         left_out += [f"{group}: {text}" for text in without]
-    require(len(points) > 3, "sweep: fewer than four points came back; give it more --seconds or --memory")
+    require(len(points) > 3, "sweep: fewer than four points were measured; give it more --seconds or --memory")
     answer, folder = conclude(points, ceilings), results_folder(sweep.out)
     report = {"ceilings": asdict(ceilings), "answer": asdict(answer), "left_out": left_out}
     write_report(folder, "ops_vs_wallclock", {**report, "points": [asdict(point) for point in points]})
     add_picture(folder, "ops_vs_wallclock", lambda: counts_picture(points, answer))
     add_picture(folder, "ops_vs_wallclock_axes", lambda: axes_picture(points))
-    print("", table(points, answer), "", words(answer), "", beside(), "", f"report: {folder}", sep="\n")
+    print("", table(points, answer), "", words(answer), "", all_machines(), "", f"report: {folder}", sep="\n")
     print(json.dumps(report["answer"]))
 
 
-def beside() -> str:
-    """The reports that lie in benchmarks/results, a row a machine."""
+def all_machines() -> str:
+    """Return a table of the reports in benchmarks/results, one row per machine."""
     titles = ("G mult-adds/s", "GB/s", "k launches/s", "R² paper", "R² true", "R² exec.", "R² fit")
     rows = [f"{'machine':24} " + " ".join(f"{title:>13}" for title in titles)]
     for machine, report in reports("ops_vs_wallclock").items():

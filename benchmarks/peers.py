@@ -1,13 +1,13 @@
-"""The paper's shapes in MLX and in PyTorch on the same machine: time, memory, and how they compare.
+"""Compare time and memory of the paper's shapes in MLX and PyTorch on the same machine.
 
     python benchmarks/peers.py  # minutes on a GPU
     python benchmarks/peers.py --shapes text --modes training --batch 2 --repeats 3  # a minute on a CPU
 
-The PyTorch model is `torch_model`, as a user of PyTorch would write it: every window whole through the layer. It
-runs eagerly, with the layer compiled, and with its whole step captured as a CUDA graph. A training step is the same
-on both sides: loss of the positions with a target, gradient, clipping at norm 1, AdamW. Each contender runs in a
-process of its own, twice, in turn with the others; its faster round counts. Ends with tables, an answer in words
-and one JSON line.
+The PyTorch model is `torch_model`, written as a user of PyTorch would: every window passes whole through the layer.
+It runs eagerly, with the layer compiled, and with the whole step captured as a CUDA graph. A training step is the same
+on both sides: loss of the positions with a target, gradient, clipping at norm 1, AdamW. Each contender runs twice, in a
+separate process, alternating with the others; its faster round counts. Prints tables, a comparison in words and one
+line of JSON.
 """
 
 import importlib.util
@@ -34,8 +34,8 @@ from lib.request import Contender, ContenderTiming, Request
 RECIPES = {"image": IMAGE_PAPER.training, "text": TEXT_PAPER.training, "copy": COPY_PAPER.training}
 CONTENDERS: dict[Contender, str] = {
     "mlx": "mlx_rtx",
-    "torch eager": "torch_model as it stands",
-    "torch compile": "torch.compile of the layer, in its default mode, with code of its own for each length",
+    "torch eager": "torch_model, eager",
+    "torch compile": "torch.compile of the layer, in its default mode, specialised for each length",
     "torch graphs": "the whole step captured as one CUDA graph",
 }
 ROUNDS = 2
@@ -43,24 +43,24 @@ ROUNDS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Peers:
-    """Time and memory of the paper's shapes in MLX, and in PyTorch three ways."""
+    """Compare time and memory of the paper's shapes in MLX and, run three ways, in PyTorch."""
 
     shapes: tuple[Literal["image", "text", "copy"], ...] = ("image", "text", "copy")
     """Shapes of the paper to run."""
     modes: tuple[Literal["training", "forward"], ...] = ("training", "forward")
-    """Whole training steps, forward passes, or both."""
+    """Training steps, forward passes, or both."""
     models: tuple[ModelKind, ...] = ("recurrent",)
     """The paper's model, or the regular transformers that its tables compare."""
     batch: int | None = None
-    """Sequences to a step; the paper's (image 120, text 64, copy 64) if not given."""
+    """Sequences per step; by default the paper's (image 120, text 64, copy 64)."""
     segment: int | None = None
-    """Blocks to a segment of our gradient; the recipe's (image 16, text 8, copy 8) if not given."""
+    """Blocks per segment of MLX's gradient; by default the recipe's (image 16, text 8, copy 8)."""
     contenders: tuple[Contender, ...] = ("mlx", "torch eager", "torch compile", "torch graphs")
-    """Which of them run."""
+    """Contenders to run."""
     repeats: int = 20
-    """Timings of each contender in each of its two rounds."""
+    """Timings per contender and round."""
     tf32: bool = False
-    """Let both sides round the factors of float32 products to TF32, where the GPU has it."""
+    """Let both sides use TF32 for float32 matrix products, if the GPU supports it."""
     out: Path | None = None
     """Folder for the report; benchmarks/results/<device> if not given."""
 
@@ -76,7 +76,7 @@ class Peers:
 
 @dataclass(frozen=True)
 class Race:
-    """A model at a batch size, and the rounds of each contender: a timing, or why there is none."""
+    """A model at a batch size, and the rounds of each contender: a timing, or the reason why there is none."""
 
     group: sweep.Group
     batch: int
@@ -93,7 +93,7 @@ class Race:
 
 
 def request_for(name: Contender, group: sweep.Group, batch: int, peers: Peers) -> Request:
-    """What the contender of that name is asked."""
+    """Return the request to a contender."""
     bench = sweep.Bench(group, sweep.own_size(group.subject, batch))
     _, length, targets = bench.at
     return Request(
@@ -112,7 +112,7 @@ def request_for(name: Contender, group: sweep.Group, batch: int, peers: Peers) -
 
 
 def race(group: sweep.Group, batch: int, peers: Peers) -> Race:
-    """Let all contenders run in turn, and say what each round gave."""
+    """Run all contenders alternately, and print each round's result."""
     run = Race(group, batch, {name: [] for name in peers.contenders})
     print(run, flush=True)
     for i in range(ROUNDS):
@@ -120,14 +120,14 @@ def race(group: sweep.Group, batch: int, peers: Peers) -> Race:
             if rounds and isinstance(rounds[-1], str):
                 continue  # it would fail again
             rounds.append(contender.call(request_for(name, group, batch, peers)))
-            came = rounds[-1]
-            said = f"{1e3 * came.seconds:,.1f} ms" if isinstance(came, ContenderTiming) else f"left out ({came})"
-            print(f"  round {i + 1}, {name}: {said}", flush=True)
+            last = rounds[-1]
+            text = f"{1e3 * last.seconds:,.1f} ms" if isinstance(last, ContenderTiming) else f"left out ({last})"
+            print(f"  round {i + 1}, {name}: {text}", flush=True)
     return run
 
 
 def table(run: Race) -> str:
-    """A row a contender, with its ratios to MLX. The first call is that of round 1: the second finds caches."""
+    """Return a table with one row per contender and its ratios to MLX; the first call is that of round 1, uncached."""
     titles = ("ms", "× mlx's", "peak GB", "× mlx's", "first s")
     rows = [f"{run!s:40} " + " ".join(f"{title:>9}" for title in titles)]
     ours = run.best.get("mlx")
@@ -147,7 +147,7 @@ def table(run: Race) -> str:
 
 
 def words(run: Race) -> str:
-    """A line for each other contender: MLX's time and memory as parts of its own."""
+    """Return one line per other contender with MLX's time and memory relative to it."""
     theirs, said = run.best, []
     ours = theirs.pop("mlx", None)
     if ours is None or not theirs:
@@ -161,17 +161,17 @@ def words(run: Race) -> str:
 
 
 def _ratio(a: float | None, b: float | None) -> str:
-    """a / b as a short number; a dash where one of them is not known."""
+    """Return a / b as text; a dash if one of them is unknown."""
     return f"{a / b:.2f}" if a is not None and b else "-"
 
 
 def main(arguments: list[str]) -> None:
-    """Run the contenders and say how they compare."""
+    """Run the contenders and print the comparison."""
     peers = parse(Peers, arguments, "python benchmarks/peers.py")
     require(importlib.util.find_spec("torch") is not None, "peers: needs torch; pip install 'mlx-rtx[peers]'")
-    os.environ["MLX_ENABLE_TF32"] = str(int(peers.tf32))  # for the processes to come, and the report's header
+    os.environ["MLX_ENABLE_TF32"] = str(int(peers.tf32))  # for the worker processes, and the report's header
     todo = sweep.groups(peers.shapes, peers.models, peers.modes)
-    require(bool(todo), f"models={peers.models}: the paper has none of them for shapes={peers.shapes}")
+    require(bool(todo), f"models={peers.models}: the paper has no such model for shapes={peers.shapes}")
     folder = results_folder(peers.out)
     if advice := backend.advice():
         print(advice)

@@ -1,12 +1,12 @@
-"""All that there is to ask of a machine in a quarter of an hour, on one page that can be sent.
+"""Report on a machine in a quarter of an hour, on one page that can be sent to others.
 
     make report
     python benchmarks/report.py --quick              # two or three minutes, with tiny trainings
 
-Runs, one after the other and each in a process of its own: the benchmarks of time and memory, models whose scores are
-known, the trial of fused kernels, and a short training of each kind. They share the time; what fails costs itself,
-and the page says so. The page, README.md in benchmarks/results/<machine>, is whole after each part: if one takes the
-machine down, the others are there. Nothing is sent anywhere. Images and text are downloaded once, see docs/usage.md.
+Runs one after the other, each in a separate process: the benchmarks of time and memory, a trained model whose score is
+known, the check of the fused kernels, and a short training of each kind. They share the time. If one fails, the page
+says so and the others still run. The page, README.md in benchmarks/results/<machine>, is complete after each part, even
+if a later one crashes the machine. Nothing is sent anywhere. Images and text are downloaded once, see docs/usage.md.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ from lib.report_page import page
 from lib.short_training import ShortTraining, read
 
 SECONDS, QUICK_SECONDS = 840.0, 150.0
-# validated often enough for a slow machine to come to it, on few enough samples for a fast one to lose little
+# frequent validations, so that slow machines reach one, on few samples, so that fast ones lose little time
 OFTEN = ["--validate-every", "20", "--validate-samples", "256", "--report-every", "5"]
 TRAININGS = {"copy": ["--noise", "4096"], "text": OFTEN, "image": OFTEN}
 TINY = ["--dropout", "0", "--warm-up", "0", "--lr-decay", "none", *OFTEN]
@@ -57,12 +57,12 @@ KEPT = ROOT / "results" / "models" / "copy"
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Budget):
-    """Benchmarks, kernels and trainings of a machine, on one page."""
+    """Run benchmarks, kernel checks and short trainings, and write a page about this machine."""
 
     quick: bool = False
-    """Smaller and fewer sizes, one kind of kernels, and tiny trainings."""
+    """Use smaller and fewer sizes, check the kernels of one task, and run tiny trainings."""
     seconds: float | None = None
-    """Time for all parts together, about; if not given 840, or 150 with --quick."""
+    """Approximate time for all parts together; by default 840, or 150 with --quick."""
 
     @property
     def time(self) -> float:
@@ -71,28 +71,24 @@ class Report(Budget):
 
     @property
     def trainings(self) -> dict[str, list[str]]:
-        """The flags of each training, by task."""
+        """Flags of each training, by task."""
         return QUICK_TRAININGS if self.quick else TRAININGS
 
 
 def main(arguments: list[str]) -> None:
-    """Say what it takes, run all parts, and leave the page; end with code 1 where a part failed."""
+    """Run all parts and write the page; exit with code 1 if a part failed."""
     report = parse(Report, arguments, "python benchmarks/report.py")
     folder, began = results_folder(report.out).absolute(), time.perf_counter()
     if data := os.environ.get(VARIABLE):
-        os.environ[VARIABLE] = os.path.abspath(data)  # as it is meant here, not in the checkout
+        os.environ[VARIABLE] = os.path.abspath(data)  # relative to this working directory, not to the checkout
     if report.quick:
-        os.environ.setdefault(
-            kernels.VARIABLE, "0"
-        )  # tiny sizes of their own would be tried for longer than they train
+        os.environ.setdefault(kernels.VARIABLE, "0")  # checking kernels of tiny sizes would take longer than training
     with tempfile.TemporaryDirectory() as runs, awake():
         parts = make_parts(report, folder, Path(runs))
         needs = report.memory * 1e9 * backend.memory_gb()
         print(f"device: {backend.device()}")
-        print(f"{len(parts)} parts take about {duration(report.time)}, and each at most {gigabytes(needs)} of memory")
-        print(
-            "close what else runs, and leave the machine alone meanwhile; Ctrl-C ends it, and the page keeps the rest"
-        )
+        print(f"{len(parts)} parts take about {duration(report.time)}, each at most {gigabytes(needs)} of memory")
+        print("close other programs and leave the machine idle; Ctrl-C stops it, and the page keeps finished parts")
         print(f"page: {folder / 'README.md'}", flush=True)
         outcomes: list[Outcome] = []
         for outcome in carry_out(parts, report.time, lambda text: print(text, end=" ", flush=True)):
@@ -100,14 +96,14 @@ def main(arguments: list[str]) -> None:
             print(f"{outcome.text} ({outcome.seconds:.0f} s)", flush=True)
             write(report, folder, Path(runs), outcomes, time.perf_counter() - began)
     failed = [outcome.part.name for outcome in outcomes if outcome.failure]
-    print(f"took {duration(time.perf_counter() - began)}; {', '.join(failed) or 'no part'} failed")
-    print(f"to send: the folder {folder}")
+    print(f"took {duration(time.perf_counter() - began)}; failed: {', '.join(failed) or 'none'}")
+    print(f"folder to send: {folder}")
     if failed:
         sys.exit(1)
 
 
 def make_parts(report: Report, folder: Path, runs: Path) -> list[Part]:
-    """What is run, in this order: what could take a machine down comes after what hardly can."""
+    """Return the parts in order: those that could crash a machine come last."""
     no_gpu = None if mx.default_device() == mx.gpu else "there is no GPU here"
     quick = report.quick
 
@@ -131,21 +127,21 @@ def make_parts(report: Report, folder: Path, runs: Path) -> list[Part]:
         ),
         Part(
             name="growth",
-            title="How time and memory grow",
+            title="Growth of time and memory",
             words=lambda seconds: benchmark("growth", seconds, *sizes),
             share=75,
             pictures=("growth.png",),
         ),
         Part(
             name="generation",
-            title="What a token costs",
+            title="Cost of a token",
             words=lambda seconds: benchmark("generation", seconds, *contexts),
             share=60,
             pictures=("generation.png",),
         ),
         Part(
             name="kept model",
-            title="A kept model, which must be all right",
+            title="Trained model, expected to score 100 %",
             words=lambda _: ["-m", "mlx_rtx.evaluate", str(KEPT), "--noise", noise, "--samples", "8", "--batch", "8"],
             share=30,
         ),
@@ -178,7 +174,7 @@ def make_parts(report: Report, folder: Path, runs: Path) -> list[Part]:
 
 
 def too_large(task: str, flags: list[str], report: Report) -> str | None:
-    """Why a training does not fit into its share of memory, if it does not."""
+    """Return why a training exceeds its share of memory; None if it does not."""
     settings = read_command([task, *flags])[0].settings
     needed = Planner(settings).memory(settings.training.batch, settings.training.segment).peak
     given = report.memory * 1e9 * backend.memory_gb()
@@ -186,7 +182,7 @@ def too_large(task: str, flags: list[str], report: Report) -> str | None:
 
 
 def write(report: Report, folder: Path, runs: Path, outcomes: list[Outcome], seconds: float) -> None:
-    """Leave page, report and picture as far as they go."""
+    """Write page, report and picture with the outcomes so far."""
     trainings = [found for task in report.trainings if (found := read(runs / task, task))]
     environment, info = backend.environment(), {name: str(value) for name, value in mx.device_info().items()}
     parts = [
@@ -200,21 +196,21 @@ def write(report: Report, folder: Path, runs: Path, outcomes: list[Outcome], sec
 
 
 def draw(folder: Path, runs: Path, trainings: list[ShortTraining]) -> str | None:
-    """The picture of all trainings that came to a validation; its name, if there is one."""
+    """Draw all trainings that reached a validation; return the picture's name, or None if there is no picture."""
     histories = []
     for one in trainings:
         with contextlib.suppress(UserError):
             histories.append(read_history(runs / one.task))
     if not histories:
         return None
-    with contextlib.suppress(UserError):  # where matplotlib is missing
+    with contextlib.suppress(UserError):  # matplotlib is missing
         return write_picture(folder, "training", figures.training(histories)).name
     return None
 
 
 @contextlib.contextmanager
 def awake() -> Iterator[None]:
-    """Keep a Mac from sleeping meanwhile."""
+    """Keep a Mac from sleeping."""
     if not (program := shutil.which("caffeinate")):
         yield
         return

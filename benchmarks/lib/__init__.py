@@ -1,1 +1,1 @@
-"""What serves the benchmarks: sweeps, ceilings, fits, and the PyTorch twin."""
+"""Parts of the benchmarks: sweeps, ceilings, fits, and the PyTorch model that MLX is compared with."""

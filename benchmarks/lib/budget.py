@@ -1,11 +1,11 @@
-"""What every benchmark that leaves points out is given: time, memory, and a folder for its report."""
+"""Limits of time and memory, beyond which a benchmark skips points, and the folder of its report."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_rtx.support.errors import require, require_each
 
-LARGEST = 2**31 - 1  # size of an array
+LARGEST = 2**31 - 1  # largest size of an array's axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,9 +13,9 @@ class Budget:
     """Limits of a benchmark."""
 
     seconds: float | None
-    """Time for all points together, about; a benchmark says how much where none is given."""
+    """Approximate time for all points together; each benchmark has its own default."""
     memory: float = 0.5
-    """Share of the machine's memory that a point may be expected to take."""
+    """Fraction of the machine's memory that a point may need, by prediction."""
     out: Path | None = None
     """Folder for the report; benchmarks/results/<device> if not given."""
 
@@ -24,5 +24,5 @@ class Budget:
         require(0 < self.memory <= 1, f"memory={self.memory}: must be above 0 and at most 1")
 
     def require_sizes(self, *names: str) -> None:
-        """Refuse lists of sizes that hold none, or one that no array has."""
+        """Raise UserError if one of these lists of sizes is empty or has an invalid size."""
         require_each(self, *names, least=1, most=LARGEST)

@@ -1,4 +1,4 @@
-"""What this machine can do at best: multiply-adds, bytes and launches a second."""
+"""The machine's peak rates, as measured: multiply-adds, bytes and launches per second."""
 
 import math
 import statistics
@@ -8,29 +8,29 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-LONG = 0.05  # seconds that a timing takes at least: beside them, starting and waiting for the device is little
+LONG = 0.05  # minimum seconds of a timing, so that starting and waiting for the device is negligible
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Rates that no program here exceeds by much, unless its arrays stay in the caches."""
+    """Rates that programs do not exceed by much, unless their arrays stay in the caches."""
 
     multiply_adds_per_s: float
-    """Of a square matrix product in float32."""
+    """Rate of a square matrix product in float32."""
     bytes_per_s: float
-    """Read and written by an elementwise operation on an array larger than the caches."""
+    """Bytes read and written by an elementwise operation on an array larger than the caches."""
     launches_per_s: float
-    """Of small operations that wait for each other."""
+    """Rate of small operations that depend on each other."""
 
 
 def measure_ceilings(size: int = 2048, megabytes: int = 256) -> Ceilings:
-    """Measure them, in a few seconds.
+    """Measure the ceilings, in a few seconds.
 
     Args:
-        size: side of the matrices.
+        size: number of rows and columns of the matrices.
         megabytes: size of the array that is copied.
     """
-    a = mx.random.normal((size, size)) / math.sqrt(size)  # products of many stay finite
+    a = mx.random.normal((size, size)) / math.sqrt(size)  # repeated products stay finite
     big = mx.zeros((megabytes * 250_000,))
     small = mx.zeros((8,))
     mx.eval(a, big, small)
@@ -42,7 +42,7 @@ def measure_ceilings(size: int = 2048, megabytes: int = 256) -> Ceilings:
 
 
 def _seconds(function: Callable[[mx.array], mx.array], x: mx.array, repeats: int = 5) -> float:
-    """Seconds of one application, from as many one after the other as take ``LONG``."""
+    """Return the seconds per application: the median of chains of applications that take at least ``LONG``."""
 
     def run(times: int) -> float:
         clock, y = time.perf_counter(), x

@@ -1,7 +1,7 @@
-"""One contender of `peers`, timed in a process of its own.
+"""One contender of `peers`, timed in a separate process.
 
-Run with a request as its argument, it prints one line of JSON. MLX and PyTorch are imported where they are asked
-for, so that neither is in the other's process.
+The program takes a request as its argument and prints one line of JSON. It imports MLX or PyTorch only when needed, so
+that the two never share a process.
 """
 
 import json
@@ -12,36 +12,36 @@ from pathlib import Path
 
 from lib.request import ContenderTiming, Request
 
-BENCHMARKS = Path(__file__).parent.parent  # where `lib` is found
+BENCHMARKS = Path(__file__).parent.parent  # the folder that contains `lib`
 WORKER = [sys.executable, "-m", "lib.contender"]
-LONGEST = 200  # letters of a reason
+LONGEST = 200  # characters of a reason
 
 
 def call(request: Request) -> ContenderTiming | str:
-    """`run` in a process of its own; a line that says why where nothing came back."""
+    """Call `run` in a separate process; return the reason in one line if it gives no timing."""
     command = [*WORKER, json.dumps(asdict(request))]
     process = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, start_new_session=True)
     if process.returncode:
-        *_, last = "no word of it", *process.stderr.splitlines()
+        *_, last = "no message", *process.stderr.splitlines()
         return _one_line(f"its process ended with {process.returncode}: {last}")
-    came = json.loads(process.stdout.splitlines()[-1])
-    return came if isinstance(came, str) else ContenderTiming(**came)
+    result = json.loads(process.stdout.splitlines()[-1])
+    return result if isinstance(result, str) else ContenderTiming(**result)
 
 
 def run(request: Request) -> ContenderTiming | str:
-    """Time the contender; a line that says why where it cannot run."""
+    """Time the contender; return the reason in one line if it cannot run."""
     try:
         if request.contender == "mlx":
             return measure_mlx(request)
         from lib.torch_peer import measure
 
         return measure(request)
-    except Exception as error:  # whatever ails one contender must not cost the others
+    except Exception as error:  # the failure of one contender must not end the others
         return _one_line(f"{type(error).__name__}: {error}")
 
 
 def measure_mlx(request: Request) -> ContenderTiming:
-    """Time this project's own model. Its package is imported before MLX, for which it loads a fast BLAS."""
+    """Time this project's model. The package is imported before MLX, because it loads a fast BLAS first."""
     from mlx_rtx import ModelConfig
     from mlx_rtx.forecast.step_benchmark import StepBenchmark
     from mlx_rtx.support.backend import environment
@@ -65,7 +65,7 @@ def measure_mlx(request: Request) -> ContenderTiming:
 
 
 def _one_line(text: str) -> str:
-    """``text`` without its line breaks, cut to a length that is read."""
+    """Return ``text`` without line breaks, truncated to ``LONGEST`` characters."""
     text = " ".join(text.split())
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 

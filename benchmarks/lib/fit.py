@@ -1,4 +1,4 @@
-"""Which count predicts time: R² of each alone, and a fit of time to launches, arithmetic and bytes together."""
+"""How well counts predict time: R² of each count, and a fit of time to launches, multiply-adds and bytes."""
 
 from dataclasses import dataclass
 
@@ -7,29 +7,29 @@ from scipy.optimize import nnls
 
 
 def r_squared(times: np.ndarray, predicted: np.ndarray) -> float:
-    """Share of the variance of log time that a prediction explains: 1 for a perfect one, below 0 for a bad one."""
+    """Return the fraction of the variance of log time that a prediction explains: 1 if perfect, below 0 if bad."""
     logs = np.log(times)
     return float(1 - np.square(logs - np.log(predicted)).sum() / np.square(logs - logs.mean()).sum())
 
 
 def proportional(times: np.ndarray, counts: np.ndarray) -> float:
-    """`r_squared` of times that are proportional to a count, by the factor that fits best."""
+    """Return `r_squared` of the prediction that times are proportional to ``counts``, with the best factor."""
     return r_squared(times, counts * np.exp(np.mean(np.log(times / counts))))
 
 
 @dataclass(frozen=True)
 class TimeFit:
-    """time = seconds[0] · launches + seconds[1] · multiply-adds + seconds[2] · bytes, none below 0."""
+    """time = seconds[0] · launches + seconds[1] · multiply-adds + seconds[2] · bytes, with factors of at least 0."""
 
     seconds: tuple[float, float, float]
     r2: float
 
     def predict(self, counts: np.ndarray) -> np.ndarray:
-        """Times of rows of counts (n, 3)."""
+        """Return the predicted times (n,) of counts (n, 3)."""
         return counts @ np.array(self.seconds)
 
     def arithmetic_batch(self, at_one: np.ndarray, at_two: np.ndarray) -> float:
-        """Batch size from which multiply-adds and bytes take longer than launches.
+        """Return the batch size above which multiply-adds and bytes take longer than launches; infinity if none.
 
         Args:
             at_one, at_two: counts (3,) at batch 1 and 2; they grow linearly with the batch.
@@ -41,14 +41,14 @@ class TimeFit:
 
 
 def fit_time(times: np.ndarray, counts: np.ndarray) -> TimeFit:
-    """Least squares of relative errors, by rates of 0 or above.
+    """Fit by least squares of relative errors, with factors of at least 0.
 
     Args:
         times: seconds (n,).
         counts: launches, multiply-adds and bytes (n, 3).
     """
     scaled = counts / times[:, None]
-    sizes = np.abs(scaled).max(axis=0) + np.finfo(float).tiny  # so that the columns are of one size
+    sizes = np.abs(scaled).max(axis=0) + np.finfo(float).tiny  # scale the columns to the same magnitude
     found, _ = nnls(scaled / sizes, np.ones_like(times))
     launch, arithmetic, byte = (found / sizes).tolist()
     fit = TimeFit((launch, arithmetic, byte), 0.0)

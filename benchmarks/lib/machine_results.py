@@ -1,4 +1,4 @@
-"""Where reports lie: a folder a machine in benchmarks/results, each report with what it was made with."""
+"""Folders of reports: one per machine in benchmarks/results."""
 
 import json
 import re
@@ -11,12 +11,12 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 
 def results_folder(out: Path | None) -> Path:
-    """``out``, or the folder of this machine; it is there afterwards."""
+    """Create and return ``out``, or this machine's folder if it is None."""
     if out is None:
         out = RESULTS / "-".join(re.findall("[a-z0-9]+", str(backend.device_name()).lower()))
     return make_folder(out)
 
 
 def reports(name: str) -> dict[str, dict]:
-    """The reports of that name of all machines, by folder."""
+    """Read the reports called ``name`` of all machines, as {folder name: report}."""
     return {path.parent.name: json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"*/{name}.json"))}

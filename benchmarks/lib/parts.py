@@ -1,4 +1,4 @@
-"""Parts of a report: programs that share a time, each in processes of its own, so that one that fails costs itself."""
+"""Parts of a report: programs that share a time limit. Each runs in its own process, so that one can fail alone."""
 
 import os
 import signal
@@ -10,45 +10,46 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-GRACE = 20.0  # seconds that a program has to stop when it is asked to, before it is made to
-LEAST = 5.0  # seconds below which a part is not begun
-KEPT, LATE = 0.8, 3.0  # of its share of the time: what a part that keeps time is told, and after which it is stopped
+GRACE = 20.0  # seconds between asking a program to stop and killing it
+LEAST = 5.0  # seconds below which a part is not started
+KEPT, LATE = 0.8, 3.0  # fractions of a part's time: the limit that it is given, and after which it is stopped
 STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # exit statuses of a program that was asked to stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A program, and how it shares the time."""
+    """A program and its share of the time."""
 
     name: str
     title: str
     words: Callable[[float], list[str]]
-    """What Python is called with, given the seconds that it may take."""
+    """Returns Python's arguments, given the seconds that the part may take."""
     share: float
-    """Of the time, in whatever unit the others have."""
+    """Its share of the time, relative to the other parts' shares."""
     endless: bool = False
-    """Runs until it is stopped, which is no failure; else it keeps the time itself."""
+    """Whether it runs until it is stopped, which is not a failure; otherwise it observes the limit itself."""
     missing: str | None = None
-    """What it needs and does not find here, if anything."""
+    """What it needs and this machine lacks; None if nothing."""
     pictures: tuple[str, ...] = ()
-    """Files that it leaves in the report's folder."""
+    """Files that it writes to the report's folder."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a part."""
+    """Outcome of a part."""
 
     part: Part
     said: str = ""
+    """Its output."""
     seconds: float = 0.0
     failure: str | None = None
     skipped: str | None = None
     stopped: bool = False
-    """At the end of its time, as an endless part is."""
+    """Whether it was stopped at the end of its time, as an endless part is."""
 
     @property
     def text(self) -> str:
-        """What became of it, in a line."""
+        """The outcome in one line."""
         if self.skipped:
             return f"skipped: {self.skipped}"
         if self.failure:
@@ -57,12 +58,12 @@ class Outcome:
 
 
 def carry_out(parts: Sequence[Part], seconds: float, say: Callable[[str], object]) -> Iterator[Outcome]:
-    """Run parts one after the other; what one leaves of its share, the others have.
+    """Run parts one after the other; unused time of a part is shared by the following ones.
 
     Args:
         parts: in the order in which they run.
         seconds: time for all.
-        say: told what is about to run.
+        say: called with the name of the next part.
     """
     end = time.perf_counter() + seconds
     for i, part in enumerate(parts):
@@ -80,7 +81,7 @@ def carry_out(parts: Sequence[Part], seconds: float, say: Callable[[str], object
 
 
 def run(part: Part, share: float) -> Outcome:
-    """Run a part for its share of seconds, in a session of its own, of which nothing outlives it."""
+    """Run a part for ``share`` seconds in its own session, and kill everything left of the session afterwards."""
     began = time.perf_counter()
     command = [sys.executable, *part.words(share if part.endless else KEPT * share)]
     process = subprocess.Popen(
@@ -93,7 +94,7 @@ def run(part: Part, share: float) -> Outcome:
     finally:
         _send(process, signal.SIGKILL)
         process.wait()
-    lines = [line for line in said.splitlines() if line.strip()] or ["it said nothing"]
+    lines = [line for line in said.splitlines() if line.strip()] or ["no output"]
     failure = None
     if late and not part.endless:
         failure = f"took longer than {limit:.0f} s"
@@ -103,7 +104,7 @@ def run(part: Part, share: float) -> Outcome:
 
 
 def _wait(process: subprocess.Popen, limit: float) -> tuple[str, bool]:
-    """All that a process says, and whether it had to be stopped at the limit."""
+    """Return a process's output, and whether it had to be stopped at the limit."""
     for how, seconds in ((signal.SIGTERM, limit), (signal.SIGKILL, GRACE)):
         try:
             return process.communicate(timeout=seconds)[0], how == signal.SIGKILL
@@ -113,8 +114,8 @@ def _wait(process: subprocess.Popen, limit: float) -> tuple[str, bool]:
 
 
 def _send(process: subprocess.Popen, how: signal.Signals) -> None:
-    """Send a signal to a process and all that it began, if any of them still run."""
+    """Send a signal to a process and its descendants, if any of them still run."""
     try:
         os.killpg(process.pid, how)
-    except (ProcessLookupError, PermissionError):  # the latter on macOS, where they have ended and nobody has asked
+    except (ProcessLookupError, PermissionError):  # the latter on macOS, for a process that is not yet waited for
         return

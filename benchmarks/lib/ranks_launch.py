@@ -1,4 +1,4 @@
-"""Ranks of this machine, started with the environment that ``mlx.launch`` gives them, ended when their time is up."""
+"""Start ranks on this machine with the environment that ``mlx.launch`` sets, and end them when their time is up."""
 
 import contextlib
 import json
@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Literal
 
 Backend = Literal["nccl", "ring"]
-GRACE = 3.0  # seconds in which all must end when one has
+GRACE = 3.0  # seconds in which the others must end after one has failed
 
 
 @dataclass(frozen=True)
 class Said:
-    """What ranks left behind."""
+    """Output of the ranks."""
 
     out: str
-    """Standard output of the first."""
+    """Standard output of the first rank."""
     failure: str | None
-    """What went wrong, in a line."""
+    """The failure in one line; None if there was none."""
 
 
 def run_ranks(command: Sequence[str], size: int, backend: Backend, seconds: float, cwd: Path) -> Said:
-    """Run a command as ``size`` ranks for at most some seconds, each in a session of which nothing outlives it."""
-    found_in = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)  # as here, whatever ``cwd`` is
+    """Run a command as ``size`` ranks for at most ``seconds``; kill each rank's session afterwards."""
+    found_in = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)  # absolute, because of ``cwd``
     with tempfile.TemporaryDirectory() as made, contextlib.ExitStack() as files:
         folder = Path(made)
         kept = [files.enter_context((folder / f"{rank}.{name}").open("w+")) for rank in range(size) for name in "oe"]
@@ -55,7 +55,7 @@ def run_ranks(command: Sequence[str], size: int, backend: Backend, seconds: floa
 
 
 def environments(size: int, backend: Backend, folder: Path) -> list[dict[str, str]]:
-    """What the environment of each rank adds to this one; each sees one GPU alone."""
+    """Return the variables to set for each rank; with NCCL each sees one GPU."""
     if size == 1:
         return [{"CUDA_VISIBLE_DEVICES": _visible()[0]}] if backend == "nccl" else [{}]
     ports = _free_ports(size)
@@ -68,7 +68,7 @@ def environments(size: int, backend: Backend, folder: Path) -> list[dict[str, st
 
 
 def _visible() -> list[str]:
-    """What the GPUs are called, of which there may be fewer."""
+    """Return names of GPUs; there may be fewer GPUs than names."""
     return os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(64)))).split(",")
 
 
@@ -79,7 +79,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _wait(ranks: list[subprocess.Popen], end: float) -> str | None:
-    """Wait until all have ended, or the time is up, or one has failed and the others had time to."""
+    """Wait until all ranks have ended, the time is up, or ``GRACE`` is over after a failure; return the failure."""
     while any(rank.poll() is None for rank in ranks):
         if time.monotonic() > end:
             return "the time was up"

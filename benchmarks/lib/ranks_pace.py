@@ -1,6 +1,7 @@
-"""The pace of a training by several ranks: what each of them runs, as ``python -m lib.ranks_pace``.
+"""The speed of a training with several ranks. Each rank runs ``python -m lib.ranks_pace``.
 
-Model, segments and optimizer are those of a task's default recipe, tokens are random: what the data costs is left out.
+Model, segments and optimizer are those of a task's default recipe. Tokens are random, so the cost of the data is not
+included.
 """
 
 import json
@@ -28,51 +29,51 @@ Scaling = Literal["weak", "strong", "alone"]
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What a number of ranks do of a task."""
+    """A training of a task with a number of ranks."""
 
     task: str
     ranks: int
     rows: int
-    """Sequences of a step, of all ranks together."""
+    """Sequences per step, over all ranks."""
     scaling: Scaling
-    """weak: as many to a rank as the recipe has; strong: as many to a step; alone: one rank with its share of them."""
+    """weak: the recipe's batch per rank; strong: the recipe's batch in all; alone: one rank with its share of that."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace(Point):
-    """How long that takes."""
+    """The measured times of a point."""
 
     seconds: float
-    """A step, the median of trials."""
+    """Seconds per step, the median of the trials."""
     trials: list[float]
     all_sum_seconds: float
-    """The exchange of as many numbers as there are gradients by itself, the median; 0 by one rank."""
+    """Seconds of an all-reduce of as many numbers as the gradient has, the median; 0 with one rank."""
     gradients: int
-    """Numbers, of 4 bytes."""
+    """Numbers in the gradient, 4 bytes each."""
     loss: float
-    """Of the last step: without dropout the same by any number of ranks, where they share out as many sequences."""
+    """Loss of the last step. Without dropout it does not depend on the number of ranks if ``rows`` is the same."""
 
     @property
     def samples_per_s(self) -> float:
-        """Sequences of all ranks."""
+        """Sequences per second, over all ranks."""
         return self.rows / self.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How long to look."""
+    """Number of repetitions."""
 
     trials: int = 5
     steps: int = 4
-    """Of a trial."""
+    """Steps per trial."""
     warm_up: int = 2
     exchanges: int = 30
     small: bool = False
-    """Tiny sizes, which show only that all works."""
+    """Use tiny sizes, to test that everything works."""
 
 
 def points(task: str, sizes: list[int], rows: int) -> list[Point]:
-    """What to measure of a task whose recipe has so many rows to a step: what is least needed comes last."""
+    """Return the points to measure of a task with ``rows`` sequences per step; the least important ones come last."""
     more = [n for n in sizes if n > 1 and rows % n == 0]
     found = [Point(task=task, ranks=1, rows=rows, scaling="strong")]
     for n in more:
@@ -82,7 +83,7 @@ def points(task: str, sizes: list[int], rows: int) -> list[Point]:
 
 
 def settings_of(task: str, small: bool) -> tuple[RunConfig, ModelConfig]:
-    """The default recipe and its model, or something tiny that is like it."""
+    """Return the default recipe and its model configuration, or a tiny variant of both."""
     recipe = RECIPES[task]["default"]
     if small:
         architecture = replace(recipe.architecture, dim=12, heads=2, block=8, positions="block")
@@ -98,7 +99,7 @@ def settings_of(task: str, small: bool) -> tuple[RunConfig, ModelConfig]:
 
 
 class Training:
-    """Steps of a point, each on the same random batch."""
+    """Training steps of a point, each on the same random batch."""
 
     def __init__(self, point: Point, ranks: Ranks, small: bool):
         self.recipe, config = settings_of(point.task, small)
@@ -112,7 +113,7 @@ class Training:
         mx.eval(self.tokens, self.targets, self.model.parameters(), self.step.state)
 
     def take(self, steps: int) -> float:
-        """Seconds of a step."""
+        """Take some steps and return the seconds per step."""
         began = time.perf_counter()
         for _ in range(steps):
             key = step_key(0, self.done, "dropout")
@@ -123,7 +124,7 @@ class Training:
 
 
 def measure(point: Point, ranks: Ranks, effort: Effort) -> Pace:
-    """Take steps, and then exchange as much by itself."""
+    """Time training steps, and then the all-reduce alone."""
     training = Training(point, ranks, effort.small)
     training.take(effort.warm_up)
     trials = [training.take(effort.steps) for _ in range(effort.trials)]
@@ -136,7 +137,7 @@ def measure(point: Point, ranks: Ranks, effort: Effort) -> Pace:
 
 
 def exchange(ranks: Ranks, size: int, times: int) -> float:
-    """Seconds of an exchange of so many numbers, the median."""
+    """Return the median seconds of an all-reduce of ``size`` numbers."""
     if not isinstance(ranks, ManyRanks):
         return 0.0
     numbers, found = mx.zeros(size), []
@@ -149,9 +150,9 @@ def exchange(ranks: Ranks, size: int, times: int) -> float:
 
 
 def parts_of(ranks: Ranks, sizes: list[int]) -> dict[int, Ranks | None]:
-    """The first so many ranks as ranks of their own, None for those beyond; of the sizes that the backend can make.
+    """Return for each size a group of the first ranks, or None on ranks outside of it.
 
-    A RuntimeError is the backend's way to say that it cannot: the ring has no parts.
+    Sizes that the backend cannot make are missing: the ring raises RuntimeError, because it cannot split groups.
     """
     found: dict[int, Ranks | None] = {1: Ranks() if ranks.first else None}
     for n in sizes:
@@ -168,18 +169,18 @@ def parts_of(ranks: Ranks, sizes: list[int]) -> dict[int, Ranks | None]:
 
 
 def paces(ranks: Ranks, todo: list[Point], effort: Effort, seconds: float) -> Iterator[Pace]:
-    """Measure one point after the other while there is time, of which the first rank has the watch."""
+    """Measure one point after the other while there is time, by the first rank's clock."""
     end = time.perf_counter() + seconds
     parts, ready = parts_of(ranks, sorted({point.ranks for point in todo})), set()
     for point in todo:
         if point.ranks not in parts:
             continue
-        if point.task not in ready:  # all build their kernels at once
+        if point.task not in ready:  # all ranks build their kernels at the same time
             ready.add(point.task)
             for rows in {other.rows // other.ranks for other in todo if other.task == point.task}:
                 Training(replace(point, rows=rows), Ranks(), effort.small).take(1)
         go_on = ranks.of_first({"go_on": mx.array(float(time.perf_counter() < end))})["go_on"]
-        if not go_on.item():  # all wait here, until those that measured have come
+        if not go_on.item():  # ranks outside of the last group wait here for those that measured
             print(json.dumps({"left_out": f"{point}: no time was left"}), flush=True)
             continue
         part = parts[point.ranks]
@@ -188,7 +189,7 @@ def paces(ranks: Ranks, todo: list[Point], effort: Effort, seconds: float) -> It
 
 
 def main(arguments: list[str]) -> None:
-    """Read points, effort and seconds as JSON, and print a line of JSON for each point."""
+    """Read points, effort and seconds as JSON, and print one line of JSON per point."""
     asked = json.loads(arguments[0])
     todo, effort = [Point(**point) for point in asked["points"]], Effort(**asked["effort"])
     with joined() as ranks:

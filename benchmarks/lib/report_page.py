@@ -1,4 +1,4 @@
-"""The page of a report, in Markdown: the machine, what became of each part, what each found."""
+"""The page of a report in Markdown: the machine, and the outcome and results of each part."""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ from mlx_rtx.plan import duration
 from lib.parts import Outcome
 from lib.short_training import ShortTraining, table
 
-LAST = 20  # lines that are shown of a part that failed
+LAST = 20  # last lines shown of a part that failed
 
 
 def page(
@@ -21,20 +21,23 @@ def page(
     seconds: float,
     picture: str | None,
 ) -> str:
-    """The text of the page.
+    """Return the text of the page.
 
     Args:
-        environment: what `mlx_rtx.support.backend` says.
-        info: what MLX says of the device.
-        outcomes: of the parts so far.
-        trainings: what they came to.
-        whole: whether trainings ran by the default recipes' own settings.
-        seconds: what all took.
-        picture: file name of that of the trainings, if there is one.
+        environment: as returned by `mlx_rtx.support.backend.environment`.
+        info: MLX's information on the device.
+        outcomes: outcomes of the parts so far.
+        trainings: results of the short trainings.
+        whole: whether trainings used the default recipes' own settings.
+        seconds: time that all parts took.
+        picture: file name of the trainings' picture, if there is one.
     """
     made = f"Made on {time.strftime('%Y-%m-%d %H:%M')} by `make report` in {duration(seconds)}"
     lines = [f"# {environment['device_name'] or 'A machine'}: a report", ""]
-    lines += [f"{made}{'' if whole else ', in its quick form, which shows that all works, and no speeds'}.", ""]
+    lines += [
+        f"{made}{'' if whole else ', in its quick form, which shows no speeds'}.",
+        "",
+    ]
     lines += ["| machine | |", "|---|---|", *(f"| {name} | {value} |" for name, value in machine(environment, info))]
     lines += ["", "| part | seconds | |", "|---|---|---|"]
     lines += [f"| {outcome.part.title} | {outcome.seconds:.0f} | {outcome.text} |" for outcome in outcomes]
@@ -42,8 +45,8 @@ def page(
         if not outcome.skipped and (outcome.failure or not outcome.part.endless):
             lines += ["", *section(outcome)]
     if trainings:
-        note = "By the default recipes" if whole else "Tiny trainings"
-        missing = "; one that is missing came to no report" if whole else ""
+        note = "With the default recipes" if whole else "Tiny trainings"
+        missing = "; one that did not reach its first report is missing" if whole else ""
         lines += ["", "## Short trainings", "", f"{note}, each stopped at the end of its time{missing}.", ""]
         lines += table(trainings, whole)
         lines += [f"\n{said.strip()}" for outcome in outcomes for said in kernels(outcome)]
@@ -52,7 +55,7 @@ def page(
 
 
 def machine(environment: dict[str, Any], info: dict[str, str]) -> list[tuple[str, str]]:
-    """What the machine is, and what ran on it."""
+    """Return names and values that describe the machine and its software."""
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     names = ("platform", "device", "processor", "git_revision", "kernels", "tf32")
     rows = [(name.replace("_", " "), str(environment[name])) for name in names]
@@ -61,7 +64,7 @@ def machine(environment: dict[str, Any], info: dict[str, str]) -> list[tuple[str
 
 
 def section(outcome: Outcome) -> list[str]:
-    """What a part found: what it says after its progress; of one that failed its last lines."""
+    """Return the lines of a part: its output without the progress, or its last lines if it failed."""
     kept = [line for line in outcome.said.splitlines() if not line.startswith(("{", "[{", "report"))]
     found = [line for line in kept if " left out: " not in line or outcome.failure]
     said = "\n".join(found)
@@ -71,7 +74,7 @@ def section(outcome: Outcome) -> list[str]:
         said = said.strip().partition("\n\n")[2] or said
     lines = [f"## {outcome.part.title}", "", "```", said.strip("\n"), "```"]
     if left_out := len(kept) - len(found):
-        lines += ["", f"{left_out} sizes were left out, for want of time or memory."]
+        lines += ["", f"{left_out} sizes were left out because of the limits of time or memory."]
     if not outcome.failure:
         for name in outcome.part.pictures:
             lines += ["", f"![{outcome.part.title}]({name})"]
@@ -79,5 +82,5 @@ def section(outcome: Outcome) -> list[str]:
 
 
 def kernels(outcome: Outcome) -> list[str]:
-    """The line of a training on its kernels, if it has one."""
+    """Return the line that a training prints about its kernels, if it has one."""
     return [line for line in outcome.said.splitlines() if outcome.part.endless and line.startswith("kernels: ")]

@@ -1,4 +1,4 @@
-"""What a contender of `peers` is asked, and what comes back: all that crosses from one process to the other."""
+"""The request to a contender of `peers` and its reply, which are passed between processes."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,22 +21,22 @@ class Request:
     length: int
     targets: int
     segment: int | None
-    """Blocks to a segment of MLX's gradient."""
+    """Blocks per segment of MLX's gradient."""
     repeats: int
     tf32: bool
     gpu: bool
-    """Whether MLX uses one; PyTorch then does too."""
+    """Whether MLX uses a GPU; PyTorch must then use one too."""
 
 
 @dataclass(frozen=True)
 class ContenderTiming:
-    """What a contender took."""
+    """Times and memory of a contender."""
 
     seconds: float  # median
     fastest: float
     slowest: float
-    first: float  # the first call, with all that is compiled or captured for it
+    first: float  # the first call, including compilation or capture
     peak_gb: float | None
     memory: str  # what peak_gb is
-    loss: float | None  # of the last call
+    loss: float | None  # loss of the last call
     ran_on: str

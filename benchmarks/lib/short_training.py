@@ -1,4 +1,4 @@
-"""What a short training tells of a machine: its pace, its memory, and whether it learns."""
+"""Results of a short training: its speed, its peak memory and its scores."""
 
 import statistics
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ TITLES = ("training", "samples", "samples/s", "peak GB", "first loss", "validati
 
 @dataclass(frozen=True)
 class ShortTraining:
-    """A training that was stopped, or came to its end."""
+    """A training that was stopped or has finished."""
 
     task: str
     samples: int
     samples_per_s: float
-    """Median over reports but the first, in which kernels may be built."""
+    """Median over all reports except the first, which may include the compilation of kernels."""
     peak_gb: float
     first_loss: float
     validation: dict | None
-    """The last one, if there was any."""
+    """The last validation; None if there was none."""
     solved: bool
 
 
 def read(path: Path, task: str) -> ShortTraining | None:
-    """What the run folder at ``path`` tells; None where no step was reported."""
+    """Read the results from the run folder at ``path``; None if it reported no step."""
     lines = read_lines(RunFolder(path).metrics)
     reports = [line for line in lines if line["kind"] == "train"]
     if not reports:
@@ -46,11 +46,11 @@ def read(path: Path, task: str) -> ShortTraining | None:
 
 
 def table(trainings: list[ShortTraining], whole: bool) -> list[str]:
-    """Rows of Markdown.
+    """Return the rows of a Markdown table.
 
     Args:
-        trainings: what to show.
-        whole: whether they ran by the default recipes' own settings, which then tell how long all of these take.
+        trainings: trainings to show.
+        whole: whether they used the default recipes' own settings, so that the time of the whole recipe follows.
     """
     rows = ["| " + " | ".join(TITLES) + " |", "|---" * len(TITLES) + "|"]
     for one in trainings:
@@ -58,7 +58,7 @@ def table(trainings: list[ShortTraining], whole: bool) -> list[str]:
         scores = f"loss {check['loss']:.3f}, accuracy {check['accuracy']:.1%}" if check else "not reached"
         if one.solved:
             expected = "solved"
-        elif whole and one.task != "copy":  # whose pace changes with its stages
+        elif whole and one.task != "copy":  # the speed of copy changes with its stages
             expected = f"{duration(total / one.samples_per_s)} for {total:,} samples"
         else:
             expected = "–"

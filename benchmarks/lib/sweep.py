@@ -1,4 +1,4 @@
-"""Points of a sweep: models of the paper's shapes at some size, timed and weighed, with what they were made to do."""
+"""Points of a sweep: time, memory and counted operations of models with the paper's shapes at a given size."""
 
 import contextlib
 import json
@@ -16,24 +16,24 @@ from mlx_rtx.model.config import Architecture, ModelKind
 from mlx_rtx.tasks import Shape
 from mlx_rtx.training.recipes import COPY, COPY_PAPER, IMAGE_PAPER, TEXT_PAPER
 
-REPEATS, SHORTEST = 3, 0.4  # timings of a point, and seconds they take together, at least
-BENCHMARKS = Path(__file__).parent.parent  # where `lib` is found
+REPEATS, SHORTEST = 3, 0.4  # timings per point, and the minimum seconds that they take together
+BENCHMARKS = Path(__file__).parent.parent  # the folder that contains `lib`
 WORKER = [sys.executable, "-m", "lib.sweep"]
-SEGMENT = 8  # blocks to a segment of the gradient
+SEGMENT = 8  # blocks per segment of the gradient
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A task of the paper as its tables describe it."""
+    """A task of the paper, with the sizes in its tables."""
 
     architecture: Architecture
     shape: Shape
     regular: tuple[int, ...] = ()
-    """Layers of the regular transformers that its table compares."""
+    """Numbers of layers of the regular transformers in its table."""
 
 
 def keeping_weights(architecture: Architecture) -> Architecture:
-    """The same without dropout on attention weights, which fused attention does not have, nor any report."""
+    """Return the architecture without dropout on attention weights: fused attention and other reports have none."""
     return replace(architecture, attention_dropout=0.0)
 
 
@@ -41,14 +41,14 @@ SUBJECTS = {
     "image": Subject(keeping_weights(IMAGE_PAPER.architecture), IMAGE_PAPER.task.shape, regular=(1, 4)),
     "text": Subject(keeping_weights(TEXT_PAPER.architecture), TEXT_PAPER.task.shape, regular=(1, 6)),
     "copy": Subject(keeping_weights(COPY_PAPER.architecture), COPY_PAPER.task.shape),
-    # for growth with length: positions that have no end, and every output read, as in text
+    # for growth with length: positions without a maximum length, and every output read, as in text
     "long": Subject(COPY.architecture, COPY.task.shape._replace(targets=COPY.task.shape.length)),
 }
 
 
 @dataclass(frozen=True)
 class Group:
-    """One model of a subject in one mode: the points of a process."""
+    """One model of a subject in one mode. Its points are measured in one process."""
 
     subject: str
     model: ModelKind
@@ -79,14 +79,14 @@ class Size:
 
 @dataclass(frozen=True)
 class Point:
-    """A group measured at a size. Counts are of the whole batch."""
+    """A group measured at a size. Counts are for the whole batch."""
 
     group: Group
     size: Size
     seconds: float  # median
     fastest: float
     slowest: float
-    first: float  # the first call, which also compiles what has to be
+    first: float  # the first call, including compilation
     peak_gb: float
     predicted_gb: tuple[float, float]  # at least, at most
     launches: int
@@ -101,20 +101,20 @@ def groups(
     models: Sequence[ModelKind] = ("recurrent", "regular"),
     modes: Sequence[Mode] = ("forward", "training"),
 ) -> list[Group]:
-    """All models of the subjects, in each mode."""
+    """Return all models of the subjects in each mode."""
     found: list[tuple[str, ModelKind, int]] = [(subject, "recurrent", 1) for subject in subjects]
     found += [(subject, "regular", layers) for subject in subjects for layers in SUBJECTS[subject].regular]
     return [Group(s, model, layers, mode) for s, model, layers in found if model in models for mode in modes]
 
 
 def own_size(subject: str, batch: int = 1) -> Size:
-    """The size that the paper gives a subject."""
+    """Return the size of a subject in the paper."""
     shape, architecture = SUBJECTS[subject].shape, SUBJECTS[subject].architecture
     return Size(batch, shape.length, architecture.block, architecture.dim)
 
 
 class Bench:
-    """A group at a size, ready to be measured or predicted."""
+    """A group at a size, to be measured or predicted."""
 
     def __init__(self, group: Group, size: Size):
         subject = SUBJECTS[group.subject]
@@ -130,17 +130,17 @@ class Bench:
 
     @property
     def executed(self) -> int:
-        """Multiply-adds of a step."""
+        """Multiply-adds per step."""
         return self.benchmark.executed(*self.at)
 
     @property
     def memory_gb(self) -> tuple[float, float]:
-        """Predicted peak, at least and at most."""
+        """Lower and upper bound of the predicted peak memory."""
         memory = self.benchmark.memory(*self.at)
         return memory.least / 1e9, memory.peak / 1e9
 
     def measure(self) -> Point:
-        """Time it."""
+        """Measure time and peak memory."""
         config, model, (batch, length, _) = self.benchmark.config, self.group.model, self.at
         timing = self.benchmark.measure(*self.at, repeats=REPEATS, shortest=SHORTEST)
         work = self.benchmark.work(*self.at)
@@ -163,7 +163,7 @@ class Bench:
 
 
 def run_group(group: Group, sizes: Sequence[Size], seconds: float, memory_gb: float) -> Iterator[Point | str]:
-    """For each size its point, or a line that says why it was left out: memory and time are predicted first."""
+    """Yield for each size its point, or the reason why it was left out, based on predicted memory and time."""
     end = time.perf_counter() + seconds
     points: list[Point] = []
     for size in sizes:
@@ -180,7 +180,7 @@ def run_group(group: Group, sizes: Sequence[Size], seconds: float, memory_gb: fl
 
 
 def _expected(bench: Bench, points: list[Point]) -> float:
-    """Seconds of a step, at most: the least that a point before it tells, if arithmetic and launches both grow."""
+    """Return an upper bound of the seconds per step: each point scaled by arithmetic or launches, the smallest one."""
     executed, blocks = bench.executed, bench.size.length / bench.size.block
 
     def growth(point: Point) -> float:
@@ -191,14 +191,14 @@ def _expected(bench: Bench, points: list[Point]) -> float:
 
 
 def call_group(group: Group, sizes: Sequence[Size], seconds: float, memory_gb: float) -> Iterator[Point | str]:
-    """`run_group` in a process of its own, cheapest sizes first; a size at which it dies costs that size alone."""
+    """Call `run_group` in a separate process, cheapest sizes first; if it crashes, only the current size is lost."""
     end = time.perf_counter() + seconds
-    own = own_size(group.subject)  # first, so that it is there however short the time
+    own = own_size(group.subject)  # first, so that it is measured however short the time
     todo = sorted(sizes, key=lambda size: (size != own, Bench(group, size).executed))
     while todo:
         order = json.dumps([asdict(group), [asdict(size) for size in todo], end - time.perf_counter(), memory_gb])
         done = 0
-        # of a session of its own: Ctrl-C is heard here, and what it interrupts ends the process
+        # in its own session: Ctrl-C interrupts only this process, which then kills the worker
         worker = subprocess.Popen(
             [*WORKER, order], cwd=BENCHMARKS, stdout=subprocess.PIPE, text=True, start_new_session=True
         )

@@ -1,4 +1,4 @@
-"""What the points of a sweep say: tables, an answer in words, pictures."""
+"""Summary of a sweep's points: tables, an answer in words, pictures."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -14,33 +14,33 @@ from lib.fit import TimeFit, fit_time, proportional
 from lib.sweep import Group, Point, own_size
 
 COUNTS = {"paper": "paper's r(4dlk+2ld²)", "true": "true multiply-adds", "executed": "executed multiply-adds"}
-GOOD = 0.9  # R² from which a count is said to predict time
+GOOD = 0.9  # R² above which a count is considered to predict time
 AXES = {"length": "length L", "block": "block width K", "dim": "width D"}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """How well each count predicts time, and what does."""
+    """How well the counts predict time."""
 
     r2: dict[str, float]
-    """Of each count, times being proportional to it, over all points."""
+    """R² of each count over all points, with time proportional to the count."""
     within: dict[str, dict[str, float]]
-    """The same over the points of one model and mode alone, where there are four or more."""
+    """The same for each model and mode with at least four points."""
     fit: TimeFit
-    """Of launches, multiply-adds and bytes together."""
+    """Fit of time to launches, multiply-adds and bytes."""
     arithmetic_batch: dict[str, float | None]
-    """Per model and mode: the batch from which arithmetic and bytes take longer than launches; None for none."""
+    """Per model and mode: the batch above which arithmetic and bytes take longer than launches; None if none."""
     achieved: dict[str, dict[str, float]]
-    """Per model and mode, at its fastest: the share of each ceiling that was reached."""
+    """Per model and mode, at its fastest point: the fraction of each ceiling that was reached."""
     image_ratio: dict[str, float]
-    """Recurrent : regular with 4 layers on images, by each count, and by the clock at the largest common batch."""
+    """Recurrent / regular with 4 layers on images at the largest common batch: each count, time and memory."""
     memory: dict[str, float]
-    """Of the training steps that took more than 0.1 GB: how many, how many of them within 15 % of the prediction or
-    its range, and the smallest and largest ratio of what was measured to its nearer end."""
+    """For training steps that took more than 0.1 GB: their number, the number within 15 % of the predicted range, and
+    the smallest and largest ratio of measured memory to the nearest end of the range."""
 
 
 def conclude(points: list[Point], ceilings: Ceilings) -> Answer:
-    """Fit the points, and hold them against what the machine can do."""
+    """Fit the points and compare them with the machine's ceilings."""
     times = np.array([point.seconds for point in points])
     fit = fit_time(times, _work(points))
     batches = {}
@@ -57,13 +57,13 @@ def conclude(points: list[Point], ceilings: Ceilings) -> Answer:
 
 
 def _r2(points: list[Point]) -> dict[str, float]:
-    """Of each count as the only predictor of time."""
+    """Return R² of each count as the only predictor of time."""
     times = np.array([point.seconds for point in points])
     return {name: proportional(times, np.array([getattr(p, name) for p in points], float)) for name in COUNTS}
 
 
 def _work(points: list[Point]) -> np.ndarray:
-    """Launches, multiply-adds and bytes (n, 3), as `fit_time` takes them."""
+    """Return launches, multiply-adds and bytes (n, 3) for `fit_time`."""
     return np.array([[p.launches, p.executed, p.bytes] for p in points], dtype=np.float64)
 
 
@@ -77,17 +77,17 @@ def _achieved(point: Point, ceilings: Ceilings) -> dict[str, float]:
 
 
 def fastest(rows: list[Point]) -> Point:
-    """The point at which most tokens pass in a second."""
+    """Return the point with the most tokens per second."""
     return max(rows, key=tokens_per_s)
 
 
 def tokens_per_s(point: Point) -> float:
-    """Tokens that pass in a second."""
+    """Return the tokens per second of a point."""
     return point.size.batch * point.size.length / point.seconds
 
 
 def by_group(points: Iterable[Point]) -> dict[Group, list[Point]]:
-    """Points of each group, in the order they came."""
+    """Return the points of each group, in their given order."""
     found: dict[Group, list[Point]] = {}
     for point in points:
         found.setdefault(point.group, []).append(point)
@@ -95,14 +95,14 @@ def by_group(points: Iterable[Point]) -> dict[Group, list[Point]]:
 
 
 def over_batches(points: Iterable[Point]) -> list[Point]:
-    """Points of the paper's own sizes, of which only the batch differs, smallest first."""
+    """Return the points with the paper's sizes and any batch, sorted by batch."""
     own = [point for point in points if point.size == own_size(point.group.subject, point.size.batch)]
     return along_axis(own, "batch")
 
 
 def along(points: Iterable[Point], axis: str) -> dict[Group, list[Point]]:
-    """Of each group, at the batch that has most of them, points in which nothing but ``axis`` differs from the
-    paper's sizes; groups with two values or more."""
+    """Return for each group the points that differ from the paper's sizes in ``axis`` alone, at the batch with most of
+    them; groups with fewer than two such points are left out."""
     found = {}
     for group, rows in by_group(points).items():
         own = own_size(group.subject)
@@ -118,7 +118,7 @@ def along(points: Iterable[Point], axis: str) -> dict[Group, list[Point]]:
 
 
 def along_axis(points: Iterable[Point], axis: str) -> list[Point]:
-    """Points by rising ``axis`` of their size."""
+    """Return the points sorted by ``axis`` of their size."""
     return sorted(points, key=lambda point: getattr(point.size, axis))
 
 
@@ -143,14 +143,14 @@ def _image_ratio(points: list[Point]) -> dict[str, float]:
 
 
 def words(answer: Answer) -> str:
-    """The answer in plain words."""
+    """Return the answer in words."""
     launch, arithmetic, byte = answer.fit.seconds
-    said = ["How much of the variation of log time a count explains when time is taken to be proportional to it:"]
+    said = ["Fraction of the variance of log time that each count explains, with time proportional to the count:"]
     said += [f"  {text:28} R² = {answer.r2[name]:.3f}" for name, text in COUNTS.items()]
     said.append(f"  {'launches, arithmetic, bytes':28} R² = {answer.fit.r2:.3f} (fitted together)")
     rates = []
     if launch:
-        rates.append(f"{1e6 * launch:,.1f} µs a launch")
+        rates.append(f"{1e6 * launch:,.1f} µs per launch")
     if arithmetic:
         rates.append(f"{1e-9 / arithmetic:,.1f} G multiply-adds/s")
     if byte:
@@ -158,33 +158,34 @@ def words(answer: Answer) -> str:
     said.append(f"The fit: {', '.join(rates)}.")
     best, worst = max(answer.r2, key=answer.r2.__getitem__), answer.r2["paper"]
     said.append(
-        f"So the paper's formula {'predicts' if worst > GOOD else 'does not predict'} time here; of the three counts "
-        f"the {COUNTS[best]} do{'es' if best == 'paper' else ''} best."
+        f"The paper's formula {'predicts' if worst > GOOD else 'does not predict'} time here; of the three counts "
+        f"the {COUNTS[best]} predict{'s' if best == 'paper' else ''} best."
     )
     for text, predicted in (("does", True), ("does not", False)):
         names = [name for name, r2 in answer.within.items() if (r2["paper"] > GOOD) is predicted]
         if names:
-            said.append(f"Inside one model, over its own sizes, it {text} (R² above {GOOD}): {'; '.join(names)}.")
+            said.append(f"Within one model, over its sizes, it {text} (R² above {GOOD}): {'; '.join(names)}.")
     for name, batch in answer.arithmetic_batch.items():
-        text = f"from batch {batch:,.0f} on" if batch is not None else "at no batch"
-        said.append(f"  {name}: arithmetic and bytes set the time {text}")
+        text = f"above batch {batch:,.0f}" if batch is not None else "at no batch"
+        said.append(f"  {name}: arithmetic and bytes take longer than launches {text}")
     if ratio := answer.image_ratio:
         said += [
-            f"Image, recurrent against regular with 4 layers, a training step at batch {ratio['batch']}:",
-            f"  {ratio['paper']:.1%} by the paper's count, which claims less than 5 %",
-            f"  {ratio['true']:.1%} by true multiply-adds, {ratio['executed']:.1%} by executed ones",
-            f"  {ratio['time']:.1%} by the clock, {ratio['memory']:.1%} of the memory",
+            f"Image, recurrent relative to regular with 4 layers, a training step at batch {ratio['batch']}:",
+            f"  {ratio['paper']:.1%} of the paper's count (the paper claims less than 5 %)",
+            f"  {ratio['true']:.1%} of the true multiply-adds, {ratio['executed']:.1%} of the executed ones",
+            f"  {ratio['time']:.1%} of the measured time, {ratio['memory']:.1%} of the memory",
         ]
     if memory := answer.memory:
         said.append(
-            f"Memory: of {memory['points']} training steps above 0.1 GB {memory['within']} took what was predicted "
-            f"within {100 * WITHIN:.0f} %, all of them {memory['smallest']:.2f} to {memory['largest']:.2f} times that."
+            f"Memory: {memory['within']} of {memory['points']} training steps above 0.1 GB were within "
+            f"{100 * WITHIN:.0f} % of the prediction, all of them at {memory['smallest']:.2f} to "
+            f"{memory['largest']:.2f} times the prediction."
         )
     return "\n".join(said)
 
 
 def table(points: list[Point], answer: Answer) -> str:
-    """A row a model and mode at the paper's sizes; then rows along the other axes."""
+    """Return a table with one row per model and mode at the paper's sizes, then rows along the other axes."""
     titles = ["batches", "ms at 1st", "samples/s", "tokens/s", "at batch", "peak GB", "first s"]
     titles += ["launches", "arithm.", "bytes"]
     rows = [f"{'model, mode':30} " + " ".join(f"{title:>9}" for title in titles)]
@@ -201,7 +202,7 @@ def table(points: list[Point], answer: Answer) -> str:
             *share,
         )
         rows.append(f"{group!s:30} " + " ".join(f"{cell:>9}" for cell in cells))
-    rows.append("(launches, arithmetic, bytes: share of the machine's ceiling, where most tokens pass in a second)")
+    rows.append("(launches, arithmetic, bytes: share of the machine's ceiling, at the most tokens per second)")
     for axis, title in AXES.items():
         for group, line in along(points, axis).items():
             each = ", ".join(f"{getattr(p.size, axis):,}: {1e3 * p.seconds:,.1f}" for p in line)
@@ -214,7 +215,7 @@ def _percent(shares: dict[str, float]) -> list[str]:
 
 
 def counts_picture(points: list[Point], answer: Answer) -> Any:
-    """Time against each count, and against the fit; the closer to a line of slope 1, the better it predicts."""
+    """Draw time against each count and against the fit; points on a line of slope 1 are predicted perfectly."""
     figure, axes = new_axes(1, 4, sharey=True)
     times = np.array([point.seconds for point in points])
     across = {text: np.array([getattr(p, name) for p in points], float) for name, text in COUNTS.items()}
@@ -232,20 +233,20 @@ def counts_picture(points: list[Point], answer: Answer) -> Any:
         axis.loglog(ends, factor * ends, color="0.6", lw=1, zorder=0)
         axis.set_title(f"R² = {quality:.3f}")
         axis.set_xlabel(text)
-    axes[0, 0].set_ylabel("seconds a batch (circle forward, square training)")
+    axes[0, 0].set_ylabel("seconds per batch (circle forward, square training)")
     axes[0, 0].legend(fontsize=8)
     return figure
 
 
 def axes_picture(points: list[Point]) -> Any:
-    """Tokens a second over the batch, and milliseconds over each other axis that was swept; a row a mode."""
+    """Draw tokens per second over the batch and milliseconds over each other swept axis, one row per mode."""
 
     def lines(rows: list[Point], field: str) -> dict[Group, list[Point]]:
         return by_group(over_batches(rows)) if field == "batch" else along(rows, field)
 
     titles = {"batch": "batch B", **AXES}
     panels = {field: title for field, title in titles.items() if lines(points, field)}
-    panels = panels or {"batch": titles["batch"]}  # empty, where no axis was swept
+    panels = panels or {"batch": titles["batch"]}  # empty if no axis was swept
     names = list(dict.fromkeys(point.group.name for point in points))
     figure, axes = new_axes(2, len(panels))
     for row, mode in zip(axes, ("forward", "training"), strict=True):
@@ -260,7 +261,7 @@ def axes_picture(points: list[Point]) -> Any:
             doubling(axis, (getattr(p.size, field) for line in all_lines for p in line))
             at = " and ".join(str(batch) for batch in sorted({line[0].size.batch for line in all_lines}))
             axis.set_xlabel(title if field == "batch" else f"{title}, at batch {at}")
-            axis.set_ylabel(f"{'tokens a second' if field == 'batch' else 'ms a batch'}, {mode}")
+            axis.set_ylabel(f"{'tokens per second' if field == 'batch' else 'ms per batch'}, {mode}")
     handles = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     columns = max(min(len(handles), 3 * len(panels)), 1)
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns, fontsize=9)

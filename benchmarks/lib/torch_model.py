@@ -1,9 +1,9 @@
-"""The paper's two models in plain PyTorch, as a user of it would write them: the peer that MLX is timed against.
+"""The paper's two models in plain PyTorch, as a user of PyTorch would write them, to be timed against MLX.
 
 Letters: B batch, L length, K block width, T = ⌈L/K⌉ blocks, N rows of a window, D width, H heads, V vocabulary.
 
-Every window of 2K tokens goes whole through the layer, which gives y and the next h together; nothing is shared
-between windows, saved, or computed twice. Nothing here knows of MLX but `translate`, which reads its weights.
+Every window of 2K tokens passes through the layer as a whole, which gives y and the next h together; windows share no
+intermediate results. The module is independent of MLX; `translate` reads the weights of an MLX model.
 """
 
 import math
@@ -18,14 +18,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.
 
 
 def linear(inputs: int, outputs: int, std: float = 0.02) -> nn.Linear:
-    """A linear map without bias, its weights drawn from N(0, std)."""
+    """Return a linear map without bias, with weights from N(0, std²)."""
     made = nn.Linear(inputs, outputs, bias=False)
     nn.init.normal_(made.weight, std=std)
     return made
 
 
 def table(rows: int, D: int) -> nn.Embedding:
-    """A learned row (D,) for each of ``rows`` indices, drawn from N(0, 0.02)."""
+    """Return an embedding (rows, D) with weights from N(0, 0.02²)."""
     made = nn.Embedding(rows, D)
     nn.init.normal_(made.weight, std=0.02)
     return made
@@ -60,9 +60,9 @@ class TransformerLayer(nn.Module):
 
 
 class Recurrence(nn.Module):
-    """Eqs. 5–7: a layer τ slides over blocks; α of a history m is mixed into both halves of its window.
+    """Eqs. 5–7: a layer τ slides over blocks, and α m is added to both halves of its window.
 
-    m is h of the block before as the paper prints it, or y of that block as its author's program does.
+    The history m is h of the previous block as in the printed paper, or y of that block as in its author's program.
     """
 
     def __init__(self, config: Any):
@@ -92,7 +92,7 @@ class Transformer(nn.Module):
     """Embedding, a stack of layers, readout.
 
     Args:
-        config: settings by the names of `mlx_rtx.ModelConfig`, which is one.
+        config: an object with the attributes of `mlx_rtx.ModelConfig`.
         layers: modules (B, L, D) → (B, L, D).
     """
 
@@ -113,7 +113,7 @@ class Transformer(nn.Module):
         self.head = None if config.tie_embeddings else linear(D, outputs)
 
     def forward(self, tokens: Tensor, last: int | None = None) -> Tensor:
-        """Logits (B, L or last, outputs) of tokens (B, L), read at the last ``last`` positions."""
+        """Return logits (B, n, outputs) of tokens (B, L) at the final n = ``last`` positions, or all L."""
         L = tokens.shape[1]
         x = self.tokens(tokens)  # (B, L, D)
         if self.positions is not None:
@@ -127,7 +127,7 @@ class Transformer(nn.Module):
 
 
 class RecurrentTransformer(Transformer):
-    """The paper's model, each of its layers the whole recurrence."""
+    """The paper's model: each layer is a recurrence over blocks."""
 
     def __init__(self, config: Any):
         super().__init__(config, [Recurrence(config) for _ in range(config.layers)])
@@ -144,10 +144,10 @@ MODELS = {"recurrent": RecurrentTransformer, "regular": RegularTransformer}
 
 
 def translate(weights: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights, or gradients, of an `mlx_rtx` model as these models name and lay them out.
+    """Return weights or gradients of an `mlx_rtx` model with the names and layouts of these models.
 
     Args:
-        weights: NumPy arrays by dotted name, as `mlx_rtx.support.trees.flat` of the parameters names them.
+        weights: NumPy arrays by dotted name, as given by `mlx_rtx.support.trees.flat` of the parameters.
 
     Example:
         >>> model.load_state_dict(translate(weights))

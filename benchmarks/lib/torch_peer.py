@@ -1,6 +1,6 @@
-"""One PyTorch contender, timed: the model of `torch_model` run eagerly, compiled, or as one CUDA graph.
+"""Time one PyTorch contender: the model of `torch_model` run eagerly, compiled, or as one CUDA graph.
 
-No MLX is imported here, nor the BLAS that it prefers, which would stand in for PyTorch's own.
+This module imports neither MLX nor `mlx_rtx`, whose BLAS would replace PyTorch's own.
 """
 
 import statistics
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from lib.request import ContenderTiming, Request
 from lib.torch_model import MODELS, TransformerLayer
 
-WARM_UP = 2  # calls between the first and those that are timed
+WARM_UP = 2  # calls between the first one and the timed ones
 Step = Callable[[], Tensor]
 
 
 def measure(request: Request) -> ContenderTiming:
-    """Time the step that ``request`` asks for, each call ended by a synchronisation."""
+    """Time the requested step; each call ends with a synchronisation."""
     torch.set_float32_matmul_precision("high" if request.tf32 else "highest")
     device = find_device(request.gpu)
     torch.manual_seed(0)
@@ -65,39 +65,39 @@ def measure(request: Request) -> ContenderTiming:
 
 
 def find_device(gpu: bool) -> str:
-    """The device of MLX's kind that PyTorch has: ``cuda``, ``mps`` or ``cpu``."""
+    """Return PyTorch's device of the same kind as MLX's: ``cuda``, ``mps`` or ``cpu``."""
     if not gpu:
         return "cpu"
     if torch.cuda.is_available():
         return "cuda"
     if torch.backends.mps.is_available():
         return "mps"
-    raise RuntimeError("MLX uses a GPU here, of which this PyTorch sees none")
+    raise RuntimeError("MLX uses a GPU here, but PyTorch finds none")
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished all queued work."""
     if device != "cpu":
         getattr(torch, device).synchronize()
 
 
 def memory_of(device: str) -> tuple[float | None, str]:
-    """Peak memory in GB as far as the device tells it, and what that number is."""
+    """Return peak memory in GB, if the device reports it, and a description of the number."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9, "peak of allocated memory"
-    if device == "mps":  # it keeps no peak; what its allocator holds at the end comes closest
+    if device == "mps":  # PyTorch reports no peak for MPS; the memory held at the end is closest
         return torch.mps.driver_allocated_memory() / 1e9, "held by the driver at the end, caches included"
-    return None, "not told on a CPU"
+    return None, "not reported on a CPU"
 
 
 def loss_of(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of the last n positions."""
+    """Return the mean cross-entropy of the last n positions."""
     logits = model(tokens, last=targets.shape[1])  # (B, n, outputs)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def forward_step(model: nn.Module, tokens: Tensor, targets: Tensor) -> Step:
-    """The forward pass alone, and of it the loss, which costs nothing beside it."""
+    """Return a step of the forward pass and the loss, whose cost is negligible."""
     model.eval()
 
     @torch.no_grad()
@@ -108,7 +108,7 @@ def forward_step(model: nn.Module, tokens: Tensor, targets: Tensor) -> Step:
 
 
 def training_step(model: nn.Module, tokens: Tensor, targets: Tensor, capturable: bool) -> Step:
-    """Loss, gradient, clipping at norm 1, AdamW: the paper's recipe for text, which MLX is given too."""
+    """Return a step of loss, gradient, clipping at norm 1 and AdamW: the paper's text recipe, as for MLX."""
     model.train()
     weights = list(model.parameters())
     groups: list[dict[str, Any]] = [
@@ -129,9 +129,9 @@ def training_step(model: nn.Module, tokens: Tensor, targets: Tensor, capturable:
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile the layer τ alone: hundreds of windows in one graph would be compiled for very long.
+    """Compile only the layer τ: compiling hundreds of windows in one graph would take very long.
 
-    Not for dynamic shapes: it meets two lengths, K and 2K, and each is faster with code of its own.
+    Shapes are not dynamic: there are only two lengths, K and 2K, and specialised code is faster for each.
     """
     for module in model.modules():
         if isinstance(module, TransformerLayer):
@@ -139,12 +139,12 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def capture(step: Step) -> Step:
-    """``step`` as one CUDA graph, which a single launch replays whole."""
+    """Capture ``step`` as one CUDA graph, which is replayed with a single launch."""
     if not torch.cuda.is_available():
         raise RuntimeError("CUDA graphs need a CUDA device")
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # off the default stream: the optimizer's state, and each library's workspace
+    with torch.cuda.stream(side):  # warm up on a side stream: creates optimizer state and libraries' workspaces
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(side)

@@ -21,13 +21,7 @@ MODELS = {  # recipe: flags
     "hidden-channel": "--history hidden --alpha-kind channel",
     "gated": "--alpha-kind gated",  # last, because it takes many times as long: there are no kernels for it
 }
-NARROW = {
-    "mqar": 48,
-    "induction": 44,
-    "recall": 44,
-    "memorization": 48,
-    "mixture": 92,
-}  # width with two layers
+NARROW = {"mqar": 48, "induction": 44, "recall": 44, "memorization": 48, "mixture": 92}  # width with two layers
 PAIRS = (4, 8, 16, 32)  # key-value pairs of multi-query associative recall, in 256 tokens
 TASKS = {  # row: task and flags
     "mqar-4": "mqar --pairs 4",

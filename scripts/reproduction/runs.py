@@ -25,8 +25,7 @@ from mlx_rtx.training.log import line, read_lines
 from reproduction.rows import Row, scorings, train_flags
 
 FINAL = "final.json"
-# exit statuses after a stop request
-REQUESTED = {code for which in SIGNALS for code in (128 + which, -which)}
+REQUESTED = {code for which in SIGNALS for code in (128 + which, -which)}  # exit statuses after a stop request
 Call = Callable[[list[str], Path], int]  # runs a command, appends its output to a file, returns its exit status
 Say = Callable[[str], None]  # prints a line
 

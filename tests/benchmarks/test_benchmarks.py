@@ -1,4 +1,4 @@
-"""The instruments of the benchmarks: what they count, and what they fit to made-up times."""
+"""The benchmarks: counts, fits to synthetic times, and each program from end to end."""
 
 import json
 import sys
@@ -34,15 +34,15 @@ def test_a_fit_finds_the_rates_that_made_the_times():
     assert fit.r2 == pytest.approx(1)
 
 
-def test_a_rate_that_would_be_negative_is_none():
+def test_a_rate_that_would_be_negative_is_zero():
     counts = np.array([[1.0, 1e6, 1e3], [1.0, 2e6, 1e3], [1.0, 4e6, 1e3], [1.0, 9e6, 1e3]])
-    fit = fit_time(1e-9 * counts[:, 1] ** 1.5 / 1e3, counts)  # grows faster than any of them
+    fit = fit_time(1e-9 * counts[:, 1] ** 1.5 / 1e3, counts)  # grows faster than any count
     assert min(fit.seconds) == 0
     assert fit.seconds[1] > 0
 
 
 def test_the_batch_from_which_arithmetic_sets_the_time():
-    """1,000 launches of 10 µs against 1 ms of arithmetic a sample: from ten samples on."""
+    """1,000 launches of 10 µs and 1 ms of arithmetic per sample are equal at ten samples."""
     one, two = np.array([1000, 1e7, 0.0]), np.array([1000, 2e7, 0.0])
     times = np.array([0.011, 0.012, 0.014, 0.018])
     counts = np.stack([one, two, 2 * two - np.array([1000, 0, 0]), 4 * two - np.array([3000, 0, 0])])
@@ -50,7 +50,7 @@ def test_the_batch_from_which_arithmetic_sets_the_time():
     assert fit.arithmetic_batch(one, two) == pytest.approx(10)
 
 
-def test_how_good_a_prediction_is():
+def test_r_squared_of_predictions():
     times = np.array([1.0, 2.0, 4.0, 8.0])
     assert r_squared(times, times) == 1
     assert proportional(times, 7 * times) == pytest.approx(1)
@@ -77,7 +77,7 @@ COPY = Size(1, 40, 8, 8)
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Subjects that take milliseconds, run without a process of their own."""
+    """Replace the subjects by ones that take milliseconds, and run them in this process."""
     monkeypatch.setattr(sweep, "SUBJECTS", TINY)
     monkeypatch.setattr(sweep, "SHORTEST", 0.0)
     for module in (ops_vs_wallclock, growth):
@@ -88,8 +88,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(ops_vs_wallclock, "BLOCKS", (4, 8))
 
 
-def test_points_are_what_their_group_says(tiny):
-    """Counts grow with the batch, launches do not; memory stands beside its prediction."""
+def test_counts_of_points(tiny):
+    """Counts grow with the batch, launches do not; points include predicted memory."""
     for group in sweep.groups(("image", "copy")):
         own = sweep.own_size(group.subject)
         two, six = sweep.run_group(group, [replace(own, batch=2), replace(own, batch=6)], 60.0, 1e3)
@@ -103,18 +103,18 @@ def test_points_are_what_their_group_says(tiny):
     assert [group.mode for group in sweep.groups(("image",), ("regular",), ("training",))] == ["training"] * 2
 
 
-def test_a_size_that_would_not_fit_is_left_out_and_said(tiny):
+def test_a_size_that_would_not_fit_is_left_out_and_reported(tiny):
     group, large = Group("copy", "recurrent", 1, "training"), replace(COPY, batch=1024)
-    said, last = sweep.run_group(group, [large, COPY], 60.0, 0.001)
-    assert "B=1024 L=40 K=8 D=8 left out: would need about" in said
+    reason, last = sweep.run_group(group, [large, COPY], 60.0, 0.001)
+    assert "B=1024 L=40 K=8 D=8 left out: would need about" in reason
     assert last.size == COPY
-    first, said = sweep.run_group(group, [COPY, large], 0.0, 1e3)
+    first, reason = sweep.run_group(group, [COPY, large], 0.0, 1e3)
     assert first.size == COPY
-    assert "B=1024 L=40 K=8 D=8 left out: would take about" in said
+    assert "B=1024 L=40 K=8 D=8 left out: would take about" in reason
 
 
 def test_the_time_of_a_size_is_expected_from_those_before(tiny):
-    """Arithmetic and launches both grow; of the bounds that several points give, the least counts."""
+    """The estimate scales with arithmetic or launches; of the bounds from several points the smallest counts."""
     wide, slow = replace(COPY, dim=16), replace(COPY, batch=8)
     points = [point(COPY, 1.0, executed=100), point(wide, 5.0, executed=400), point(slow, 9.0, executed=800)]
     bench = sweep.Bench(Group("copy", "recurrent", 1, "training"), replace(COPY, length=80))
@@ -124,8 +124,8 @@ def test_the_time_of_a_size_is_expected_from_those_before(tiny):
     assert sweep._expected(bench, []) == 0
 
 
-def test_a_process_that_dies_costs_one_size(tiny, tmp_path, monkeypatch):
-    """The order is the cheap ones first; after a death the next process takes those that are left."""
+def test_a_crashed_process_loses_one_size(tiny, tmp_path, monkeypatch):
+    """Cheap sizes come first; after a crash the next process measures the remaining ones."""
     worker = tmp_path / "worker.py"
     worker.write_text(
         "import json, sys\n"
@@ -140,7 +140,7 @@ def test_a_process_that_dies_costs_one_size(tiny, tmp_path, monkeypatch):
     assert died == "B=2 L=40 K=8 D=8 left out: its process ended with 9"
 
 
-def test_which_sizes_a_sweep_takes(tiny):
+def test_sizes_of_a_sweep(tiny):
     recurrent, regular = Group("copy", "recurrent", 1, "forward"), Group("image", "regular", 1, "forward")
     star = ops_vs_wallclock.Sweep().sizes(recurrent)
     assert {size.batch for size in star if (size.length, size.block) == (40, 8)} == set(ops_vs_wallclock.BATCHES)
@@ -159,7 +159,7 @@ def test_a_sweep_from_end_to_end(tiny, tmp_path, capsys):
     out = tmp_path / "report"
     ops_vs_wallclock.main(["--shapes", "image", "copy", "--batches", "1", "4", "--blocks", "4", "8", "--out", str(out)])
     said = capsys.readouterr().out
-    expected = ("at best:", "image regular-4, training", "R² =", "The fit:", "by the clock", "ms over block width")
+    expected = ("peak rates:", "image regular-4, training", "R² =", "The fit:", "measured time", "ms over block width")
     for words in (*expected, "share of the machine's ceiling", "of the three counts"):
         assert words in said
     last = json.loads(said.splitlines()[-1])
@@ -176,14 +176,14 @@ TINY_RATIO = (4 * 8 * 32 * 8 + 2 * 32 * 64) / (4 * (32**2 * 8 + 32 * 64))
 
 
 def point(size: Size, seconds: float, **changes) -> Point:
-    """A made-up point of tiny copy, trained."""
+    """Return a synthetic point of a training step of the tiny copy subject."""
     made = {"peak_gb": 1.0, "predicted_gb": (0.9, 1.0), "launches": 1000, "bytes": 10**6, "paper": 1, "true": 1}
     made |= {"executed": 10**6 * size.batch, "fastest": seconds, "slowest": seconds, "first": seconds} | changes
     return Point(group=Group("copy", "recurrent", 1, "training"), size=size, seconds=seconds, **made)
 
 
-def test_what_an_answer_is_made_of(tiny):
-    """Twice the time for twice the batch, at half of every ceiling."""
+def test_answer_from_synthetic_points(tiny):
+    """Time is proportional to the batch, at half of every ceiling."""
     points = [
         point(replace(COPY, batch=batch), batch, launches=1000 * batch, bytes=10**6 * batch) for batch in (1, 2, 4)
     ]
@@ -193,20 +193,20 @@ def test_what_an_answer_is_made_of(tiny):
     assert answer.achieved[name] == {"batch": 1, "launches": 0.5, "arithmetic": 0.5, "bytes": 0.5}
     assert answer.r2["executed"] == pytest.approx(1)
     assert answer.within == {name: answer.r2}
-    assert "over its own sizes, it does not (R² above 0.9): copy recurrent, training." in sweep_summary.words(answer)
+    assert "over its sizes, it does not (R² above 0.9): copy recurrent, training." in sweep_summary.words(answer)
     assert answer.memory == {"points": 4, "within": 3, "smallest": 1.0, "largest": 1.2}
     assert list(sweep_summary.along(points, "block").values()) == [[points[3], points[1]]]
     assert sweep_summary.along(points, "length") == {}
     assert [p.size.batch for p in sweep_summary.over_batches(points)] == [1, 2, 4]
-    assert "of 4 training steps above 0.1 GB 3 took what was predicted within 15 %" in sweep_summary.words(answer)
+    assert "3 of 4 training steps above 0.1 GB were within 15 % of the prediction" in sweep_summary.words(answer)
 
 
-def test_a_sweep_stands_beside_other_machines(tmp_path, monkeypatch):
+def test_a_sweep_is_compared_with_other_machines(tmp_path, monkeypatch):
     answer = {"r2": {"paper": 0.1, "true": 0.2, "executed": 0.3}, "fit": {"r2": 0.9}}
     monkeypatch.setattr(machine_results, "RESULTS", tmp_path)
     folder = machine_results.results_folder(tmp_path / "some-machine")
     write_report(folder, "ops_vs_wallclock", {"ceilings": asdict(Ceilings(1e12, 1e11, 1e5)), "answer": answer})
-    (row,) = (line for line in ops_vs_wallclock.beside().splitlines() if "some-machine" in line)
+    (row,) = (line for line in ops_vs_wallclock.all_machines().splitlines() if "some-machine" in line)
     assert row.split()[1:] == ["1,000", "100", "100", "0.100", "0.200", "0.300", "0.900"]
 
 
@@ -214,7 +214,7 @@ def test_growth_from_end_to_end(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(growth, "SHORT", 64)
     growth.main(["--lengths", "16", "32", "64", "128", "--widths", "12", "24", "--out", str(tmp_path)])
     said = capsys.readouterr().out
-    for words in ("long regular-1, training: from 16 to 128 tokens time grows as", "the faster one", "GB"):
+    for words in ("long regular-1, training: from 16 to 128 tokens time grows as", "model is faster", "GB"):
         assert words in said
     stored = json.loads((tmp_path / "growth.json").read_text())
     assert json.loads(said.splitlines()[-1]) == stored["exponents"]
@@ -222,7 +222,7 @@ def test_growth_from_end_to_end(tiny, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_exponents_of_made_up_growth(tiny, monkeypatch):
+def test_exponents_of_synthetic_growth(tiny, monkeypatch):
     monkeypatch.setattr(growth, "SUBJECT", "copy")
     points = [
         point(replace(COPY, length=length), length**2.0, peak_gb=length**0.5) for length in (8, 1024, 2048, 4096, 8192)
@@ -231,14 +231,14 @@ def test_exponents_of_made_up_growth(tiny, monkeypatch):
     assert found == {"from": 1024, "to": 8192, "time": pytest.approx(2), "memory": pytest.approx(0.5)}
 
 
-def test_growth_is_drawn_where_no_width_was_measured(tiny, monkeypatch):
+def test_growth_is_drawn_if_no_width_was_measured(tiny, monkeypatch):
     monkeypatch.setattr(growth, "SUBJECT", "copy")
     assert growth.picture([point(replace(COPY, length=length), 1.0) for length in (8, 16)])
 
 
 @pytest.fixture
 def short(monkeypatch):
-    """Writes little, with small models."""
+    """Generate few tokens with small models."""
     monkeypatch.setattr(generation, "TEXT", replace(generation.TEXT, architecture=LONG.architecture))
     monkeypatch.setattr(generation, "TOKENS", 5)
 
@@ -264,8 +264,8 @@ def test_generation_leaves_out_what_would_not_fit(short, monkeypatch):
 
 
 @pytest.mark.parametrize(("kind", "method"), [("recurrent", generation.RECURRENT), ("regular", generation.CACHED)])
-def test_what_generation_times_is_generation(short, monkeypatch, kind, method):
-    """The tokens that are written from a state are those that running everything anew gives."""
+def test_timed_generation_is_correct(short, monkeypatch, kind, method):
+    """Tokens generated from a state equal those of a recomputation of the whole text."""
     model = generation.make(kind, ModelConfig(**asdict(LONG.architecture), vocab_size=65, max_len=64))
     written: dict = {}
     monkeypatch.setattr(generation, "timed", lambda step, *_: written.update(tokens=[step().item() for _ in range(6)]))
@@ -286,7 +286,7 @@ def test_generation_length_writes_its_report(tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["ratio"] == stored["ratio"]
 
 
-def test_what_models_cost_comes_from_training_commands(short, tmp_path, capsys):
+def test_model_cost_reads_training_commands(short, tmp_path, capsys):
     small = "--vocab-size 300 --dim 8 --heads 2 --length 16 --batch 2"
     commands = [f"text {small} --block 4", f"text --model regular --layers 2 {small}"]
     model_cost.main([*commands, "--contexts", "8", "16", "--repeats", "1", "--out", str(tmp_path)])
@@ -295,7 +295,7 @@ def test_what_models_cost_comes_from_training_commands(short, tmp_path, capsys):
     assert [(row["command"], row.get("context")) for row in rows] == [(c, at) for c in commands for at in (None, 8, 16)]
     assert all(rows[i]["tokens"] == 2 * 16 for i in (0, 3))
     first, second = rows[1]["state_mb"], rows[2]["state_mb"]
-    assert first == second > 0  # of the recurrent model
+    assert first == second > 0  # the state of the recurrent model
     model_cost.main([commands[0], "--contexts", "8", "--repeats", "1", "--seconds", "1e-9", "--out", str(tmp_path)])
     (_, left_out) = json.loads((tmp_path / "model_cost.json").read_text())["rows"]
     assert "time was up" in left_out["left_out"]

@@ -1,4 +1,4 @@
-"""The benchmark of several ranks: what it asks for, what it makes of it, and that nothing of it hangs."""
+"""The benchmark of several ranks: its points, its table, and that no process hangs."""
 
 import sys
 import time
@@ -18,15 +18,15 @@ def pace(scaling, ranks, rows, seconds):
     )  # fmt: skip
 
 
-def test_what_is_asked_for():
-    """One rank first, and of more ranks those that can share a step evenly."""
+def test_points_of_a_task():
+    """One rank comes first; more ranks are measured only if they divide the batch evenly."""
     asked = points("copy", [1, 2, 4], 6)
     assert [(one.ranks, one.rows, one.scaling) for one in asked] == [
         (1, 6, "strong"), (2, 6, "strong"), (2, 12, "weak"), (1, 3, "alone"),
     ]  # fmt: skip
 
 
-def test_what_two_ranks_gain():
+def test_speed_up_of_two_ranks():
     paces = [pace("strong", 1, 8, 0.1), pace("strong", 2, 8, 0.08), pace("weak", 2, 16, 0.1)]
     assert data_parallel.gains(paces) == {"copy strong 2": 1.25, "copy weak 2": 2.0}
     rows = data_parallel.table(paces).splitlines()
@@ -34,7 +34,7 @@ def test_what_two_ranks_gain():
     assert len({row.count("|") for row in rows}) == 1
 
 
-def test_a_pace_of_each_kind_of_task():
+def test_each_kind_of_task_is_measured():
     effort = Effort(trials=1, steps=1, warm_up=1, exchanges=1, small=True)
     for task in ("copy", "image", "text"):
         found = measure(points(task, [1], 2)[0], Ranks(), effort)

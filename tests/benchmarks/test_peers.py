@@ -1,4 +1,4 @@
-"""The PyTorch peer is the same model, gradient and all; the command that times it, from end to end."""
+"""The PyTorch model has the same outputs and gradients; the benchmark that times it works from end to end."""
 
 import importlib.util
 import json
@@ -44,7 +44,7 @@ def numpy_of(tree) -> dict[str, np.ndarray]:
 
 
 def both(kind, **changes):
-    """Our model, and PyTorch's with its weights."""
+    """Return our model, and PyTorch's with the same weights."""
     ours = make_model(kind, **changes)
     theirs = torch_model.MODELS["regular" if kind is RegularTransformer else "recurrent"](ours.config).eval()
     theirs.load_state_dict(torch_model.translate(numpy_of(ours.parameters())))
@@ -63,7 +63,7 @@ def test_the_same_weights_give_the_same_logits(kind, changes, length, last):
 
 @pytest.mark.parametrize(("kind", "changes"), VARIANTS)
 def test_the_same_weights_give_the_same_gradient(kind, changes):
-    """Of all parameters, each to 1e-4 of its largest entry, in segments on our side and whole on theirs."""
+    """Each gradient agrees to 1e-4 of its largest entry; MLX computes it in segments, PyTorch as a whole."""
     ours, theirs = both(kind, **changes)
     tokens = make_tokens(4 * K)
     targets = tokens[:, :3] % ours.config.outputs
@@ -79,7 +79,7 @@ def test_the_same_weights_give_the_same_gradient(kind, changes):
 
 
 @pytest.mark.parametrize(("name", "value"), [("state_norm", True), ("positions", "axial")])
-def test_a_model_that_the_paper_does_not_have_is_refused(name, value):
+def test_a_model_that_is_not_in_the_paper_is_refused(name, value):
     with pytest.raises(ValueError, match=name):
         torch_model.RecurrentTransformer(make_model(**{name: value}).config)
 
@@ -91,7 +91,7 @@ def test_a_frozen_alpha_is_frozen():
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Shapes that take milliseconds, run without a process of their own; a compiler that is not there."""
+    """Shapes that take milliseconds, run in this process, without a compiler."""
 
     def no_compiler(self, **options):
         raise RuntimeError("no compiler\n  on this machine")
@@ -105,7 +105,7 @@ def tiny(monkeypatch):
 
 
 def test_peers_from_end_to_end(tiny, tmp_path, capsys):
-    """What cannot run costs itself alone, is said once in a line, and stands in the report."""
+    """A contender that cannot run is reported in one line, and the others run."""
     peers.main(["--shapes", "image", "copy", "--batch", "3", "--repeats", "2", "--out", str(tmp_path)])
     said = capsys.readouterr().out
     for words in (
@@ -113,7 +113,7 @@ def test_peers_from_end_to_end(tiny, tmp_path, capsys):
         " times torch eager's time",
         "  round 2, torch eager: ",
         "  round 1, torch compile: left out (RuntimeError: no compiler on this machine)\n",
-        "torch eager: torch_model as it stands; torch ",
+        "torch eager: torch_model, eager; torch ",
     ):
         assert words in said
     assert said.count("no compiler") == said.count("CUDA graphs need a CUDA device") == 4
@@ -141,7 +141,7 @@ def test_the_faster_round_counts():
     assert "nothing to compare" in peers.words(peers.Race(group, 64, {"mlx": ["no"], "torch eager": [theirs]}))
 
 
-def test_both_sides_are_asked_the_same(tiny):
+def test_both_sides_get_the_same_request(tiny):
     group = sweep.Group("image", "regular", 4, "forward")
     request = peers.request_for("torch eager", group, 5, peers.Peers(tf32=True))
     assert (request.batch, request.length, request.targets, request.tf32) == (5, 32, 1, True)
@@ -149,15 +149,15 @@ def test_both_sides_are_asked_the_same(tiny):
     assert request.config["out_size"] == 4
 
 
-def test_a_process_that_dies_costs_its_own_contender(tmp_path, monkeypatch):
+def test_a_crashed_process_loses_its_own_contender(tmp_path, monkeypatch):
     request = peers.request_for("mlx", sweep.Group("copy", "recurrent", 1, "forward"), 1, peers.Peers())
-    assert contender.call(replace(request, config={})).startswith("TypeError: ")  # says so itself
-    for last_words, said in (("at first\nout of memory", "out of memory"), ("", "no word of it")):
+    assert contender.call(replace(request, config={})).startswith("TypeError: ")  # reported by the process itself
+    for printed, reason in (("at first\nout of memory", "out of memory"), ("", "no message")):
         python = tmp_path / "python"
-        python.write_text(f"#!/bin/sh\nprintf '{last_words}' >&2\nexit 7\n")
+        python.write_text(f"#!/bin/sh\nprintf '{printed}' >&2\nexit 7\n")
         python.chmod(0o755)
         monkeypatch.setattr(contender, "WORKER", [str(python)])
-        assert contender.call(request) == f"its process ended with 7: {said}"
+        assert contender.call(request) == f"its process ended with 7: {reason}"
 
 
 def test_pytorch_missing_is_one_line(capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""The report: parts share the time and fail alone, and the page tells what became of each."""
+"""The report: parts share the time and fail independently, and the page shows each outcome."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def at_once(monkeypatch):
     monkeypatch.setattr(parts, "LEAST", 0.0)
 
 
-def test_a_part_that_fails_costs_itself():
+def test_a_part_fails_alone():
     said: list[str] = []
     failing, good = carry_out(
         [part("print('x'); raise SystemExit('error: lost')"), part("print('fine')")], 60, said.append
@@ -48,7 +48,7 @@ def test_a_part_that_fails_costs_itself():
     assert [text.partition(",")[0] for text in said] == ["some", "some"]
 
 
-def test_what_a_part_leaves_the_others_have():
+def test_unused_time_goes_to_other_parts():
     given: list[float] = []
 
     def words(seconds: float) -> list[str]:
@@ -63,7 +63,7 @@ def test_what_a_part_leaves_the_others_have():
     assert given[1] > 50
 
 
-def test_no_part_is_begun_without_time(monkeypatch):
+def test_no_part_is_started_without_time(monkeypatch):
     monkeypatch.setattr(parts, "LEAST", 1e9)
     (outcome,) = carry_out([part("")], 60, str)
     assert outcome.text == "skipped: no time was left"
@@ -75,8 +75,8 @@ def test_only_endless_parts_may_be_stopped():
     assert run(part(SLEEP), 1.0 / parts.LATE).failure == "took longer than 1 s"
 
 
-def test_nothing_outlives_a_part(monkeypatch):
-    """Neither a program that does not heed a request, nor what it began."""
+def test_no_process_outlives_a_part(monkeypatch):
+    """Neither a program that ignores SIGTERM nor its child processes."""
     monkeypatch.setattr(parts, "GRACE", 0.2)
     code = """
 import os, signal, subprocess, sys, time
@@ -90,7 +90,7 @@ time.sleep(60)
     pids = [int(word) for word in outcome.said.split()]
     assert len(pids) == 2
     for pid in pids:
-        for _ in range(100):  # until whoever adopted it has seen to it
+        for _ in range(100):  # until it has been waited for
             try:
                 os.kill(pid, 0)
             except ProcessLookupError:
@@ -103,7 +103,7 @@ time.sleep(60)
             pytest.fail("a process was left")
 
 
-def test_a_page_is_whole_after_each_part(tmp_path, capsys, monkeypatch):
+def test_the_page_is_complete_after_each_part(tmp_path, capsys, monkeypatch):
     reading = part(f"print('so far', open({str(tmp_path / 'README.md')!r}).read().count('The some one'))", name="other")
     made = [part("print('progress\\n\\nfound'); print('{}')", pictures=("a.png",)), reading]
     monkeypatch.setattr(
@@ -126,7 +126,7 @@ def test_a_page_is_whole_after_each_part(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_the_parts_are_commands_that_there_are(quick, tmp_path):
+def test_parts_are_valid_commands(quick, tmp_path):
     made = {p.name: p.words(30.0) for p in report.make_parts(report.Report(quick=quick), tmp_path, tmp_path)}
     for name, kind in (
         ("ops_vs_wallclock", ops_vs_wallclock.Sweep),
@@ -144,14 +144,14 @@ def test_the_parts_are_commands_that_there_are(quick, tmp_path):
     assert parse_subcommand(choices, made["kernels copy"][2:], "", "").limit == 15
 
 
-def test_what_does_not_fit_is_not_trained():
+def test_a_training_that_does_not_fit_is_skipped():
     assert report.too_large("copy", [], report.Report()) is None
     needs = report.too_large("text", ["--batch", "4096"], report.Report(memory=1e-3))
     assert needs is not None
     assert needs.startswith("it would need about")
 
 
-def test_what_a_short_training_tells(tmp_path):
+def test_results_of_a_short_training(tmp_path):
     assert short_training.read(tmp_path, "text") is None
     log = RunLog(tmp_path / "metrics.jsonl", samples=40)
     for i, rate in ((1, 1.0), (2, 100.0), (3, 120.0), (4, 80.0)):

@@ -1,4 +1,4 @@
-"""The exercise in docs/adding-a-task.md, done as the page prints it."""
+"""The exercise in docs/adding-a-task.md works as printed."""
 
 import os
 import re
@@ -15,7 +15,7 @@ TINY = ["--noise=8", "--payload=2", "--alphabet=5", "--dim=16", "--heads=2", "--
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the package with the page's file and recipe in it."""
+    """Return a copy of the package with the page's file and recipe added."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "mlx_rtx", folder / "mlx_rtx", ignore=shutil.ignore_patterns("__pycache__"))
     page = (ROOT / "docs" / "adding-a-task.md").read_text()

@@ -1,4 +1,4 @@
-"""The figures that the READMEs give stand in the reports that lie beside them."""
+"""The figures quoted in the pages agree with the reports."""
 
 import json
 import re
@@ -19,7 +19,7 @@ def text(path: str) -> str:
 
 
 @pytest.mark.parametrize("machine", ["nvidia-h200", "intel-xeon-2-cores"])
-def test_how_well_counts_predict(machine):
+def test_r_squared_of_counts(machine):
     answer = report(machine, "ops_vs_wallclock")["answer"]
     page = text("benchmarks/README.md")
     for r2 in (*answer["r2"].values(), answer["fit"]["r2"]):
@@ -30,7 +30,7 @@ def test_how_well_counts_predict(machine):
         assert f"{r2['paper']:.2f} |" in page.partition(f"| {group} |")[2][:40]
 
 
-def test_what_the_readme_says_in_short():
+def test_summary_in_the_readme():
     answer, own = report("nvidia-h200", "ops_vs_wallclock")["answer"], text("README.md")
     for r2 in (answer["fit"]["r2"], answer["r2"]["paper"]):
         assert f"{r2:.2f}".replace("-", "−") in own
@@ -38,14 +38,14 @@ def test_what_the_readme_says_in_short():
         assert f"{100 * share:.1f} %" in own
 
 
-def test_how_pytorch_does():
+def test_pytorch_comparison():
     page = text("benchmarks/README.md")
     for timings in report("nvidia-h200", "peers")["answer"].values():
         for timing in timings.values():
             assert f"{1e3 * timing['seconds']:.1f} ms, {timing['peak_gb']:.2f} GB" in page
 
 
-def test_what_a_token_costs():
+def test_cost_of_a_token():
     page = text("benchmarks/README.md")
     for machine in ("nvidia-h200", "intel-xeon-2-cores"):
         for row in report(machine, "generation")["rows"]:
@@ -53,7 +53,7 @@ def test_what_a_token_costs():
             assert f" {row['tokens_per_s']:,.0f} |" in cells
 
 
-def test_how_it_grows():
+def test_growth_exponents():
     page = text("benchmarks/README.md")
     exponents = report("nvidia-h200", "growth")["exponents"]
     for name, kind in (("long recurrent, forward", "time"), ("long recurrent, training", "time")):
@@ -62,7 +62,7 @@ def test_how_it_grows():
         assert f"L^{exponents[name]['memory']:.2f}" in page
 
 
-def test_the_page_on_the_scaling_law():
+def test_scaling_law():
     page, found = text("docs/scaling.md"), ROOT / "results" / "scaling"
     unique, fits = (json.loads((found / f"{name}.json").read_text()) for name in ("unique", "fits"))
     low, high = unique["band"]
@@ -82,7 +82,7 @@ def test_the_page_on_the_scaling_law():
             assert "{value:.3g} ({low:.3g} … {high:.3g})".format(**fit[name]) in page
 
 
-def test_reports_say_what_they_were_made_with():
+def test_reports_record_their_environment():
     found = [path for path in RESULTS.glob("*/*.json") if path.stem != "config"]
     found += (ROOT / "results" / "scaling").glob("*.json")
     assert len(found) >= 10
@@ -92,8 +92,8 @@ def test_reports_say_what_they_were_made_with():
         assert environment["versions"]["mlx"]
 
 
-def test_what_became_faster():
-    """The table of before and after stands in the log of its run."""
+def test_speed_before_and_after():
+    """The table agrees with the log of its run."""
     page, log = text("benchmarks/NOTES.md"), (RESULTS / "nvidia-h200" / "speed.log").read_text()
     found = re.findall(r"^(before|plain|kernels) (\w+) (\w+) ([\d.]+) ms .* peak ([\d.]+)$", log, re.MULTILINE)
     assert len(found) == 18
