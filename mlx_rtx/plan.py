@@ -1,8 +1,8 @@
-"""Plan what fits into a memory, and how long a run takes: ``python -m mlx_rtx.plan copy --memory 16GB``.
+"""Predict the memory and time of a training run: ``python -m mlx_rtx.plan copy --memory 16GB``.
 
-Nothing is trained. Memory is predicted from the settings, time from a few short steps on this machine or, for one
-that is not at hand, estimated from its published figures. With --verify one whole step is run to hold the prediction
-to. Without a task, ``python -m mlx_rtx.plan --machine m4``, it says how long each default recipe takes.
+Nothing is trained. Memory is predicted from the settings; time is extrapolated from a few short steps on this machine,
+or, for another machine, estimated from published measurements. With --verify, whole steps are run and compared with the
+prediction. Without a task, ``python -m mlx_rtx.plan --machine m4`` prints the time of each default recipe.
 """
 
 import argparse
@@ -30,34 +30,34 @@ UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 @dataclass(frozen=True, kw_only=True)
 class PlanCommand:
-    """Settings of the command itself; all others are those of a training run."""
+    """Flags of the command itself; all others are those of a training run."""
 
     settings: RunConfig
     memory: str | None = None
-    """Memory of the machine, such as 16GB, of which a run is planned into two thirds; this machine's if not given."""
+    """Memory of the machine, such as 16GB, of which a run may use two thirds; None: this machine's memory."""
     machine: Literal["this", "m4"] = "this"
-    """Machine to plan for: this one, where steps are timed, or one not at hand, by its published figures."""
+    """Machine to plan for: this one, on which steps are timed, or another, with times from published measurements."""
     recipe: Literal["default", "paper"] = "default"
-    """Where the other flags' defaults come from."""
+    """Source of the other flags' defaults: the settings that gave the best results, or the paper's."""
     verify: bool = False
-    """Run whole steps on this machine, and end with code 1 if memory is off by more than 15 % from the prediction,
-    or on a GPU from its range."""
+    """Run whole steps on this machine, and exit with code 1 if their peak memory differs by more than 15 % from the
+    prediction (on a GPU: from its range)."""
 
     def __post_init__(self):
-        at_hand = self.machine == "this"
-        require(at_hand or not self.verify, f"machine={self.machine}: is not at hand to verify; drop one of the two")
+        here = self.machine == "this"
+        require(here or not self.verify, f"machine={self.machine}: only this machine can be verified; drop one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
-    """How long each default recipe takes."""
+    """Print how long each default recipe takes on another machine."""
 
     machine: Literal["m4"]
-    """Machine, one that is not at hand."""
+    """Machine to estimate for."""
 
 
 def main(arguments: list[str]) -> None:
-    """Say what fits, what it takes and how long."""
+    """Parse ``arguments``, and print what fits into memory and how long it takes."""
     if arguments and arguments[0].startswith("--machine"):
         overview(MACHINES[parse(Overview, arguments, PROGRAM).machine])
         return
@@ -89,21 +89,21 @@ def main(arguments: list[str]) -> None:
 
 
 def overview(machine: Machine) -> None:
-    """Print a line a recipe."""
-    print(f"machine: {machine.description}: not at hand; estimates from {machine.source}")
-    print("default recipes, with their validations, by plain operations")
-    print(f"{'recipe':16} {'samples':>9} {'of tokens':>10} {'a step':>16} {'in all':>16}")
+    """Print one line per recipe."""
+    print(f"machine: {machine.description}; estimates from {machine.source}")
+    print("default recipes including validations, with plain operations instead of fused kernels")
+    print(f"{'recipe':16} {'samples':>9} {'tokens each':>11} {'step':>16} {'total':>16}")
     for row in recipe_times(machine):
-        solved = " (until solved, as elsewhere)" if row.task in SOLVED else ""
+        solved = " (until solved, on other machines)" if row.task in SOLVED else ""
         print(
-            f"{row.task:16} {row.samples:>9,} {row.length:>10,} {span(row.step):>16} {span(row.whole):>16}{solved}",
+            f"{row.task:16} {row.samples:>9,} {row.length:>11,} {span(row.step):>16} {span(row.whole):>16}{solved}",
             flush=True,
         )
     print("make train trains copy")
 
 
 def size_in_bytes(text: str) -> float:
-    """Bytes that a size such as ``16GB`` or ``500 MB`` names; G is 1e9.
+    """Parse a size such as ``16GB`` or ``500 MB`` into bytes; G is 1e9.
 
     Example:
         >>> size_in_bytes("16GB")
@@ -120,7 +120,7 @@ def size_in_bytes(text: str) -> float:
 
 
 def introduce(planner: Planner, size: float, machine: Machine | None) -> None:
-    """Say what is planned for what."""
+    """Print the model and the machine."""
     settings, shape = planner.settings, planner.settings.task.shape
     config = settings.model_config(shape)
     print(
@@ -128,14 +128,14 @@ def introduce(planner: Planner, size: float, machine: Machine | None) -> None:
         f"dim={config.dim} heads={config.heads} block={config.block} history={config.history} length={shape.length}"
     )
     if machine:
-        print(f"machine: {machine.description}: not at hand; estimates from {machine.source}")
+        print(f"machine: {machine.description}; estimates from {machine.source}")
     else:
         print(f"machine: {backend.device()}")
-    print(f"memory: {gigabytes(size)}, of which a run may take {gigabytes(USABLE * size)}; all figures are predictions")
+    print(f"memory: {gigabytes(size)}, of which a run may use {gigabytes(USABLE * size)}; all figures are predictions")
 
 
 def table(planner: Planner, usable: float) -> None:
-    """Print a row a segment length."""
+    """Print one row per segment length."""
     batch = planner.settings.training.batch
     print(f"{'--segment':>9} {f'peak at batch {batch}':>18} {'largest batch':>14}")
     for segment, memory, largest in planner.choices(usable):
@@ -143,7 +143,7 @@ def table(planner: Planner, usable: float) -> None:
 
 
 def say_memory(planner: Planner, batch: int, segment: int | None) -> None:
-    """Print the proposal, and what its memory is for."""
+    """Print the proposed batch and segment, and their memory by purpose."""
     memory: Memory = planner.memory(batch, segment)
     own = (planner.settings.training.batch, planner.settings.training.segment)
     text = "the run's own settings fit" if (batch, segment) == own else "the run's own settings do not fit; use"
@@ -152,12 +152,12 @@ def say_memory(planner: Planner, batch: int, segment: int | None) -> None:
         f"  peak {between(memory)}: weights, gradients and moments {gigabytes(memory.weights)}, "
         f"carries and tokens {gigabytes(memory.carries)}, one segment {gigabytes(memory.segment)}"
         + (f", queued ahead of the GPU up to {gigabytes(memory.queued)}" if memory.queued else "")
-        + (f"; at the optimizer's step {gigabytes(memory.optimizer)}" if memory.optimizer == memory.peak else "")
+        + (f"; during the optimizer's update {gigabytes(memory.optimizer)}" if memory.optimizer == memory.peak else "")
     )
 
 
 def say_time(planner: Planner, batch: int, segment: int | None, machine: Machine | None) -> float:
-    """Print the seconds of a step and of the run; return the former, or the most that they may be."""
+    """Print the time of a step and of the run; return the (maximum) seconds of a step."""
     if machine:
         work = planner.work(batch, segment)
         step = machine.seconds(work)
@@ -168,48 +168,49 @@ def say_time(planner: Planner, batch: int, segment: int | None, machine: Machine
     else:
         seconds, timed, size = planner.seconds(batch, segment)
         lengths = " and ".join(f"{length:,}" for length in timed)
-        how = "by steps timed at" if size == batch else f"by steps of {size:,} sequences timed at"
+        how = "from steps timed at" if size == batch else f"from steps with {size:,} sequences timed at"
         print(
-            f"  a step takes {seconds:.3g} s" + (f", {how} {lengths} tokens" if size else " or more, for its products")
+            f"  a step takes {seconds:.3g} s"
+            + (f", {how} {lengths} tokens" if size else " or more, the time of its matrix products")
         )
         step = seconds, seconds
     samples, length = planner.settings.training.samples, planner.settings.task.shape.length
     whole = samples / batch * step[0], samples / batch * step[1]
     text = span(whole) if machine else duration(whole[0])
-    print(f"  {samples:,} samples take {text}, if all are of {length:,} tokens")
+    print(f"  {samples:,} samples take {text}, if all have {length:,} tokens")
     if isinstance(planner.settings.progress, CurriculumConfig):
         print("  (a curriculum begins with short ones, and ends when the task is solved)")
     return step[1]
 
 
 def verify(planner: Planner, batch: int, segment: int | None, seconds: float) -> None:
-    """Run whole steps and compare; end with code 1 where the memory is off."""
+    """Run whole steps and compare them with the prediction; exit with code 1 if the memory differs too much."""
     timing, predicted = planner.verify(batch, segment), planner.memory(batch, segment)
     off = predicted.ratio(timing.peak_bytes) - 1
-    print(f"verified: peak {gigabytes(timing.peak_bytes)}, {off:+.1%} off {between(predicted)}", end="; ")
+    print(f"verified: peak {gigabytes(timing.peak_bytes)}, {off:+.1%} from {between(predicted)}", end="; ")
     print(f"a step {timing.seconds:.3g} s, {timing.seconds / seconds - 1:+.1%}")
     if abs(off) > WITHIN:
-        print(f"the prediction of memory is off by more than {WITHIN:.0%}", file=sys.stderr)
+        print(f"peak memory differs from the prediction by more than {WITHIN:.0%}", file=sys.stderr)
         sys.exit(1)
 
 
 def between(memory: Memory) -> str:
-    """A predicted peak, or its range where it is one."""
+    """Format a predicted peak, or its range."""
     return ("" if memory.least == memory.peak else f"{gigabytes(memory.least)} to ") + gigabytes(memory.peak)
 
 
 def most(batch: int) -> str:
-    """The largest batch, in words where there is none, or none that was looked at."""
+    """Format the largest batch: none if there is none, followed by + if larger ones were not considered."""
     return "none" if not batch else f"{batch:,}" + ("+" if batch == LARGEST_BATCH else "")
 
 
 def gigabytes(size: float) -> str:
-    """A size to three digits."""
+    """Format a size to three digits."""
     return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
 
 
 def span(seconds: Range) -> str:
-    """A range of times in one unit, to two digits.
+    """Format a range of times in one unit, to two digits.
 
     Example:
         >>> span((1234.0, 2345.0))
@@ -224,7 +225,7 @@ def span(seconds: Range) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the two units that matter."""
+    """Format a time in its two largest units."""
     for unit, length, below, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if seconds >= length:
             return f"{seconds // length:.0f} {unit} {seconds % length // part:.0f} {below}"

@@ -1,4 +1,4 @@
-"""What a step costs before it is run: operations, launches, memory and time."""
+"""Predictions of the cost of a step without running it: operations, kernel launches, memory and time."""
 
 from mlx_rtx.forecast.operations import executed_ops, paper_ops, true_ops
 

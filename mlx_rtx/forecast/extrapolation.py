@@ -1,8 +1,8 @@
-"""The work of a long training step from that of short ones, for graphs of thousands of blocks take too long to walk.
+"""Extrapolation of a long training step's work from short steps; graphs of thousands of blocks are slow to traverse.
 
-Segments and blocks repeat, so launches, multiply-adds and bytes of a step are linear, but for its ends, in few numbers.
-Where segments are long, MLX takes the gradient of their cut into blocks one block at a time, each as large as the whole
-segment: bytes then grow with the square of it.
+Segments and blocks repeat, so launches, multiply-adds and bytes of a step are linear in a few numbers, apart from its
+ends. In long segments, MLX computes the gradient of the split into blocks one block at a time, each with an array of
+the size of the whole segment: bytes then grow with the square of the number of blocks.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,12 +14,12 @@ from mlx_rtx.model.config import Architecture
 
 import numpy as np
 
-LONG = 13  # blocks from which on a segment counts as long
-FEW = 4  # blocks that are read in the short steps as in the long one
+LONG = 13  # blocks from which a segment counts as long
+FEW = 4  # number of blocks with outputs up to which the short steps have as many as the long one
 
 
 class Step(NamedTuple):
-    """Sizes of a step: length L, the final positions that are read, blocks to a segment."""
+    """Sizes of a step: length L, number of final positions with targets, blocks per segment."""
 
     length: int
     targets: int
@@ -27,7 +27,7 @@ class Step(NamedTuple):
 
 
 def line(at: Callable[[int], Work], value: int, begin: int) -> Work:
-    """``at(value)``, where that is linear from ``begin`` on."""
+    """Return ``at(value)``, for a function that is linear from ``begin``."""
     if value <= begin + 1:
         return at(value)
     one, two = at(begin), at(begin + 1)
@@ -35,17 +35,21 @@ def line(at: Callable[[int], Work], value: int, begin: int) -> Work:
 
 
 def from_short_steps(at: Callable[[Step], Work], config: Architecture, step: Step) -> Work:
-    """About ``at(step)``, from short steps that end like it."""
-    short = list(dict.fromkeys(_alike(config.block, step)))
+    """Return approximately ``at(step)``, by a linear fit to short steps with the same end."""
+    short = list(dict.fromkeys(_short_steps(config.block, step)))
     numbers = np.array([_numbers(config, each) for each in short], float)
     found = np.array([at(each) for each in short], float)
-    scale = np.abs(found).max(axis=0)  # so that no rounding is taken for a slope
+    scale = np.abs(found).max(axis=0)  # so that rounding errors do not appear as slopes
     slopes = np.linalg.lstsq(numbers, found / scale, rcond=1e-9)[0]
     return Work(*(round(value) for value in np.array(_numbers(config, step), float) @ slopes * scale))
 
 
 def _numbers(config: Architecture, step: Step) -> tuple[int, ...]:
-    """What the work of a step is linear in: segments, blocks, those read, those not run twice, squares of long ones."""
+    """Return the numbers in which the work of a step is linear.
+
+    A constant, segments, blocks, blocks with outputs, segments with outputs, blocks of the last segment (which runs
+    only once), and squares of the blocks of long segments.
+    """
     run = segment_sizes(config, *step)
     last = run[-1].blocks
     return (
@@ -60,8 +64,8 @@ def _numbers(config: Architecture, step: Step) -> tuple[int, ...]:
     )
 
 
-def _alike(block: int, step: Step) -> Iterator[Step]:
-    """Short steps that tell the slopes."""
+def _short_steps(block: int, step: Step) -> Iterator[Step]:
+    """Yield short steps from which the slopes can be determined."""
     length, targets, segment = step
     blocks = -(-length // block)
     spare, offset = blocks * block - length, (length - targets) % block

@@ -1,8 +1,7 @@
-"""What functions make the device do: kernels launched, multiply-adds in matrix products, bytes moved.
+"""Work of a function on the device: kernel launches, multiply-adds in matrix products, bytes moved.
 
-The graph of a function is traced and walked; nothing is computed. Views move no bytes and launch nothing;
-whatever fusion a backend does on top is not seen. A model whose graph is to be walked is made with
-``implementation="exportable"``.
+The function's graph is traced and traversed; nothing is computed. Views move no bytes and launch nothing; fusion by the
+backend is not taken into account. A model whose graph is traced must be created with ``implementation="exportable"``.
 """
 
 import math
@@ -30,15 +29,15 @@ class Work(NamedTuple):
     bytes: int
 
     def plus(self, other: "Work", times: int = 1) -> "Work":
-        """With so many times another's."""
+        """Return the sum of this work and ``times`` times another's."""
         return Work(*(a + times * b for a, b in zip(self, other, strict=True)))
 
 
 def count_work(function: Callable[..., Any], *arguments: Any) -> Work:
-    """Trace ``function`` and sum up what it would launch.
+    """Trace ``function`` and return its work.
 
     Args:
-        function: evaluates nothing; the arrays that it returns are the ends of the graph.
+        function: function that evaluates no arrays; those it returns are the outputs of the graph.
         arguments: trees of arrays and constants.
     """
     given = arrays(arguments)
@@ -51,7 +50,7 @@ def count_work(function: Callable[..., Any], *arguments: Any) -> Work:
     graph: list[dict] = []
     mx.export_function(graph.append, ends, *given)
     launches = multiply_adds = moved = 0
-    held: dict[str, int] = {}  # bytes that lie behind an array; behind a view, those of what it shows
+    held: dict[str, int] = {}  # bytes in memory behind a view
     for node in graph:
         if node["type"] != "primitive":
             continue
@@ -71,13 +70,13 @@ def count_work(function: Callable[..., Any], *arguments: Any) -> Work:
 
 
 class CountedExecution(Execution):
-    """Runs nothing and sums up what would be run, function by function.
+    """Sums up the work of all functions instead of running them.
 
-    Each is walked on its own: the tracer merges what is computed twice from the same arrays, so one graph of all
-    would lose the second pass over a segment. What was walked before is not walked again.
+    Each function is traced separately: the tracer merges operations that are computed twice from the same arrays, so
+    that a single graph would lack the second pass over a segment. Results are cached.
 
     Args:
-        walked: what was, of this model's configuration: it is added to.
+        walked: cache of results for this model's configuration, which is extended.
     """
 
     def __init__(self, walked: dict[Any, tuple[Work, Any]] | None = None) -> None:
@@ -85,7 +84,7 @@ class CountedExecution(Execution):
         self._walked = {} if walked is None else walked
 
     def __call__(self, model: nn.Module, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Arrays like those of the result, of which nothing is computed."""
+        """Add the work of a function; return blank arrays of the shapes and dtypes of its result."""
         key = function, repr(tree_map(_shape, arguments))
         if key not in self._walked:
             work = count_work(lambda *given: function(model, *given), *arguments)
@@ -95,17 +94,17 @@ class CountedExecution(Execution):
         return result
 
     def queue(self, *trees: Any) -> None:
-        """Nothing is queued."""
+        """Do nothing."""
 
     def wait(self, *trees: Any) -> None:
-        """Nothing is waited for."""
+        """Do nothing."""
 
 
 def _shape(leaf: Any) -> Any:
-    """All of an array that its graph depends on."""
+    """Return the properties of an array on which a graph depends; return other leaves unchanged."""
     return (leaf.shape, leaf.dtype) if isinstance(leaf, mx.array) else leaf
 
 
 def _blank(leaf: Any) -> Any:
-    """An array like another, without what led to it."""
+    """Return zeros of the same shape and dtype for an array; return other leaves unchanged."""
     return mx.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, mx.array) else leaf

@@ -1,15 +1,14 @@
-"""Memory that a training step or a forward pass takes at its peak, predicted from the configuration.
+"""Prediction of the peak memory of a training step or a forward pass from the configuration.
 
-Letters: B batch, L length, K block width, D width, H heads, P parameters, S blocks to a segment.
+Letters: B batch, L length, K block width, D width, H heads, P parameters, S blocks per segment.
 
-A training step keeps, in float32: weights, gradients and the optimizer's moments; the carry at every
-segment boundary; what the backward pass of one segment needs of its forward pass; and the arrays at work
-meanwhile. At the end the optimizer writes new weights and moments beside the old ones, which is the peak
-where the model is large and the batch small.
+A training step keeps, in float32: weights, gradients and the optimizer's moments; the carry at every segment boundary;
+the arrays that the backward pass of one segment needs from its forward pass; and temporary arrays. At the end the
+optimizer allocates new weights and moments in addition to the old ones, which is the peak if the model is large and the
+batch small.
 
-On a GPU, to which the host queues work ahead, arrays are given back later than they could be. How many are held
-so depends on how far the host gets ahead, which a faster host or a busier GPU makes more: there the prediction is
-a range.
+On a GPU the host queues work ahead, so that arrays are freed later than they could be. Their number depends on how far
+the host gets ahead, which is more with a faster host or a busier GPU: there the prediction is a range.
 """
 
 from collections.abc import Iterator
@@ -24,60 +23,61 @@ from mlx_rtx.model.segment import resolve_last
 from mlx_rtx.training.evaluation import SEGMENT as EVALUATION_SEGMENT
 
 FLOAT = 4  # bytes
-WITHIN = 0.15  # how far a prediction may be off
-PRODUCTS = {"float32": 1.0, "bfloat16": 0.5}  # size of a product's number in floats
-# All of these are fitted to measured peaks, on a CPU (Linux) and an NVIDIA H200.
-# Copies of the weights: with one segment; with several, whose gradients are summed up; for each block's own gradient.
+WITHIN = 0.15  # tolerated relative error of a prediction
+PRODUCTS = {"float32": 1.0, "bfloat16": 0.5}  # size of an element of a product, in floats
+# The following constants are fitted to measured peaks on a CPU (Linux) and an NVIDIA H200.
+# Copies of the weights: with one segment; with several, whose gradients are summed; per block, for its own gradient.
 ONE_SEGMENT, SUMMING, OF_A_BLOCK = 4.0, 5.0, 0.3
-# While the optimizer writes new beside old: copies of the weights.
+# Copies of the weights while the optimizer creates the new ones.
 UPDATING = 12.5
-# Times the floats that are counted as saved, as scores at work; as embedded, in a forward pass and in training.
+# Factors on the number of floats counted: saved; temporary scores; embedded, in a forward pass and in training.
 SAVED, SCORES, EMBEDDED, EMBEDDED_TRAINING = 1.03, 2.2, 2.0, 20.0
-# Launches whose arrays a GPU holds that could be given back: at least; at most, in training and in a forward pass; more
-# for each megabyte above some that a launch moves, since the host then gets further ahead; in all; as a part of a step.
+# Number of launches whose arrays are not freed yet on a GPU: minimum; maximum in training and in a forward pass;
+# increase per megabyte per launch above a threshold, as the host then gets further ahead; upper limit; as a fraction of
+# a step.
 QUEUED_LEAST, QUEUED, QUEUED_FORWARD, PER_MEGABYTE, FREE_MEGABYTES, MOST_QUEUED = 75, 150, 200, 30, 5, 400
 PART, PART_FORWARD, PART_REGULAR = 1 / 8, 1 / 4, 1 / 12
-# Times what a segment's windows keep with fused kernels, at least and at most: one segment; several; several, and wide.
+# Factors on what a segment's windows keep with fused kernels, minimum and maximum: one segment; several; several, wide.
 HELD_ONE, HELD_SEVERAL, HELD_WIDE = (1.2, 3.0), (2.0, 3.2), (2.8, 5.0)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a step's arrays at its peak, by what they are for."""
+    """Bytes of a step's arrays at its peak, by purpose."""
 
     weights: int
     """Weights, gradients and, in training, the optimizer's moments."""
     carries: int
     """Tokens, and the carry at every segment boundary."""
     segment: int
-    """What one segment computes: all that its backward pass needs, or what a forward pass has in hand."""
+    """Arrays of one segment: those that its backward pass needs, or the temporary arrays of a forward pass."""
     optimizer: int
-    """What the optimizer's step takes once all the rest is gone."""
+    """Total during the optimizer's update, when the arrays of the gradient are freed."""
     queued: int = 0
-    """On a GPU: what could be given back but is not yet, at most."""
+    """On a GPU: maximum of arrays that are no longer needed but not freed yet."""
     queued_least: int = 0
-    """The same, at least."""
+    """On a GPU: minimum of arrays that are no longer needed but not freed yet."""
 
     @property
     def peak(self) -> int:
-        """The larger of the two phases; at most."""
+        """Predicted peak (its maximum), the larger of gradient and update."""
         return max(self.weights + self.carries + self.segment + self.queued, self.optimizer)
 
     @property
     def least(self) -> int:
-        """The peak at least. It is `peak` on a CPU."""
+        """Minimum of the predicted peak; equal to `peak` on a CPU."""
         return max(self.weights + self.carries + self.segment + self.queued_least, self.optimizer)
 
     def ratio(self, measured: float) -> float:
-        """`ratio_to_range` of a measured peak and the predicted one."""
+        """Return `ratio_to_range` of a measured peak and the predicted one."""
         return ratio_to_range(measured, self.least, self.peak)
 
     def on_gpu(
         self, work: Work, training: bool, segment: int | None, model: ModelKind = "recurrent", dtype: str = "float32"
     ) -> "Memory":
-        """The same where the host queues ``work``, a step in segments of so many blocks, ahead of the device."""
+        """Return the prediction for a GPU, given the ``work`` of a step with ``segment`` blocks per segment."""
         each = work.bytes / work.launches
-        # most at 8 blocks: of long segments two are seldom there, short ones are soon done
+        # largest at 8 blocks: two long segments are rarely in memory, and short ones finish quickly
         share = (min(segment, 8) / max(segment, 8)) ** 0.75 if training and segment else 1.0
         least, most = QUEUED_LEAST * share * PRODUCTS[dtype], (QUEUED if training else QUEUED_FORWARD) * share
         most = min(most + PER_MEGABYTE * max(each / 1e6 - FREE_MEGABYTES, 0), MOST_QUEUED)
@@ -87,7 +87,7 @@ class Memory:
 
 
 def ratio_to_range(measured: float, least: float, most: float) -> float:
-    """A measured peak as a multiple of the nearer end of a predicted range; 1 inside it."""
+    """Return a measured peak divided by the nearer end of a predicted range; 1 inside the range."""
     return measured / min(max(measured, least), most)
 
 
@@ -99,15 +99,15 @@ def training_memory(
     segment: int | None = 8,
     model: ModelKind = "recurrent",
 ) -> Memory:
-    """Memory of `loss_and_grad` and the optimizer's step.
+    """Predict the memory of `loss_and_grad` and the optimizer's update.
 
     Args:
-        config: the model's sizes and reading.
-        length: tokens L of a sequence.
-        batch: sequences B.
-        targets: final positions with a target.
-        segment: blocks to a segment of the gradient; the whole sequence if None.
-        model: which of the two.
+        config: configuration of the model.
+        length: length L of a sequence in tokens.
+        batch: number of sequences B.
+        targets: number of final positions with a target.
+        segment: blocks per segment of the gradient checkpointing; None for the whole sequence.
+        model: kind of the model.
 
     Example:
         >>> config = ModelConfig(vocab_size=16, max_len=4128, dim=96, heads=6, block=32)
@@ -136,11 +136,11 @@ def training_memory(
 
 
 def kernel_memory(config: ModelConfig, length: int, batch: int, targets: int, segment: int | None = 8) -> Memory:
-    """Memory of `loss_and_grad` of a recurrent transformer by fused kernels (`mlx_rtx.kernels`).
+    """Predict the memory of `loss_and_grad` of a recurrent transformer with fused kernels (`mlx_rtx.kernels`).
 
-    They keep the outputs of all windows of a sequence, and a whole segment's arrays until it is done, while the next
-    is under way. Fitted to some twenty peaks of NVIDIA H200s; none dropped attention weights, whose random bits, kept
-    or not, and places in a word are counted, not measured. Arguments as for `training_memory`.
+    The kernels keep the outputs of all windows of a sequence, and the arrays of a whole segment until it is finished,
+    while the next one is running. Fitted to about twenty peaks on NVIDIA H200s, all without attention dropout; its
+    random bits and masks are computed from their sizes, not measured. Arguments as for `training_memory`.
     """
     plain, run = (
         training_memory(config, length, batch, targets, segment),
@@ -165,9 +165,9 @@ def kernel_memory(config: ModelConfig, length: int, batch: int, targets: int, se
 def forward_memory(
     config: ModelConfig, length: int, batch: int, last: int | None = None, model: ModelKind = "recurrent"
 ) -> Memory:
-    """Memory of a forward pass by segments (`mlx_rtx.training.evaluation.iter_logits`), without its outputs.
+    """Predict the memory of a forward pass by segments (`mlx_rtx.training.evaluation.iter_logits`).
 
-    Arguments as for `training_memory`; ``last`` positions are read, all if None.
+    Arguments as for `training_memory`; logits are computed for the ``last`` positions, all if None.
     """
     n = resolve_last(length, last)
     best = max(
@@ -186,7 +186,7 @@ def forward_memory(
 def _run(
     config: ModelConfig, length: int, n: int, segment: int | None, model: ModelKind
 ) -> Iterator[tuple[int, int, list[Calls]]]:
-    """Tokens, positions read and applications of τ in each segment of a run."""
+    """Yield tokens, positions with outputs and applications of τ for each kind of segment of a sequence."""
     if model == "regular":
         below = Calls(config.layers - 1, length, length)
         yield length, n, [below, Calls(1, n, length)]
@@ -198,27 +198,27 @@ def _run(
 
 
 def _readout(config: ModelConfig, n: int) -> int:
-    """Floats of ``n`` outputs, their norms, logits and what the loss makes of those."""
+    """Return the number of floats of ``n`` outputs, their norms, logits, and the loss's temporary arrays."""
     return n * (2 * config.dim + 3 * config.outputs)
 
 
 def _saved(config: ModelConfig, call: Calls) -> int:
-    """Floats that the backward pass of one application of τ needs, for one sequence."""
+    """Return the number of floats per sequence that the backward pass of one application of τ needs."""
     _, rows, window = call
-    # of products: the input's norm, query, attention's output, residual's norm; then the MLP
+    # in the dtype of products: normalized input, query, attention output, normalized residual; then the MLP
     inner = 4 + (8 if config.activation == "relu" else 13)
     scores = rows * window * config.heads
-    outer = 2 + 2 * (config.dropout > 0)  # residual, output, dropout's two masks
-    outer += rows < window  # rows and their context are joined
-    drops = config.attention_dropout > 0  # then the masks of the attention weights, and these once masked
+    outer = 2 + 2 * (config.dropout > 0)  # residual, output, two dropout masks
+    outer += rows < window  # concatenation of rows and their context
+    drops = config.attention_dropout > 0  # masks of the attention weights, and masked attention weights
     halves = rows * config.dim * inner + 3 * window * config.dim + (1 + drops) * scores
     return rows * config.dim * outer + window * config.dim + drops * scores + round(PRODUCTS[config.dtype] * halves)
 
 
 def _at_work(config: ModelConfig, calls: list[Calls]) -> Iterator[tuple[float, float]]:
-    """Floats in hand in applications of τ, for one sequence: those of its rows, and its attention's scores."""
+    """Yield temporary floats per sequence in applications of τ: those of rows, and those of attention scores."""
     for times, rows, window in calls:
-        # the outputs of all blocks that are read are computed in one call, the windows of the chain one by one
+        # outputs of all blocks are computed in one call, the windows of the recurrence one after the other
         together = times if config.history == "hidden" and rows == window == config.block else min(times, 1)
         context = 4 if rows == window else 8  # copies of the window
         linear = rows * config.dim * (8 if config.activation == "relu" else 20) + context * window * config.dim

@@ -1,4 +1,4 @@
-"""Operations of a forward pass over one sequence, counted three ways.
+"""Operations of a forward pass over one sequence, counted in three ways.
 
 Letters: L length, D width, K block width, T = ⌈L/K⌉ blocks, r layers, V outputs.
 
@@ -7,8 +7,8 @@ Letters: L length, D width, K block width, T = ⌈L/K⌉ blocks, r layers, V out
 | paper (§5.1) | r(L²D + LD²) | r(4DLK + 2LD²) |
 | true multiply-adds, dense | r(12LD² + 2L²D) | r(24LD² + 8LKD) |
 
-The paper leaves out the MLP and most projections. The true count takes every window whole, as Eq. 6 has it, and
-no head. What this package executes is less: see `executed_ops`, and `training_ops` for a training step.
+The paper leaves out the MLP and most projections. The true count includes all rows of every window, as in Eq. 6, but
+not the output head. This package executes fewer: see `executed_ops`, and `training_ops` for a training step.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from mlx_rtx.support.typed import require_whole
 
 
 class Calls(NamedTuple):
-    """τ applied ``times`` times, to the last ``rows`` of a window of ``window``."""
+    """``times`` applications of τ that compute the last ``rows`` rows of windows of ``window`` rows."""
 
     times: int
     rows: int
@@ -29,24 +29,24 @@ class Calls(NamedTuple):
 
 
 class SegmentSize(NamedTuple):
-    """What counts of segments that `Transformer.run` takes at once, one after the other and all alike."""
+    """Size of consecutive equal segments, each a call of `Transformer.run`."""
 
     blocks: int
     blocks_wanted: int
-    """Blocks whose outputs the top layer computes."""
+    """Number of blocks whose outputs the top layer computes."""
     starts: bool
-    """It is the sequence's first."""
+    """Whether the segment is the first of the sequence."""
     times: int = 1
-    """How many."""
+    """Number of such segments."""
 
 
 def paper_ops(config: Architecture, length: int, model: ModelKind = "recurrent") -> int:
-    """The paper's count for one sequence.
+    """Return the paper's count of operations for one sequence.
 
     Args:
-        config: the model's sizes.
-        length: tokens L of the sequence.
-        model: which of the two.
+        config: architecture of the model.
+        length: length L of the sequence in tokens.
+        model: kind of the model.
 
     Example:
         >>> f"{paper_ops(Architecture(dim=32, heads=4, block=32), 1024):.2e}"
@@ -59,7 +59,7 @@ def paper_ops(config: Architecture, length: int, model: ModelKind = "recurrent")
 
 
 def true_ops(config: Architecture, length: int, model: ModelKind = "recurrent") -> int:
-    """Multiply-adds of the layers when nothing is spared; arguments as for `paper_ops`.
+    """Return the multiply-adds of the layers if all rows are computed; arguments as for `paper_ops`.
 
     Example:
         >>> f"{true_ops(Architecture(dim=32, heads=4, block=32), 1024):.2e}"
@@ -72,7 +72,7 @@ def true_ops(config: Architecture, length: int, model: ModelKind = "recurrent") 
 
 
 def _sizes(config: Architecture, length: int, model: ModelKind) -> tuple[int, int, int]:
-    """D, K, r of what operations are to be counted of."""
+    """Check the arguments, and return D, K, r."""
     require(isinstance(config, Architecture), f"config: is a {type(config).__name__}; give a ModelConfig")
     require(model in get_args(ModelKind), f"model={model!r}: must be one of {', '.join(get_args(ModelKind))}")
     require_whole(length=length)
@@ -86,18 +86,18 @@ def executed_ops(
     last: int | None = None,
     segment: int | None = None,
 ) -> int:
-    """Multiply-adds in the matrix products that ``model(tokens, last)`` really executes.
+    """Return the multiply-adds in the matrix products that ``model(tokens, last)`` executes for one sequence.
 
-    Causality spares work: with ``history="hidden"`` a window gives its second half only, and outputs are
-    computed for those blocks that are read; ``"output"`` needs both halves. Whole blocks are computed, masked
-    scores as well.
+    Some work is avoided: with ``history="hidden"`` only the second half of a window is computed, and outputs only for
+    the blocks that contain the last positions; ``"output"`` needs both halves. Blocks are computed as a whole,
+    including masked scores.
 
     Args:
-        config: the model's sizes and reading.
-        length: tokens L of the sequence.
-        model: which of the two.
-        last: positions that are read; all if None.
-        segment: blocks to a segment, when it runs in segments.
+        config: configuration of the model.
+        length: length L of the sequence in tokens.
+        model: kind of the model.
+        last: number of final positions with outputs; all if None.
+        segment: blocks per segment, if the model runs in segments.
 
     Example:
         >>> config = ModelConfig(vocab_size=16, max_len=4128, dim=96, heads=6, block=32)
@@ -115,16 +115,17 @@ def executed_ops(
 def training_ops(
     config: ModelConfig, length: int, targets: int, model: ModelKind = "recurrent", segment: int | None = None
 ) -> int:
-    """Multiply-adds in the matrix products of `loss_and_grad` for one sequence.
+    """Return the multiply-adds in the matrix products of `loss_and_grad` for one sequence.
 
-    A forward pass, and twice as much backward; by segments the forward pass that leaves the carries comes first.
+    They are those of a forward pass, and twice as many for the backward pass; with several segments there is an
+    additional forward pass that computes the carries.
 
     Args:
-        config: the model's sizes and reading.
-        length: tokens L of the sequence.
-        targets: final positions with a target.
-        model: which of the two.
-        segment: blocks to a segment of the gradient; the whole sequence if None.
+        config: configuration of the model.
+        length: length L of the sequence in tokens.
+        targets: number of final positions with a target.
+        model: kind of the model.
+        segment: blocks per segment of the gradient checkpointing; None for the whole sequence.
 
     Example:
         >>> config = ModelConfig(vocab_size=16, max_len=4128, dim=96, heads=6, block=32)
@@ -137,7 +138,7 @@ def training_ops(
         return 3 * (_regular(config, length, n) + head)
     run = segment_sizes(config, length, n, segment)
     first = _recurrent(config, [size._replace(blocks_wanted=0) for size in run[:-1]])
-    # where no output is read, the gradient needs no value of the carry: its last product is not recomputed
+    # in segments without outputs the gradient does not need the value of the carry: its last product is not recomputed
     spared = [size for size in run[:-1] if size.blocks_wanted == 0]
     whole = [size for size in spared if config.history == "output" and size.blocks > size.starts]  # windows, not halves
     unneeded = 4 * config.block * config.dim**2 * sum(size.times for size in spared + whole)
@@ -145,13 +146,13 @@ def training_ops(
 
 
 def segment_sizes(config: Architecture, length: int, n: int, segment: int | None = None) -> list[SegmentSize]:
-    """The segments of so many blocks in which a sequence runs whose last ``n`` positions are read.
+    """Return the sizes of the segments, of ``segment`` blocks, of a sequence with outputs at its last ``n`` positions.
 
-    Those that are alike stand together; the last one stands alone.
+    Equal consecutive segments share an entry; the last segment has its own.
     """
     T, unread = -(-length // config.block), (length - n) // config.block
     most = segment or T
-    count, reads = -(-T // most), unread // most  # segments, and the first one that is read
+    count, reads = -(-T // most), unread // most  # number of segments, and the first one with outputs
     cuts = sorted(cut for cut in {0, 1, reads, reads + 1, count - 1, count} if cut <= count)
     return [
         SegmentSize(min(most, T - i), max(0, min(i + most, T) - max(i, unread)), i == 0, end - start)
@@ -161,8 +162,8 @@ def segment_sizes(config: Architecture, length: int, n: int, segment: int | None
 
 
 def layer_calls(config: Architecture, size: SegmentSize, top: bool = True) -> list[Calls]:
-    """What one layer of a recurrent transformer does in a segment; below the top one every output is wanted."""
-    K, windows = config.block, size.blocks - size.starts  # the first block of a sequence has none before it
+    """Return the applications of τ in one layer of a recurrent transformer; lower layers compute all outputs."""
+    K, windows = config.block, size.blocks - size.starts  # the first block of a sequence has no preceding one
     wanted = size.blocks_wanted if top else size.blocks
     first = Calls(int(size.starts), K, K)
     if config.history == "hidden":
@@ -171,18 +172,22 @@ def layer_calls(config: Architecture, size: SegmentSize, top: bool = True) -> li
 
 
 def _regular(config: Architecture, length: int, n: int) -> int:
-    """Layers of a regular transformer whose top one reads ``n`` positions."""
+    """Return the multiply-adds of the layers of a regular transformer; the top layer computes ``n`` positions."""
     return (config.layers - 1) * _tau(config.dim, length, length) + _tau(config.dim, n, length)
 
 
 def _recurrent(config: Architecture, run: list[SegmentSize]) -> int:
-    """Layers of a recurrent transformer over segments of a sequence."""
+    """Return the multiply-adds of the layers of a recurrent transformer over the segments of a sequence."""
     tops = [layer == config.layers - 1 for layer in range(config.layers)]
     calls = [(size.times, call) for top in tops for size in run for call in layer_calls(config, size, top)]
     return sum(times * call.times * _tau(config.dim, call.rows, call.window) for times, call in calls)
 
 
 def _tau(D: int, rows: int, window: int) -> int:
-    """A layer on the last ``rows`` of a window: output and MLP of those, keys and values of all, queries of most."""
+    """Return the multiply-adds of a layer that computes the last ``rows`` rows of a window.
+
+    Output projection and MLP are computed for these rows, keys and values for all, and queries for all unless
+    ``rows`` is less than half of the window.
+    """
     queries = rows if 2 * rows < window else window
     return 9 * rows * D**2 + (queries + 2 * window) * D**2 + 2 * rows * window * D

@@ -1,4 +1,4 @@
-"""Which batch and segment fit into a memory, and how long a step takes: predictions, and one step to hold them to."""
+"""Predictions of which batch and segment fit into memory and how long a step takes, and their verification."""
 
 import functools
 import time
@@ -14,16 +14,16 @@ from mlx_rtx.training.settings import RunConfig
 
 import mlx.core as mx
 
-USABLE = 2 / 3  # of a machine's memory: about what macOS lets the GPU of a 16 GB machine work in
+USABLE = 2 / 3  # fraction of a machine's memory, about what macOS lets the GPU of a 16 GB machine use
 
 LARGEST_BATCH = 4096
-LONGEST_SEGMENT = 128  # blocks that are looked at together
-SHORT = (2, 4)  # segments of the sequences that are timed in place of a long one
-AFFORDABLE = 0.4  # seconds that the products of steps may take which are timed; each is run about five times
+LONGEST_SEGMENT = 128  # largest number of blocks per segment to consider
+SHORT = (2, 4)  # segments of the short sequences that are timed instead of a long one
+AFFORDABLE = 0.4  # seconds that the products of timed steps may take; each step runs about five times
 
 
 class Choice(NamedTuple):
-    """A segment length, what it takes at the recipe's batch, and the largest batch (a power of two) that fits."""
+    """A segment length, its memory at the recipe's batch, and the largest batch (a power of two) that fits."""
 
     segment: int
     memory: Memory
@@ -31,7 +31,7 @@ class Choice(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Seconds of a step, and by what steps: their lengths, and sequences. By none it is the least that it takes."""
+    """Seconds of a step, and the lengths and batch of the timed steps; if none were timed, a lower bound."""
 
     seconds: float
     lengths: tuple[int, ...]
@@ -40,30 +40,30 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Planner:
-    """Predicts the training steps of a run, at the full length of its task.
+    """Predicts memory and time of a run's training steps, at the full length of its task.
 
     Args:
-        settings: of the run. Its data is not needed.
-        machine: one that is not at hand; this one if None.
+        settings: settings of the run; its data is not needed.
+        machine: machine to predict for; None for this machine.
     """
 
     settings: RunConfig
     machine: Machine | None = None
 
     def benchmark(self, segment: int | None) -> StepBenchmark:
-        """Training steps with another segment."""
+        """Return the benchmark of training steps with ``segment`` blocks per segment."""
         config = self.settings.model_config(self.settings.task.shape)
         return StepBenchmark(config, self.settings.model, "training", segment, self.settings.optimizer)
 
     def memory(self, batch: int, segment: int | None) -> Memory:
-        """Predicted memory of a step."""
+        """Predict the memory of a step."""
         shape = self.settings.task.shape
         return self.benchmark(segment).memory(batch, shape.length, shape.targets, gpu=self.machine is not None or None)
 
     def choices(self, memory: float) -> list[Choice]:
-        """What fits into ``memory`` bytes, a row a segment length; a regular transformer has one, the whole.
+        """Return what fits into ``memory`` bytes, by segment length; regular transformers have a single segment.
 
-        Of a long sequence no segment above `LONGEST_SEGMENT` is looked at: it would only take more memory.
+        Segments longer than `LONGEST_SEGMENT` are not considered for long sequences: they only take more memory.
         """
         blocks = -(-self.settings.task.shape.length // self.settings.architecture.block)
         segments = [2**i for i in range(blocks.bit_length()) if 2**i < min(blocks, LONGEST_SEGMENT + 1)]
@@ -77,16 +77,16 @@ class Planner:
         ]
 
     def _largest(self, segment: int, memory: float) -> int:
-        """The largest power of two that fits as a batch; 0 if none does."""
+        """Return the largest power of two that fits as a batch, 0 if none does."""
         sizes = (2**i for i in reversed(range(LARGEST_BATCH.bit_length())))
         return next((size for size in sizes if self.memory(size, segment).peak <= memory), 0)
 
     def seconds(self, batch: int, segment: int | None) -> Estimate:
-        """How long a step takes on this machine.
+        """Estimate the time of a step on this machine.
 
-        A long recurrent step is not run: time grows linearly with length, so two short ones tell. Nor is one of so
-        many sequences that it would take long: of fewer it takes its share, or somewhat more. Of a model that is too
-        large even so nothing is run, and what its products take at least is given.
+        For long sequences of a recurrent model, two short lengths are timed and extrapolated linearly. For large
+        batches a smaller batch is timed and scaled up, which may overestimate the time. If even that would take too
+        long, nothing is timed, and the result is a lower bound, the time of the step's matrix products.
         """
         benchmark, shape = self.benchmark(segment), self.settings.task.shape
         unit = (segment or shape.length) * self.settings.architecture.block
@@ -112,18 +112,18 @@ class Planner:
         return Estimate(seconds * batch / size, lengths, size)
 
     def verify(self, batch: int, segment: int | None) -> StepTiming:
-        """Run whole steps."""
+        """Time steps of the full length and batch."""
         shape = self.settings.task.shape
         return self.benchmark(segment).measure(batch, shape.length, shape.targets, repeats=2)
 
     def work(self, batch: int, segment: int | None) -> Work:
-        """What a step does, what fused kernels multiply included."""
+        """Return the work of a step, with the multiply-adds that this package executes."""
         benchmark, shape = self.benchmark(segment), self.settings.task.shape
         sizes = batch, shape.length, shape.targets
         return benchmark.work(*sizes)._replace(multiply_adds=benchmark.executed(*sizes))
 
     def proposal(self, memory: float) -> tuple[int, int | None] | None:
-        """Batch and segment: the run's own where they fit, else a smaller segment, else a smaller batch."""
+        """Return batch and segment that fit: the run's own, else a smaller segment, else a smaller batch; or None."""
         batch, segment = self.settings.training.batch, self.settings.training.segment
         if self.memory(batch, segment).peak <= memory:
             return batch, segment
@@ -135,7 +135,7 @@ class Planner:
 
 @functools.cache
 def multiply_adds_per_second() -> float:
-    """What this machine does in one large product."""
+    """Measure this machine's rate in one large matrix product."""
     side, factor = 1024, mx.random.normal((1024, 1024), key=mx.random.key(0))
     mx.eval(factor @ factor)
     began = time.perf_counter()

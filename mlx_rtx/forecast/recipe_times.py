@@ -1,4 +1,4 @@
-"""How long the default recipes take on a machine that is not at hand, from least to most: estimates."""
+"""Estimated times of the default recipes on another machine, as ranges."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,37 +11,37 @@ from mlx_rtx.training.settings import RunConfig
 
 @dataclass(frozen=True)
 class Solved:
-    """When a curriculum ended: about what the three seeds of results/table4 took on average."""
+    """Approximate end of a curriculum, as a mean over the three seeds in results/table4."""
 
     samples: int
     length: int
-    """Tokens of a sample, on average: most are of early stages."""
+    """Mean length of a sample in tokens; most samples are of early stages."""
 
 
 SOLVED = {"copy": Solved(4_053, 1_258), "selective-copy": Solved(660_267, 1_525)}
 
 
-HELD_OUT = {"image": 5_000, "text": 436}  # sequences of a validation that takes all there are
+HELD_OUT = {"image": 5_000, "text": 436}  # number of sequences of a validation on all held-out sequences
 
 Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class RecipeTime:
-    """A recipe and its estimated time. What fused kernels bring is not counted."""
+    """A recipe and its estimated time without fused kernels."""
 
     task: str
     samples: int
     length: int
-    """Tokens of a sample, on average."""
+    """Mean length of a sample in tokens."""
     step: Range
     """Seconds of a step at full length."""
     whole: Range
-    """Seconds of all samples, validations included."""
+    """Seconds of all samples, including validations."""
 
 
 def recipe_times(machine: Machine) -> Iterator[RecipeTime]:
-    """A line for each default recipe of a task of the paper: one that ends when it is solved, by when it was here."""
+    """Yield the time of each default recipe of a task of the paper; curricula end at the samples in `SOLVED`."""
     for task in (task for task, recipes in RECIPES.items() if "paper" in recipes):
         settings = RECIPES[task]["default"]
         full = settings.task.shape.length
@@ -53,7 +53,7 @@ def recipe_times(machine: Machine) -> Iterator[RecipeTime]:
 
 
 def _seconds(settings: RunConfig, machine: Machine, mode: Mode) -> Range:
-    """Of a training step at full length, or of a forward pass of as many sequences."""
+    """Return the seconds of a training step at full length, or of a forward pass with the same batch."""
     shape, training = settings.task.shape, settings.training
     benchmark = StepBenchmark(settings.model_config(shape), settings.model, mode, training.segment, settings.optimizer)
     sizes = training.batch, shape.length, shape.targets
@@ -61,7 +61,7 @@ def _seconds(settings: RunConfig, machine: Machine, mode: Mode) -> Range:
 
 
 def _scorings(task: str, settings: RunConfig, samples: int) -> float:
-    """How many batches validations score until so many samples: the weights, and their average if there is one."""
+    """Return how many batches are scored in validations of ``samples`` samples, including the averaged weights."""
     training = settings.training
     validations = samples / training.batch / training.validate_every
     scored = training.validate_samples or HELD_OUT[task]

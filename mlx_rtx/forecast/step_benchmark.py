@@ -1,4 +1,4 @@
-"""Steps of a model on random tokens, to be timed, weighed and counted: what benchmarks and `plan` share."""
+"""Steps of a model on random tokens: their time, memory and work, measured or predicted, for benchmarks and `plan`."""
 
 import functools
 import statistics
@@ -22,25 +22,25 @@ from mlx_rtx.training.step import TrainingStep
 import mlx.core as mx
 
 Mode = Literal["forward", "training"]
-WALKED = 48  # blocks of a step whose graph is walked as it is
+WALKED = 48  # blocks up to which the graph of a step is traversed as a whole
 
 
 @dataclass(frozen=True)
 class StepTiming:
-    """A step's time in seconds, and the most memory that its arrays took."""
+    """Times of a step in seconds, and its peak memory."""
 
     seconds: float
-    """Median."""
+    """Median time."""
     fastest: float
     slowest: float
     first: float
-    """The first call, which also compiles what has to be."""
+    """Time of the first call, including compilation."""
     peak_bytes: int
 
 
 @dataclass(frozen=True)
 class StepBenchmark:
-    """A model at work: forward passes by segments, as `evaluate` makes them, or training steps.
+    """Forward passes by segments, as in `evaluate`, or training steps of a model.
 
     Example:
         >>> benchmark = StepBenchmark(ModelConfig(vocab_size=16, max_len=64, dim=8, heads=2, block=4))
@@ -51,16 +51,16 @@ class StepBenchmark:
     model: ModelKind = "recurrent"
     mode: Mode = "training"
     segment: int | None = 8
-    """Blocks to a segment of the gradient; the whole sequence if None."""
+    """Blocks per segment of the gradient checkpointing; None for the whole sequence."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def measure(self, batch: int, length: int, targets: int, repeats: int = 5, shortest: float = 0.3) -> StepTiming:
-        """Time steps on ``batch`` sequences of ``length`` tokens whose last ``targets`` positions are read.
+        """Time steps on ``batch`` sequences of ``length`` tokens whose last ``targets`` positions have targets.
 
         Args:
             batch, length, targets: sizes.
-            repeats: timings after the first call, at least.
-            shortest: seconds that they take together, at least.
+            repeats: minimum number of timings after the first call.
+            shortest: minimum total seconds of these timings.
         """
         data, step = self._data(batch, length, targets), self._step()
         mx.eval(data)
@@ -79,7 +79,7 @@ class StepBenchmark:
         return StepTiming(statistics.median(times), min(times), max(times), first, mx.get_peak_memory())
 
     def memory(self, batch: int, length: int, targets: int, gpu: bool | None = None) -> Memory:
-        """The memory predicted for a step, on a GPU or on the CPU; if not given, on the device in use."""
+        """Predict the memory of a step on a GPU or on the CPU; default: the device in use."""
         if self.mode == "training":
             memory = training_memory(self.config, length, batch, targets, self.segment, self.model)
         else:
@@ -95,17 +95,17 @@ class StepBenchmark:
         return memory.on_gpu(work, self.mode == "training", blocks, self.model, self.config.dtype)
 
     def executed(self, batch: int, length: int, targets: int) -> int:
-        """Multiply-adds in the matrix products of a step."""
+        """Return the multiply-adds in the matrix products of a step."""
         if self.mode == "training":
             return batch * training_ops(self.config, length, targets, self.model, self.segment)
         return batch * executed_ops(self.config, length, self.model, targets, segment=SEGMENT)
 
     def work(self, batch: int, length: int, targets: int) -> Work:
-        """What a step launches, multiplies and moves by plain operations; fused kernels launch and move less.
+        """Return the work of a step with plain operations; fused kernels launch and move less.
 
-        Its graph is linear in the number of segments once there are a first, a middle and a last one, in the batch
-        from 2 on (at 1 some sums are no work), and all but linear in the layers. So small ones are walked, and the rest
-        is arithmetic; that is exact, but for many layers and for steps that are long even so (see `extrapolation`).
+        Work is linear in the number of segments if there are at least three, linear in the batch from 2 on (at 1 some
+        sums need no operation), and almost linear in the number of layers. Therefore small graphs are traversed and the
+        rest is extrapolated. This is exact, except for many layers and for very long steps (see `extrapolation`).
         """
 
         def at(layers: int, batch: int) -> Work:
@@ -115,7 +115,7 @@ class StepBenchmark:
         return line(lambda batch: line(lambda layers: at(layers, batch), self.config.layers, 1), batch, 2)
 
     def _of_few_layers(self, batch: int, length: int, targets: int) -> Work:
-        """`work`, where batch and layers are few."""
+        """Return `work` for a small batch and few layers."""
         unit, spare = self._spare(length, targets)
         walked, whole = length - spare * unit, targets == length
         if self.mode == "training" and self.model == "recurrent" and walked > WALKED * self.config.block:
@@ -133,17 +133,17 @@ class StepBenchmark:
         return line(at, spare, 0)
 
     def _spare(self, length: int, targets: int) -> tuple[int, int]:
-        """Tokens of a segment, and how many segments of ``length`` repeat the one before."""
+        """Return the tokens per segment, and how many segments of ``length`` repeat the previous one."""
         blocks = SEGMENT if self.mode == "forward" else self.segment
         if self.model == "regular" or blocks is None:
             return length, 0
         unit = blocks * self.config.block
-        read = 1 if targets == length else -(-targets // unit)  # segments that differ, for outputs of theirs are read
+        read = 1 if targets == length else -(-targets // unit)  # segments that differ because they have outputs
         return unit, max(length // unit - 2 - read, 0)
 
     @functools.cache  # noqa: B019 (benchmarks are few)
     def count(self, batch: int, length: int, targets: int) -> Work:
-        """`work` of a step that is walked as a whole, segment by segment."""
+        """Return `work` by traversing the whole step, segment by segment."""
         tokens, classes = self._data(batch, length, targets)
         execution, model = CountedExecution(_walked(self.config, self.model, self.mode)), self._model("exportable")
         if self.mode == "forward":
@@ -152,7 +152,7 @@ class StepBenchmark:
             return execution.work
         step = TrainingStep(model, self.optimizer, self.segment, execution=execution)
         parameters, state = model.trainable_parameters(), step.optimizer.state
-        step.take(tokens, classes, self.optimizer.lr, mx.random.key(0))  # which counts all but the optimizer
+        step.take(tokens, classes, self.optimizer.lr, mx.random.key(0))  # counts everything except the optimizer
 
         def update(parameters: dict, state: dict, gradients: dict) -> tuple:
             model.update(parameters)
@@ -167,13 +167,13 @@ class StepBenchmark:
         return tokens, tokens[:, :targets] % self.config.outputs
 
     def _model(self, implementation: Implementation) -> Transformer:
-        """A model with fresh weights, which are not computed yet: who only counts needs none."""
+        """Return a new model, whose weights are not evaluated: counting does not need them."""
         model = MODELS[self.model](self.config, implementation)
         model.train(self.mode == "training")
         return model
 
     def _step(self) -> Callable[[mx.array, mx.array], None]:
-        """A function of (tokens, targets): forward pass or training step, waited for."""
+        """Return a function of (tokens, targets) that runs a forward pass or training step and waits for it."""
         model = self._model("auto")
         step = TrainingStep(model, self.optimizer, self.segment)
         mx.eval(model.parameters(), step.optimizer.state)
@@ -193,5 +193,5 @@ class StepBenchmark:
 
 @functools.cache
 def _walked(config: ModelConfig, model: ModelKind, mode: Mode) -> dict[Any, tuple[Work, Any]]:
-    """What was walked of models of a configuration; to be added to."""
+    """Return the cache of traversed functions for a configuration."""
     return {}
