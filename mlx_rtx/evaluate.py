@@ -26,29 +26,28 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCommand:
-    """Score the best weights of a run, at any length, in nearly constant memory."""
+    """Score the best weights of a run on held-out data, at any length, in nearly constant memory."""
 
     run: tyro.conf.Positional[Path]
-    """Run folder that training wrote."""
+    """Run folder."""
     split: str | None = None
-    """What to score on: validation or test (image), validation or stream (text); all of it but for --samples."""
+    """Split to score: validation or test (image), stream or validation (text), text, copy or validation (mixture)."""
     noise: int | None = None
-    """Copy: noise tokens; what the run was trained for if not given."""
+    """Copy tasks: number of noise tokens; None: as in training."""
     samples: int | None = None
-    """Sequences to score; if not given as many as --test-samples of the run: all there are, 256 of fresh ones."""
+    """Number of sequences to score; None: the run's --test-samples, by default 256 for copy, all for image and text."""
     batch: int = 32
-    """Sequences at a time."""
+    """Number of sequences at a time."""
     seed: int = 1
-    """Fixes fresh sequences."""
+    """Random seed of newly generated sequences."""
     data: str | None = None
-    """Where the data lies now, if not where training found it; or other text, of which what training would hold out
-    is scored."""
+    """Path of the data, if it has moved since training; or another text, whose held-out part is scored."""
     validation: float | str | None = None
-    """Text: what to score instead of what training held out, as of mlx_rtx.train: a file, a split, or a share."""
+    """Text to score instead of the run's validation set: a text, a split or a fraction, as in mlx_rtx.train."""
     device: DeviceName | None = None
-    """Where to score; on the GPU if there is one, if not given."""
+    """Device to run on; None: the GPU if there is one."""
     json: Path | None = None
-    """File to write the scores to, for programs: unrounded, null where one is no number."""
+    """File to write the scores to as JSON, unrounded, with null for values that are not finite."""
 
     def __post_init__(self):
         require_positive(self, "batch")
@@ -58,7 +57,7 @@ class EvaluateCommand:
 
 
 def main(arguments: list[str]) -> None:
-    """Parse ``arguments``, score, and print."""
+    """Parse ``arguments``, score the model, and print the scores."""
     command = parse(EvaluateCommand, arguments, "python -m mlx_rtx.evaluate")
     backend.use_device(command.device)
     folder = RunFolder(command.run)
@@ -69,7 +68,7 @@ def main(arguments: list[str]) -> None:
     require(split in data.splits, f"--split {split}: {name} has {' and '.join(data.splits)}")
     require(
         split != "stream" or settings.model == "recurrent",
-        "--split stream: a regular transformer would need memory for the square of its length; use --split validation",
+        "--split stream: a regular transformer's memory grows with the square of the length; use --split validation",
     )
     samples = command.samples
     if samples is None:
@@ -80,13 +79,13 @@ def main(arguments: list[str]) -> None:
     scores = evaluate(model, data.held_out(split, samples, command.batch, mx.random.key(command.seed)))
     seconds = time.perf_counter() - started
     print(f"task={name} split={split} {line(data.describe())}")
-    if stored["data"]["sha256"] not in (None, data.fingerprint):  # None: of a model that was converted
-        print("note: this is other data than the run was trained on")
+    if stored["data"]["sha256"] not in (None, data.fingerprint):  # None for converted models
+        print("note: this data differs from the run's training data")
     if folder.unjudged:
         print(f"note: {folder.unjudged}")
     print(scores.text(data.metrics))
     if not math.isfinite(scores.loss):
-        print("note: some losses are not finite, where the state has outgrown all numbers; their tokens count as wrong")
+        print("note: some losses are not finite because the state overflowed; their tokens count as wrong")
     if scores.sequences > 1:
         print(f"95 % intervals: {intervals(scores, data)}")
     if command.json:
@@ -98,15 +97,15 @@ def main(arguments: list[str]) -> None:
 
 
 def load_data(command: EvaluateCommand, settings: RunConfig) -> Data:
-    """The data to score on: the run's, with what the command changes of it."""
+    """Return the data to score on: the run's data, changed by the command's flags."""
     task = settings.task
     if command.data is not None:
         if not isinstance(task, StoredTask):
-            raise UserError(f"--data {command.data}: this task makes its own data; drop the flag")
+            raise UserError(f"--data {command.data}: this task generates its own data; drop the flag")
         task = replace(task, data=command.data)
     if command.validation is not None:
         if not isinstance(task, TextTask):
-            raise UserError(f"--validation {command.validation}: only text has it; drop the flag")
+            raise UserError(f"--validation {command.validation}: only the text task has this flag; drop it")
         task = replace(task, validation=command.validation)
     data = task.load(RunFolder(command.run).vocabulary())
     if command.noise is not None:
@@ -116,7 +115,7 @@ def load_data(command: EvaluateCommand, settings: RunConfig) -> Data:
 
 
 def intervals(scores: Scores, data: Data) -> str:
-    """95 % intervals of what was scored, in words."""
+    """Format 95 % intervals of the loss and, if sequences count, of the share of sequences that are right."""
     parts = [f"loss ± {1.96 * scores.loss_se:.2g}"] if math.isfinite(scores.loss) else []
     if "sequence_accuracy" in data.metrics or scores.targets == scores.sequences:
         low, high = interval(scores.sequence_accuracy, scores.sequences)

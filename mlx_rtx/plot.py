@@ -1,4 +1,4 @@
-"""Draw what runs did: ``python -m mlx_rtx.plot runs/text runs/text-regular``."""
+"""Plot the history of runs: ``python -m mlx_rtx.plot runs/text runs/text-regular``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,16 @@ FIGURES = {"training": figures.training, "operations": figures.operations, "alph
 
 @dataclass(frozen=True, kw_only=True)
 class PlotCommand:
-    """Draw loss and accuracy, loss against operations, and alpha, as PNG and SVG."""
+    """Plot loss and accuracy, loss against operations, and alpha, as PNG and SVG."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders that training wrote."""
+    """Run folders."""
     out: Path | None = None
-    """Folder for the pictures; the run folder itself if it is one run, else plots."""
+    """Folder to write to; None: the run folder for a single run, else plots."""
 
 
 def main(arguments: list[str]) -> None:
-    """Parse ``arguments``, draw, and name the files."""
+    """Parse ``arguments``, write the plots, and print the paths of the files."""
     command = parse(PlotCommand, arguments, "python -m mlx_rtx.plot")
     require(len(command.runs) >= 1, "RUN: name at least one run folder")
     histories = [read_history(run) for run in command.runs]

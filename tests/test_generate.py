@@ -143,7 +143,7 @@ def test_evaluate_scores_all_held_out_text(text, capsys):
 def test_evaluate_says_when_the_text_is_another(text, tmp_path, capsys):
     (tmp_path / "other.txt").write_text(TEXT[:1000])
     evaluate.main([str(text / "block"), "--data", str(tmp_path / "other.txt")])
-    assert "note: this is other data than the run was trained on" in capsys.readouterr().out
+    assert "note: this data differs from the run's training data" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

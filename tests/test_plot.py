@@ -67,7 +67,7 @@ def test_reports_of_different_numbers_of_alphas_are_refused(runs, tmp_path):
     log = RunLog(tmp_path / "run" / "metrics.jsonl", 640)
     last = read_lines(log.path)[-1]
     log.note(**events(tmp_path / "run", "train")[-1] | {"step": last["step"], "alpha": [0.5]})
-    complains(read_history, tmp_path / "run", words=r"its reports tell of \[1, 2\] values of α")
+    complains(read_history, tmp_path / "run", words=r"its reports have \[1, 2\] values of α")
 
 
 def test_what_is_drawn(runs):
@@ -111,7 +111,7 @@ def test_what_cannot_be_drawn(runs, tmp_path, capsys, monkeypatch):
     young = tmp_path / "young"
     young.mkdir()
     (young / "config.json").write_bytes((runs / "recurrent" / "config.json").read_bytes())
-    assert "has not come to a second report" in complaint([str(young)], capsys, monkeypatch, plot.main)
+    assert "needs at least two reports" in complaint([str(young)], capsys, monkeypatch, plot.main)
     (tmp_path / "file").write_text("")
     arguments = [str(runs / "recurrent"), "--out", str(tmp_path / "file")]
     assert "cannot make this folder" in complaint(arguments, capsys, monkeypatch, plot.main)

@@ -1,6 +1,6 @@
-"""The paper's figures, drawn from runs: loss and accuracy, curriculum, loss against operations, α.
+"""The paper's figures from runs: loss and accuracy, curriculum, loss against operations, α.
 
-Colours are Okabe and Ito's, which the colour-blind tell apart; lines differ in their dashes as well.
+Colours are those of Okabe and Ito, which are safe for colour blindness; lines also differ in their dashes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ STYLE: Any = {
 
 
 def training(runs: Sequence[History]) -> "Figure":
-    """Figures 1 and 2: loss and accuracy against samples, a column a run, with the stages of a curriculum."""
+    """Plot Figures 1 and 2: loss and accuracy against samples, one column per run, with the stages of a curriculum."""
     figure, axes = new_axes(2, len(runs), sharex="col", sharey="row")
     for (top, bottom), run in zip(axes.T, runs, strict=True):
         top.set_title(f"{run.name}\n{run.description}", fontsize=11)
@@ -50,7 +50,7 @@ def training(runs: Sequence[History]) -> "Figure":
 
 
 def operations(runs: Sequence[History]) -> "Figure":
-    """Figure 3: training and validation loss against all operations of the run, by the paper's count."""
+    """Plot Figure 3: training and validation loss against total operations, by the paper's count."""
     figure, axes = new_axes(1, 2, sharex=True, sharey=True)
     for i, run in enumerate(runs):
         look = _look(i)
@@ -66,7 +66,7 @@ def operations(runs: Sequence[History]) -> "Figure":
 
 
 def alphas(runs: Sequence[History]) -> "Figure":
-    """The accumulation parameter α against samples, a line a layer."""
+    """Plot the accumulation parameter α against samples, one line per layer."""
     figure, axes = new_axes(1, 1)
     axis = axes[0, 0]
     lines = 0
@@ -90,7 +90,7 @@ def _look(i: int) -> dict[str, Any]:
 
 
 def doubling(axis: Any, values: Iterable[int]) -> None:
-    """Give ``axis`` an abscissa on which each doubling is as long as the next, with ticks at ``values``."""
+    """Give ``axis`` a base-2 logarithmic x-axis with ticks at ``values``, at most six."""
     ticks = sorted(set(values))
     ticks = ticks[:: max(1, -(-len(ticks) // 6))]
     axis.set_xscale("log", base=2)
@@ -99,7 +99,11 @@ def doubling(axis: Any, values: Iterable[int]) -> None:
 
 
 def new_axes(rows: int, columns: int, **sharing: Any) -> tuple["Figure", Any]:
-    """A figure in the project's look, and its axes (rows, columns)."""
+    """Return a figure in the project's style, and its axes (rows, columns).
+
+    Raises:
+        NotInstalled: matplotlib is missing.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""What a run's ``metrics.jsonl`` tells, as arrays."""
+"""The history of a run, read from its ``metrics.jsonl``, as arrays."""
 
 import math
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class History:
-    """One run. Arrays run over its reports, or over its validations."""
+    """History of a run; each array has one entry per report or per validation."""
 
     name: str
-    """The run folder's name."""
+    """Name of the run folder."""
     description: str
-    """Task and model in a few words."""
+    """Short description of task and model."""
     samples: np.ndarray
     """Samples at each report."""
     loss: np.ndarray
-    """Training loss, nats."""
+    """Training loss at each report, in nats."""
     alpha: np.ndarray
     """α of each layer (reports, layers); no columns for a regular transformer."""
     operations: np.ndarray
@@ -34,11 +34,11 @@ class History:
     validated: np.ndarray
     """Samples at each validation."""
     validation_loss: np.ndarray
-    """Its loss, nats: of the weights or of their average, whichever does better."""
+    """Validation loss in nats, of the weights or of their average, whichever is lower."""
     accuracy: np.ndarray
-    """Its accuracy, a share."""
+    """Validation accuracy, in [0, 1]."""
     stages: list[tuple[int, int]]
-    """Samples at which a stage of the curriculum begins, and its noise; empty without a curriculum."""
+    """Samples at which each stage of the curriculum begins, and its noise; empty without a curriculum."""
 
     @property
     def validated_operations(self) -> np.ndarray:
@@ -50,7 +50,7 @@ def read_history(path: Path) -> History:
     """Read a run folder.
 
     Raises:
-        UserError: it is none, or its run has reported nothing yet.
+        UserError: it is not a run folder, or has fewer than two reports or no validation.
     """
     folder = RunFolder(path)
     task, settings = from_stored(folder.read_config())
@@ -59,10 +59,10 @@ def read_history(path: Path) -> History:
     checks = _better([line for line in lines if line["kind"] == "validation"])
     require(
         len(reports) > 1 and bool(checks),
-        f"{path}: its run has not come to a second report and a validation; train on",
+        f"{path}: needs at least two reports and a validation; continue the training",
     )
     alphas = {len(report["alpha"]) for report in reports}
-    require(len(alphas) == 1, f"{folder.metrics}: its reports tell of {sorted(alphas)} values of α; restore it")
+    require(len(alphas) == 1, f"{folder.metrics}: its reports have {sorted(alphas)} values of α; restore it")
     shape = settings.architecture
     samples = np.array([report["samples"] for report in reports])
     each = [paper_ops(shape, report["length"], settings.model) for report in reports]
@@ -83,7 +83,7 @@ def read_history(path: Path) -> History:
 
 
 def _better(checks: list[dict]) -> list[dict]:
-    """One validation a step: of the weights and their average the one with the lower loss."""
+    """Return one validation per step: of the weights or of their average, whichever has the lower loss."""
     finite_first = sorted(checks, key=lambda check: check["loss"] if math.isfinite(check["loss"]) else math.inf)
     best = {check["step"]: check for check in reversed(finite_first)}
     return [best[step] for step in sorted(best)]

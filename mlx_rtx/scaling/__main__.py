@@ -1,7 +1,7 @@
 """Compute and measure the paper's scaling law: ``python -m mlx_rtx.scaling theory|count|train|fit``.
 
-theory: what γ follows from published fits of the loss. count: unique sequences in texts and made corpora, against the
-paper's band. train: losses over model width and data size. fit: Eq. 3 fitted to them, and the γ that it implies.
+theory: γ from published fits of the loss. count: unique sequences in texts and synthetic corpora, compared with the
+paper's band. train: losses by model width and data size. fit: Eq. 3 fitted to these losses, and the γ that it implies.
 """
 
 import math
@@ -35,17 +35,17 @@ import tyro
 PROGRAM = "python -m mlx_rtx.scaling"
 RESULTS = Path("runs", "scaling")
 LAYERS = {"recurrent": 1, "regular": 4}
-LEAST = 10  # sequences of a length, for it to be counted
+LEAST = 10  # minimum number of sequences of a length for it to be counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Theory:
-    """What γ follows from each published fit of the loss."""
+    """Print γ for each published fit of the loss."""
 
     beta: float | None = None
-    """Say what follows from this exponent of the data only."""
+    """Exponent of the data for which to print γ, instead of the published fits."""
     operations: float = 5.76e23
-    """Operations of a training, 6 N D, for which to give N and D of least loss; Gopher's if not given."""
+    """Operations 6 N D of a training for which to print the N and D of least loss; the default is Gopher's."""
 
     def __post_init__(self):
         require(self.beta is None or 0 < self.beta < 1, f"beta={self.beta}: must lie between 0 and 1")
@@ -59,17 +59,17 @@ class Count:
     texts: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[TEXT ...]")]] = ()
     """Texts in UTF-8, each counted by character and by word."""
     made: bool = True
-    """Count made corpora of known diversity as well."""
+    """Also count synthetic corpora of known diversity."""
     size: int = 10_000_000
-    """Tokens of a made corpus."""
+    """Number of tokens of a synthetic corpus."""
     lengths: tuple[int, ...] = LENGTHS
-    """Lengths l."""
+    """Lengths l of the sequences."""
     decades: float = 4
-    """Decades of D, up to the whole corpus."""
+    """Decades of D to cover, up to the whole corpus."""
     starts: int = 8
-    """Places from which each corpus is read, for the interval."""
+    """Number of positions at which reading of a corpus starts, for the confidence interval."""
     out: Path = RESULTS
-    """Folder for the report and the pictures."""
+    """Folder for the report and the plots."""
 
     def __post_init__(self):
         require(self.made or bool(self.texts), "texts: name at least one, or drop --no-made")
@@ -85,21 +85,21 @@ class Train:
     """Train models of several widths on several amounts of a text, each read once."""
 
     text: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="[TEXT]")]] = None
-    """Text in UTF-8, whose last tenth is held out and scores every run; tiny Shakespeare if not given."""
+    """Text in UTF-8, whose last tenth is held out to score every run; None: tiny Shakespeare."""
     models: tuple[ModelKind, ...] = ("recurrent", "regular")
-    """Kinds: recurrent with one layer, regular with four."""
+    """Kinds of models: recurrent with one layer, regular with four."""
     dims: tuple[int, ...] = (16, 32, 64, 128, 256)
-    """Widths D."""
+    """Model widths."""
     halvings: int = 5
-    """Data sizes: all that train, half of it, and so on."""
+    """Data sizes: the whole training text, and this many successive halves."""
     lrs: tuple[float, ...] = (2e-3,)
-    """Learning rates; of those the best one counts."""
+    """Learning rates; the best one counts."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds of weights and order."""
+    """Random seeds of weights and order."""
     jobs: int = 1
-    """Processes at a time, each with one kind and width."""
+    """Number of parallel processes, each for one kind and width."""
     out: Path = RESULTS
-    """Folder of losses.jsonl, to which a row a run is added; what is there already is not run again."""
+    """Folder of losses.jsonl, to which one row per run is appended; runs that it contains are skipped."""
 
     def __post_init__(self):
         require(bool(self.models), "models: name at least one")
@@ -116,11 +116,11 @@ class FitCommand:
     """Fit Eq. 3 to the losses of `train`."""
 
     losses: Path = RESULTS / "losses.jsonl"
-    """Rows of runs."""
+    """File of losses that train wrote."""
     resamples: int = 1000
-    """Fits to resampled runs, for the intervals."""
+    """Number of bootstrap fits to resampled runs, for the confidence intervals."""
     out: Path = RESULTS
-    """Folder for the report and the picture."""
+    """Folder for the report and the plot."""
 
     def __post_init__(self):
         require(self.resamples >= 20, f"resamples={self.resamples}: an interval needs 20 or more")
@@ -128,7 +128,7 @@ class FitCommand:
 
 
 def main(arguments: list[str]) -> None:
-    """Run one of the four."""
+    """Parse ``arguments``, and run one of the four subcommands."""
     choices: dict[str, tuple[str, Any]] = {
         "theory": (Theory.__doc__ or "", Theory()),
         "count": (Count.__doc__ or "", Count()),
@@ -141,12 +141,12 @@ def main(arguments: list[str]) -> None:
 
 
 def theory(command: Theory) -> None:
-    """Print γ for each fit."""
+    """Print γ for one exponent, or for each published fit."""
     if command.beta is not None:
         low, high = gamma(command.beta)
         print(f"beta={command.beta:g}: |S|, and the parameters of an efficient model, grow as D^{low:g} to D^{high:g}")
         return
-    print(f"γ in [1 - 2β, 1 - β], and the least loss of {command.operations:.3g} operations, by published fits")
+    print(f"γ in [1 - 2β, 1 - β], and N and D of least loss at {command.operations:.3g} operations, by published fits")
     print(f"{'':44} {'β':>6} {'γ':>14} {'N ∝ C^a':>8} {'printed':>8} {'N':>8} {'D':>8}")
     for one in PUBLISHED:
         beta = one.data_exponent
@@ -166,7 +166,7 @@ def theory(command: Theory) -> None:
 
 
 def count(command: Count) -> None:
-    """Count, print a table a corpus, write the report and the pictures."""
+    """Count unique sequences, print one table per corpus, and write the report and the plots."""
     band, out = gamma(PAPER.beta), make_folder(command.out)
     texts = [found for path in command.texts for found in corpora.of_text(path)]
     made = [corpora.Corpus(name, make(command.size)) for name, make in (corpora.MADE if command.made else {}).items()]
@@ -175,7 +175,8 @@ def count(command: Count) -> None:
         for one in found:
             groups[group] += counted(one, command, band)
     require(
-        any(groups.values()), f"lengths={command.lengths}: too long for all of it; give longer texts, or shorter ones"
+        any(groups.values()),
+        f"lengths={command.lengths}: too long for all corpora; give longer texts, or shorter lengths",
     )
     report = {name: [one.report() for one in found] for name, found in groups.items()}
     print(write_report(out, "unique", {"band": band, **report}))
@@ -187,18 +188,18 @@ def count(command: Count) -> None:
 
 
 def counted(one: corpora.Corpus, command: Count, band: tuple[float, float]) -> list[Growth]:
-    """Count one corpus, and print what came of it; none where it is too short for any of the lengths."""
+    """Count and print one corpus; return its growth in a list, empty if the corpus is too short for all lengths."""
     began = time.perf_counter()
     lengths = [length for length in command.lengths if len(one.tokens) - length + 1 >= LEAST]
     left_out = [str(length) for length in command.lengths if length not in lengths]
     if not lengths:
-        print(f"{one.name}: not counted, {len(one.tokens):,} tokens are too few for any of the lengths")
+        print(f"{one.name}: not counted, {len(one.tokens):,} tokens are too few for all of the lengths")
         return []
     sizes = rising_sizes(len(one.tokens) - max(lengths) + 1, command.decades)
     found = growth(one, lengths, sizes, command.starts)
-    print(f"{one.name}: {found.tokens:,} tokens, {found.symbols:,} different; D from {sizes[0]:,} to {sizes[-1]:,}")
+    print(f"{one.name}: {found.tokens:,} tokens, {found.symbols:,} distinct; D from {sizes[0]:,} to {sizes[-1]:,}")
     if left_out:
-        print(f"not counted, for want of {LEAST} such sequences: l = {', '.join(left_out)}")
+        print(f"not counted, because there are fewer than {LEAST} sequences: l = {', '.join(left_out)}")
     print(f"{'l':>6} {'|S| of all':>12} {'exponent':>9} {'95 %':>16} {'first decade':>13} {'last':>6}")
     for row, length in enumerate(found.lengths):
         value, low, high = found.exponents[row]
@@ -206,16 +207,19 @@ def counted(one: corpora.Corpus, command: Count, band: tuple[float, float]) -> l
         spread = f"{low:z.3f} … {high:z.3f}"
         ends = f"{found.first[row]:>z13.3f} {found.last[row]:>z6.3f}"
         print(f"{length:>6} {found.counts[row][-1]:>12,} {value:>z9.3f} {spread:>16} {ends}{mark}")
-    print(f"counted from {command.starts} places in {time.perf_counter() - began:.1f} s", flush=True)
+    print(f"counted from {command.starts} positions in {time.perf_counter() - began:.1f} s", flush=True)
     return [found]
 
 
 def train(command: Train) -> None:
-    """Run what is missing of the grid."""
+    """Train the models of the grid that have no loss yet."""
     text, path = text_file.load(str(command.text) if command.text else None, "TEXT")
     most = int((1 - HELD_OUT) * len(text)) // grid.LENGTH * grid.LENGTH
     sizes = [most >> i for i in range(command.halvings + 1)]
-    require(sizes[-1] >= 4 * grid.LENGTH, f"halvings={command.halvings}: leave {sizes[-1]:,} characters; use fewer")
+    require(
+        sizes[-1] >= 4 * grid.LENGTH,
+        f"halvings={command.halvings}: leaves only {sizes[-1]:,} characters; use fewer",
+    )
     points = [
         grid.GridPoint(model, LAYERS[model], dim, size, lr, seed)
         for model in command.models
@@ -226,11 +230,11 @@ def train(command: Train) -> None:
     ]
     out = make_folder(command.out)
     todo = list(grid.missing(points, out / "losses.jsonl"))
-    print(f"{len(points)} runs, {len(points) - len(todo)} there already; device: {backend.device()}", flush=True)
-    groups = sorted({(point.model, point.dim) for point in todo}, key=lambda group: -group[1])  # the longest first
+    print(f"{len(points)} runs, {len(points) - len(todo)} done before; device: {backend.device()}", flush=True)
+    groups = sorted({(point.model, point.dim) for point in todo}, key=lambda group: -group[1])  # longest first
     if command.jobs > 1 and len(groups) > 1:
         codes = run_all([_words(command, path, group) for group in groups], command.jobs)
-        require(not any(codes), "a process of the grid failed; see above, and call again to go on")
+        require(not any(codes), "a process of the grid failed; see above, and call again to continue")
         return
     for point in todo:
         loss = grid.train(point, text, path.name)
@@ -243,7 +247,7 @@ def train(command: Train) -> None:
 
 
 def _words(command: Train, path: Path, group: tuple[str, int]) -> list[object]:
-    """What trains the part of the grid with one kind and width in a process of its own."""
+    """Return the command that trains the part of the grid with one kind and width."""
     model, dim = group
     words: list[object] = [sys.executable, "-m", "mlx_rtx.scaling", "train", path, "--models", model, "--dims", dim]
     words += ["--halvings", command.halvings, "--lrs", *command.lrs, "--seeds", *command.seeds]
@@ -251,16 +255,16 @@ def _words(command: Train, path: Path, group: tuple[str, int]) -> list[object]:
 
 
 def fit(command: FitCommand) -> None:
-    """Fit each kind of model, print what was found, write the report and the picture."""
+    """Fit Eq. 3 for each kind of model, print the results, and write the report and the plot."""
     read = grid.read_losses(command.losses)
     every = [loss for loss in read if math.isfinite(loss.loss)]
-    require(bool(every), f"losses={command.losses}: holds no run; make some with {PROGRAM} train")
+    require(bool(every), f"losses={command.losses}: contains no run; train some with {PROGRAM} train")
     if len(every) < len(read):
-        print(f"{len(read) - len(every)} runs left out: they came to no finite loss")
+        print(f"{len(read) - len(every)} runs left out: their loss is not finite")
     runs, noise = grid.best_runs(every), grid.seed_noise(every)
-    print(f"{len(every)} runs; of those that differ in learning rate or seed alone the best counts, {len(runs)} in all")
+    print(f"{len(every)} runs; {len(runs)} after selecting the best among learning rates and seeds")
     if noise is not None:
-        print(f"the seed alone moves a loss by {100 * noise:.2f} % (standard deviation)")
+        print(f"standard deviation of the loss between seeds: {100 * noise:.2f} %")
     report: dict[str, Any] = {"seed_noise": noise}
     panels: dict[str, tuple[Sequence[grid.Loss], LossFit]] = {}
     for model in sorted({run.point.model for run in runs}):
@@ -281,14 +285,14 @@ def fit(command: FitCommand) -> None:
 
 
 def print_fit(name: str, found: LossFit, runs: int) -> None:
-    """Print the constants with their intervals, and what γ they imply."""
-    print(f"{name}: {runs} runs; off by {100 * found.spread:.2f} % (root mean square)")
-    print("  " + "; ".join(f"{constant} {_said(found.interval(constant))}" for constant in found.fit._fields))
+    """Print the constants with their intervals, and the γ that they imply."""
+    print(f"{name}: {runs} runs; residuals {100 * found.spread:.2f} % (root mean square)")
+    print("  " + "; ".join(f"{constant} {_formatted(found.interval(constant))}" for constant in found.fit._fields))
     low, high = found.gammas()
-    print(f"  γ from {_said(low)} to {_said(high)}; N ∝ C^a, a {_said(found.allocation())}")
+    print(f"  γ from {_formatted(low)} to {_formatted(high)}; N ∝ C^a, a {_formatted(found.allocation())}")
 
 
-def _said(interval: Interval) -> str:
+def _formatted(interval: Interval) -> str:
     value, low, high = (f"{number:.3g}" if abs(number) > 1e-6 else "0" for number in interval)
     return f"{value} ({low} … {high})"
 

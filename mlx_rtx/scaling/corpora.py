@@ -1,4 +1,4 @@
-"""What unique sequences are counted in: texts by character and word, and corpora of known diversity."""
+"""Corpora for counting unique sequences: texts by character and by word, and synthetic corpora of known diversity."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,17 +12,17 @@ import numpy as np
 
 
 class Corpus(NamedTuple):
-    """Tokens (n,) under a name."""
+    """Named tokens (n,)."""
 
     name: str
     tokens: np.ndarray
 
 
 def of_text(path: Path) -> list[Corpus]:
-    """A text in UTF-8 by character, and by word: what white space parts.
+    """Return a UTF-8 text as two corpora: by character, and by word, separated at white space.
 
     Raises:
-        UserError: it cannot be read, or is empty.
+        UserError: the text cannot be read, or has no words.
     """
     text, file = text_file.load(str(path), "TEXT")
     words = text.split()
@@ -35,21 +35,21 @@ def of_text(path: Path) -> list[Corpus]:
 
 
 def zipf(size: int, exponent: float, offset: float, ranks: int = 10_000_000, seed: int = 0) -> np.ndarray:
-    """``size`` independent draws of a rank r with probability ∝ 1/(r + offset)^exponent, r from 1 to ``ranks``."""
+    """Draw ``size`` independent ranks r in 1 … ``ranks`` with probability ∝ 1/(r + offset)^exponent."""
     sums = np.cumsum(zipf_weights(exponent, offset, ranks))
     drawn = np.searchsorted(sums, np.random.default_rng(seed).random(size) * sums[-1], side="right")
     return np.minimum(drawn, ranks - 1).astype(np.int32)
 
 
 def zipf_weights(exponent: float, offset: float, ranks: int) -> np.ndarray:
-    """Of ranks from 1 on, not normalised (ranks,)."""
+    """Return the unnormalized probabilities of ranks 1 … ``ranks`` (ranks,)."""
     return (np.arange(1, ranks + 1) + offset) ** -exponent
 
 
 def markov(size: int, states: int = 1000, choices: int = 2, seed: int = 0) -> np.ndarray:
-    """A chain in which each state is followed by one of ``choices`` others, each as likely; fixed by ``seed``.
+    """Return a Markov chain in which each state is followed by one of ``choices`` states with equal probability.
 
-    It has at most states · choices^(l - 1) sequences of length l.
+    It has at most states · choices^(l - 1) distinct sequences of length l.
     """
     random = np.random.default_rng(seed)
     following = np.stack([random.choice(states, choices, replace=False) for _ in range(states)]).tolist()
@@ -62,12 +62,12 @@ def markov(size: int, states: int = 1000, choices: int = 2, seed: int = 0) -> np
 
 
 def copies(size: int, period: int = 10_000, symbols: int = 64, seed: int = 0) -> np.ndarray:
-    """One random piece of ``period`` tokens again and again: no more than ``period`` sequences of any length."""
+    """Repeat one random piece of ``period`` tokens: at most ``period`` distinct sequences of any length."""
     return np.resize(np.random.default_rng(seed).integers(0, symbols, period, np.int32), size)
 
 
 def repeated(size: int, period: int = 1000, fresh: float = 0.1, symbols: int = 64, seed: int = 0) -> np.ndarray:
-    """Pieces of ``period`` tokens, each a copy of an earlier one drawn at random or, a share ``fresh``, a new one."""
+    """Concatenate pieces of ``period`` tokens: with probability ``fresh`` a new one, else a copy of an earlier one."""
     random = np.random.default_rng(seed)
     pieces: list[np.ndarray] = []
     for _ in range(-(-size // period)):
@@ -87,6 +87,6 @@ MADE: dict[str, Callable[[int], np.ndarray]] = {
 
 
 def expected_unique(weights: np.ndarray, size: int) -> float:
-    """How many different ones ``size`` independent draws give on average: Σ 1 - (1 - p)^D."""
+    """Return the expected number of distinct values in ``size`` independent draws: Σ 1 - (1 - p)^D."""
     shares = weights / weights.sum()
     return float(-np.expm1(size * np.log1p(-shares)).sum())

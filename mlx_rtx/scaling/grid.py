@@ -1,6 +1,6 @@
-"""Losses over model width and data size, from trainings that read a text once.
+"""Losses by model width and data size, from trainings that read a text once.
 
-Every run is a row of ``losses.jsonl``. What is there already is not run again, so a grid that was stopped goes on.
+Every run is a row of ``losses.jsonl``. Runs that the file contains are skipped, so that an interrupted grid continues.
 """
 
 import json
@@ -27,30 +27,30 @@ from mlx_rtx.training.step import TrainingStep
 
 import mlx.core as mx
 
-LENGTH = 128  # characters of a sequence
-EVALUATED = 256  # sequences at a time
-HEAD = 16  # width of an attention head, where it divides the model's; else there is one head
+LENGTH = 128  # characters per sequence
+EVALUATED = 256  # sequences per batch in evaluation
+HEAD = 16  # width of an attention head if it divides the model's width; otherwise there is one head
 
 
 @dataclass(frozen=True)
 class GridPoint:
-    """A run of the grid: which model on how many characters."""
+    """A run of the grid: model, number of characters, learning rate and seed."""
 
     model: ModelKind
     layers: int
     dim: int
     characters: int
-    """Read once."""
+    """Number of characters to train on, each read once."""
     lr: float
     seed: int = 0
 
     @property
     def batch(self) -> int:
-        """Sequences to a step: fewer where there is less to read, so that there are steps enough."""
+        """Number of sequences per step, smaller for less data so that there are enough steps."""
         return 4 if self.characters < 1e6 else 8 if self.characters < 4e6 else 16
 
     def settings(self, data: str) -> RunConfig:
-        """The run's settings: the recipe for text without dropout, α from 0, where text takes it, the rate falling."""
+        """Return the run's settings: the recipe for text without dropout, with α = 0 initially and a cosine decay."""
         heads = self.dim // HEAD if self.dim % HEAD == 0 else 1
         positions: Literal["absolute", "block"] = "absolute" if self.model == "regular" else "block"
         architecture = replace(
@@ -76,35 +76,36 @@ class GridPoint:
 
 @dataclass(frozen=True)
 class Loss:
-    """What a run came to."""
+    """Result of a run."""
 
     point: GridPoint
     parameters: int
-    """N, all of them."""
+    """Number of parameters N."""
     embeddings: int
-    """Those of tokens and positions among them."""
+    """Number of parameters in token and position embeddings."""
     tokens: int
-    """D, characters trained on."""
+    """Number of characters D trained on."""
     steps: int
     loss: float
-    """In nats a character of the held-out text."""
+    """Loss in nats per character of the held-out text."""
     loss_se: float
     seconds: float
     text: str
     """sha256 of the text."""
 
     def __post_init__(self):
-        require(0 <= self.embeddings < self.parameters and self.tokens > 0, "a model has weights, and reads something")
+        require(0 <= self.embeddings < self.parameters, f"embeddings={self.embeddings}: must be below the parameters")
+        require(self.tokens > 0, f"tokens={self.tokens}: must be above 0")
         require(not self.loss <= 0, f"loss={self.loss}: must be above 0, or not finite")
 
     def row(self) -> str:
-        """A line of JSON."""
+        """Return the run as a line of JSON."""
         values = asdict(self)
         return json.dumps({**values.pop("point"), **values})
 
 
 def train(point: GridPoint, text: str, source: str) -> Loss:
-    """Train on the point's characters of ``text``, and score on all that is held out; nothing is saved meanwhile."""
+    """Train on the point's characters of ``text``, and score on the held-out text; no checkpoints are saved."""
     began, settings = time.perf_counter(), point.settings(source)
     assert isinstance(settings.task, TextTask)
     data, training = TextData(settings.task, Text.of(text, source)), settings.training
@@ -132,12 +133,12 @@ def train(point: GridPoint, text: str, source: str) -> Loss:
 
 
 def read_losses(path: Path) -> list[Loss]:
-    """The runs in a file of rows; those that are damaged are left out, which is said.
+    """Return the runs in a file of rows; damaged rows are left out with a message.
 
     Raises:
-        UserError: it is not there, cannot be read, or all in it is damaged.
+        UserError: the file is missing, cannot be read, or has damaged rows only.
     """
-    none = f"{path}: no losses of a grid; make them with python -m mlx_rtx.scaling train"
+    none = f"{path}: no losses of a grid; create them with python -m mlx_rtx.scaling train"
     require(path.exists(), none)
     return read_json_lines(path, _parse, none)
 
@@ -153,7 +154,7 @@ def _parse(row: bytes) -> Loss | None:
 
 
 def best_runs(losses: Iterable[Loss]) -> list[Loss]:
-    """Of runs that differ in learning rate and seed alone, the one of the lowest loss."""
+    """Return the run with the lowest loss among those that differ only in learning rate and seed."""
     best: dict[GridPoint, Loss] = {}
     for loss in losses:
         same = replace(loss.point, lr=0.0, seed=0)
@@ -163,15 +164,15 @@ def best_runs(losses: Iterable[Loss]) -> list[Loss]:
 
 
 def seed_noise(losses: Iterable[Loss]) -> float | None:
-    """Standard deviation of log loss among runs that differ in their seed alone; None where none do."""
-    alike: dict[GridPoint, list[float]] = {}
+    """Return the standard deviation of log loss among runs that differ only in their seed, None if there are none."""
+    by_point: dict[GridPoint, list[float]] = {}
     for loss in losses:
-        alike.setdefault(replace(loss.point, seed=0), []).append(math.log(loss.loss))
-    spreads = [statistics.variance(values) for values in alike.values() if len(values) > 1]
+        by_point.setdefault(replace(loss.point, seed=0), []).append(math.log(loss.loss))
+    spreads = [statistics.variance(values) for values in by_point.values() if len(values) > 1]
     return math.sqrt(statistics.mean(spreads)) if spreads else None
 
 
 def missing(points: Iterable[GridPoint], path: Path) -> Iterator[GridPoint]:
-    """The points that have no row yet."""
+    """Return the points that have no row yet."""
     done = {loss.point for loss in read_losses(path)} if path.exists() else set()
     return (point for point in points if point not in done)

@@ -1,4 +1,4 @@
-"""Processes side by side, none of which outlives the program that began them by a request to stop."""
+"""Parallel processes, which are terminated if the program is interrupted."""
 
 import subprocess
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 def run_all(commands: Sequence[Sequence[object]], jobs: int) -> list[int]:
-    """Run commands, ``jobs`` at a time; their exit codes."""
+    """Run commands, ``jobs`` at a time, and return their exit codes."""
     running: list[subprocess.Popen] = []
 
     def run(words: Sequence[object]) -> int:

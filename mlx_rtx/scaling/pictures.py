@@ -1,4 +1,4 @@
-"""Pictures of the scaling law: |S| over D, its exponent over l, and losses with the fit."""
+"""Plots of the scaling law: |S| against D, its exponent against l, and losses with the fit."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,12 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = (1, 2, 4, 8, 16, 64, 1024)  # lengths, where all are too many
+SHOWN = (1, 2, 4, 8, 16, 64, 1024)  # lengths to plot
 MARKS = "osD^v<>"
 
 
 def unique(growths: Sequence[Growth], band: tuple[float, float]) -> "Figure":
-    """|S| against D, a panel a corpus, a line a length; grey: D^low to D^high."""
+    """Plot |S| against D, one panel per corpus and one line per length; grey: D^low to D^high."""
     columns = 2 if len(growths) == 4 else min(len(growths), 3)
     figure, axes = new_axes(-(-len(growths) // columns), columns, sharey=True)
     for axis, found in zip(axes.flat, growths, strict=False):
@@ -44,7 +44,7 @@ def unique(growths: Sequence[Growth], band: tuple[float, float]) -> "Figure":
 
 
 def exponents(panels: Mapping[str, Sequence[Growth]], band: tuple[float, float]) -> "Figure":
-    """The exponent of D in |S| against l, a line a corpus, with its interval; dotted: over the last decade of D."""
+    """Plot the exponent of D in |S| against l, one line per corpus, with intervals; dotted: over D's last decade."""
     figure, axes = new_axes(1, len(panels), sharey=True)
     for axis, (title, growths) in zip(axes[0], panels.items(), strict=True):
         axis.axhspan(*band, color="0.88", lw=0, label=f"the paper: {band[0]:g} … {band[1]:g}")
@@ -66,7 +66,7 @@ def exponents(panels: Mapping[str, Sequence[Growth]], band: tuple[float, float])
 
 
 def losses(panels: Mapping[str, tuple[Sequence[Loss], LossFit]]) -> "Figure":
-    """Losses against D, a panel a kind of model, a colour a size N; dashed: the fit."""
+    """Plot losses against D, one panel per kind of model and one colour per size N; dashed: the fit."""
     figure, axes = new_axes(1, len(panels), sharey=True)
     for axis, (title, (runs, found)) in zip(axes[0], panels.items(), strict=True):
         sizes = np.array(sorted({run.tokens for run in runs}), float)

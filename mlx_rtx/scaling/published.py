@@ -1,6 +1,6 @@
-"""Published fits of language models' loss, each with its source: how far γ depends on whom one asks.
+"""Published fits of language models' loss with their sources, to show how much γ differs between them.
 
-Hoffmann 1, 2 and 3 are the three approaches of their paper.
+Hoffmann 1, 2 and 3 are the three approaches of that paper.
 """
 
 from dataclasses import dataclass
@@ -10,29 +10,32 @@ from mlx_rtx.scaling.theory import Fit
 
 @dataclass(frozen=True)
 class Published:
-    """One estimate. Loss in nats a token. N, D and tokenizers differ among sources, so only exponents compare."""
+    """A published estimate; losses are in nats per token.
+
+    N, D and tokenizers differ between sources, so that only exponents can be compared.
+    """
 
     name: str
     source: str
     corpus: str
     parameters: str
-    """What N counts."""
+    """Which parameters N counts."""
     fit: Fit | None = None
-    """Of Eq. 3, where the source has one."""
+    """Fit of Eq. 3; None if the source has none."""
     beta: float | None = None
-    """Exponent of the data where the source's law is of another form."""
+    """Exponent of the data, if the source's law has another form."""
     allocation: tuple[float, float] | None = None
-    """(a, b) of N ∝ C^a, D ∝ C^b as the source prints them."""
+    """(a, b) of N ∝ C^a, D ∝ C^b as printed in the source."""
     errors: str = ""
-    """What the source says of its uncertainty."""
+    """Uncertainty as stated by the source."""
 
     @property
     def data_exponent(self) -> float | None:
-        """β, if the source has one."""
+        """Exponent β of the data, None if the source has none."""
         return self.fit.beta if self.fit else self.beta
 
 
-PAPER = Fit(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28)  # what the paper takes γ from
+PAPER = Fit(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28)  # the fit from which the paper derives γ
 HOFFMANN = "Hoffmann et al. 2022, arXiv 2203.15556"
 PUBLISHED = [
     Published(
@@ -42,7 +45,7 @@ PUBLISHED = [
         "all",
         fit=PAPER,
         allocation=(0.46, 0.54),
-        errors="a 0.454 … 0.455 (10 to 90 %), which its own 0.28/0.62 misses",
+        errors="a 0.454 … 0.455 (10 to 90 %), which does not contain its own 0.28/0.62",
     ),
     Published(
         "Hoffmann 3, unrounded",
@@ -54,7 +57,7 @@ PUBLISHED = [
     Published(
         "Besiroglu, Hoffmann 3 refitted",
         "Besiroglu et al. 2024, arXiv 2404.10102, Table 1",
-        "MassiveText, 240 points read off a figure",
+        "MassiveText, 240 points read from a figure",
         "all",
         fit=Fit(1.8172, 482.01, 0.3478, 2085.43, 0.3658),
         allocation=(0.513, 0.487),

@@ -1,4 +1,4 @@
-"""Power laws fitted to counts and to losses, with intervals."""
+"""Fits of power laws to counts and to losses, with confidence intervals."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,12 +8,12 @@ from mlx_rtx.support.errors import UserError, require
 
 import numpy as np
 
-HUBER = 1e-3  # residuals of log loss beyond which they count by their size, not its square (Hoffmann et al., Eq. 3)
-LEVEL = 95  # per cent, of every interval
+HUBER = 1e-3  # δ of the Huber loss on residuals of log loss (Hoffmann et al., Eq. 3)
+LEVEL = 95  # confidence level of intervals, in per cent
 
 
 class Interval(NamedTuple):
-    """An estimate and its interval of 95 %."""
+    """An estimate and its 95 % confidence interval."""
 
     value: float
     low: float
@@ -21,14 +21,14 @@ class Interval(NamedTuple):
 
 
 def exponent(sizes: Sequence[int], counts: np.ndarray) -> np.ndarray:
-    """Slope of the least-squares line through log |S| over log D.
+    """Return the slope of the least-squares line through log |S| against log D.
 
     Args:
         sizes: D, at least two (D,).
         counts: |S|, above 0 (…, D).
 
     Returns:
-        One a row of counts (…,).
+        One slope per row of counts (…,).
     """
     require(len(sizes) >= 2, f"sizes={list(sizes)}: a line needs two points or more")
     x, y = np.log(sizes), np.log(counts)
@@ -37,7 +37,7 @@ def exponent(sizes: Sequence[int], counts: np.ndarray) -> np.ndarray:
 
 
 def across(values: np.ndarray) -> Interval:
-    """Mean of independent estimates, and Student's interval of that mean."""
+    """Return the mean of independent estimates with its Student t interval."""
     stats: Any = _scipy("stats")
     require(len(values) >= 2, "an interval needs two estimates or more")
     half = stats.t.ppf(0.5 + LEVEL / 200, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
@@ -46,33 +46,33 @@ def across(values: np.ndarray) -> Interval:
 
 
 class LossFit(NamedTuple):
-    """A fit of Eq. 3, and how far resampled runs move it."""
+    """A fit of Eq. 3, with bootstrap samples of its constants."""
 
     fit: Fit
     samples: np.ndarray  # of E, A, alpha, B, beta: (resamples, 5)
-    residuals: np.ndarray  # log of measured over fitted loss, one a run
+    residuals: np.ndarray  # log of measured over fitted loss, one per run
 
     def interval(self, name: str) -> Interval:
-        """A constant's interval, from 2.5 to 97.5 % of the resamples."""
+        """Return a constant and its interval, from the 2.5 % to the 97.5 % quantile of the bootstrap samples."""
         return self._between(getattr(self.fit, name), self.samples[:, Fit._fields.index(name)])
 
     def gammas(self) -> tuple[Interval, Interval]:
-        """The two ends of γ that β implies, with theirs."""
+        """Return the lower and the upper end of γ that β implies, with their intervals."""
         values = [gamma(min(max(beta, 1e-9), 1 - 1e-9)) for beta in (self.fit.beta, *self.samples[:, 4])]
         own, resampled = values[0], np.array(values[1:])
         return self._between(own[0], resampled[:, 0]), self._between(own[1], resampled[:, 1])
 
     def allocation(self) -> Interval:
-        """The exponent a of N ∝ C^a with its interval."""
+        """Return the exponent a of N ∝ C^a with its interval."""
         return self._between(self.fit.exponents()[0], self.samples[:, 4] / (self.samples[:, 2] + self.samples[:, 4]))
 
     @property
     def spread(self) -> float:
-        """Root mean square of the residuals: by what share losses are off."""
+        """Root mean square of the residuals, approximately the relative error of the losses."""
         return float(np.sqrt(np.mean(self.residuals**2)))
 
     def report(self) -> dict[str, Any]:
-        """All estimates with their intervals, ready for JSON."""
+        """Return all estimates with their intervals as a dict that can be written as JSON."""
         low, high = self.gammas()
         named = {name: self.interval(name) for name in self.fit._fields}
         named |= {"gamma_low": low, "gamma_high": high, "a": self.allocation()}
@@ -86,20 +86,21 @@ class LossFit(NamedTuple):
 
 
 def fit_losses(N: np.ndarray, D: np.ndarray, losses: np.ndarray, resamples: int = 1000, seed: int = 0) -> LossFit:
-    """Constants of Eq. 3 that fit measured losses best, as Hoffmann et al. fit theirs.
+    """Fit the constants of Eq. 3 to measured losses, with the method of Hoffmann et al.
 
-    The sum of Huber's loss of log L - log(E + A/N^α + B/D^β) is minimised by L-BFGS over (log E, log A, α, log B, β)
-    from a grid of starting points. Runs are resampled with replacement, and fitted from the first fit on, for the
-    intervals.
+    The sum of the Huber loss of log L - log(E + A/N^α + B/D^β) is minimized by L-BFGS over (log E, log A, α, log B, β)
+    from a grid of starting points. For the intervals, runs are resampled with replacement and fitted starting from the
+    first fit.
 
     Args:
-        N: parameters of each run (n,).
-        D: tokens that it was trained on (n,).
-        losses: its loss on held-out text, in nats a token (n,).
-        resamples: how often runs are resampled.
+        N: number of parameters of each run (n,).
+        D: number of training tokens of each run (n,).
+        losses: loss of each run on held-out text, in nats per token (n,).
+        resamples: number of bootstrap samples.
+        seed: random seed of the resampling.
 
     Raises:
-        UserError: fewer runs than parameters, or all of one N or one D.
+        UserError: fewer than six runs, or fewer than three different N or D.
     """
     require(len(losses) > 5, f"runs={len(losses)}: five constants need six runs or more")
     require(len(set(N)) >= 3 and len(set(D)) >= 3, "runs: a fit needs three sizes of model and of data, or more")
@@ -110,7 +111,7 @@ def fit_losses(N: np.ndarray, D: np.ndarray, losses: np.ndarray, resamples: int 
         for b in (0.2, 0.5, 1.0)
     ]
     best = _best_of(starts, x, y, target)
-    lifted = best.copy()  # where E was nothing its gradient is nothing too
+    lifted = best.copy()  # a second start: if E is near 0, so is its gradient
     lifted[0] = max(best[0], np.log(losses.min() / 2))
     random = np.random.default_rng(seed)
     samples: list[Fit] = []
@@ -128,7 +129,7 @@ def _constants(theta: np.ndarray) -> Fit:
 
 
 def _best_of(starts: Sequence[np.ndarray], x: np.ndarray, y: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The lowest minimum that is reached from some starting points."""
+    """Return the lowest minimum found from several starting points."""
     optimize: Any = _scipy("optimize")
     bounds = [(-20, 5), (-20, 60), (0, 3), (-20, 60), (0, 3)]
     options = {"maxiter": 5000, "maxfun": 10000, "ftol": 1e-15, "gtol": 1e-10}
@@ -140,7 +141,7 @@ def _best_of(starts: Sequence[np.ndarray], x: np.ndarray, y: np.ndarray, target:
 
 
 def _objective(theta: np.ndarray, x: np.ndarray, y: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
-    """Sum of Huber's loss over HUBER², and its gradient."""
+    """Return the sum of the Huber loss divided by HUBER², and its gradient."""
     E, A, alpha, B, beta = theta
     terms = np.stack([np.full_like(x, E), A - alpha * x, B - beta * y])
     fitted = np.logaddexp.reduce(terms)

@@ -1,9 +1,9 @@
-"""Unique sequences |S| in a corpus, counted exactly for every length and size at once.
+"""Exact counts of unique sequences |S| in a corpus, for all lengths and sizes at once.
 
-The D sequences of length l in a corpus are those that begin at its first D places; they overlap. The one at place p
-is new if no earlier place begins with the same l tokens: if the longest match of what begins at p with what begins
-anywhere before, the *longest previous factor* of p, is shorter than l. These come from a suffix array in a time that
-hardly depends on the text, and one pass over them counts all l and D.
+The D sequences of length l in a corpus are those that begin at its first D positions; they overlap. The sequence at
+position p is new if none at an earlier position has the same l tokens, that is, if the longest match between the text
+from p and the text from any earlier position, the *longest previous factor* of p, is shorter than l. These lengths are
+computed with a suffix array, in a time that hardly depends on the text, and one pass over them counts all l and D.
 """
 
 import itertools
@@ -21,18 +21,18 @@ LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 128, 256, 512, 10
 
 
 def unique_sequences(tokens: np.ndarray, lengths: Sequence[int], sizes: Sequence[int]) -> np.ndarray:
-    """|S| of each length among the first D sequences, for each D.
+    """Count |S| among the first D sequences of each length, for each D.
 
     Args:
-        tokens: the corpus (n,), integers from 0 on.
+        tokens: the corpus (n,), non-negative integers.
         lengths: l, at least 1.
-        sizes: D, at least 1 and rising.
+        sizes: D, at least 1 and increasing.
 
     Returns:
         (lengths, sizes), int64.
 
     Raises:
-        UserError: the corpus is empty, or has no D sequences of some length.
+        UserError: the corpus is empty, or has fewer than D sequences of some length.
 
     Example:
         >>> unique_sequences(np.array([0, 1, 0, 1, 0, 1]), [1, 2], [2, 4]).tolist()
@@ -43,13 +43,13 @@ def unique_sequences(tokens: np.ndarray, lengths: Sequence[int], sizes: Sequence
     matches, columns = np.minimum(previous_factors(tokens), longest), []
     for size in sizes:
         counts += np.bincount(matches[begin:size], minlength=longest + 1)
-        columns.append(np.cumsum(counts)[np.asarray(lengths) - 1])  # those whose match is shorter
+        columns.append(np.cumsum(counts)[np.asarray(lengths) - 1])  # matches shorter than l
         begin = size
     return np.stack(columns, axis=1)
 
 
 def check(tokens: int, lengths: Sequence[int], sizes: Sequence[int]) -> None:
-    """Refuse what cannot be counted in a corpus of so many tokens."""
+    """Raise UserError unless a corpus of ``tokens`` tokens has these lengths and sizes."""
     require(tokens > 0, "the corpus is empty")
     require(bool(len(lengths)) and min(lengths) >= 1, f"lengths={list(lengths)}: must be at least 1")
     rising = all(a < b for a, b in itertools.pairwise(sizes))
@@ -61,7 +61,7 @@ def check(tokens: int, lengths: Sequence[int], sizes: Sequence[int]) -> None:
 
 
 def previous_factors(tokens: np.ndarray) -> np.ndarray:
-    """For each place, the length of the longest match of what begins there with what begins anywhere before it (n,)."""
+    """Return for each position the length of the longest match with the text from any earlier position (n,)."""
     try:
         from pydivsufsort import longest_previous_factor
     except ImportError:
@@ -71,7 +71,7 @@ def previous_factors(tokens: np.ndarray) -> np.ndarray:
 
 
 def rising_sizes(most: int, decades: float = 4, per_decade: int = 4) -> list[int]:
-    """Sizes D, evenly spread on a logarithmic scale over some decades up to ``most``."""
+    """Return sizes D, evenly spaced on a logarithmic scale over ``decades`` decades up to ``most``."""
     count = round(decades * per_decade) + 1
     sizes = np.unique(np.round(most / 10 ** np.linspace(decades, 0, count)).astype(int))
     return [int(size) for size in sizes if size >= 1]
@@ -79,40 +79,40 @@ def rising_sizes(most: int, decades: float = 4, per_decade: int = 4) -> list[int
 
 @dataclass(frozen=True)
 class Growth:
-    """|S| over D in one corpus."""
+    """|S| as a function of D in one corpus."""
 
     name: str
     tokens: int
     symbols: int
-    """Different tokens."""
+    """Number of distinct tokens."""
     lengths: tuple[int, ...]
     sizes: list[int]
     counts: list[list[int]]
-    """|S| from the corpus's own beginning, a row a length."""
+    """|S| counted from the beginning of the corpus, one row per length."""
     exponents: list[Interval]
-    """Of D in |S| over all sizes, one a length: the mean over starting places, and its interval."""
+    """Exponent of D in |S| over all sizes, for each length: mean over starting positions, and its interval."""
     first: list[float]
-    """The same over the first decade of D."""
+    """Exponent over the first decade of D, for each length."""
     last: list[float]
-    """And over the last."""
+    """Exponent over the last decade of D, for each length."""
 
     def report(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+        """Return all fields as a dict that can be written as JSON."""
         return asdict(self) | {"exponents": [interval._asdict() for interval in self.exponents]}
 
     def within(self, low: float, high: float) -> list[int]:
-        """The lengths whose exponent lies between two others, over all sizes, over the first decade and the last."""
+        """Return the lengths whose exponents over all sizes, the first and the last decade are all in [low, high]."""
         found = zip(self.lengths, self.exponents, self.first, self.last, strict=True)
         return [n for n, (value, _, _), *ends in found if all(low <= one <= high for one in (value, *ends))]
 
 
 def growth(corpus: Corpus, lengths: Sequence[int], sizes: Sequence[int], starts: int = 8) -> Growth:
-    """Count ``corpus`` read from ``starts`` places, evenly spread, each time to its end and on from its beginning.
+    """Count ``corpus`` cyclically from ``starts`` evenly spaced positions.
 
-    The readings share their text, so what the interval shows is how far D of them differ where D is small.
+    All counts use the same text, so that the interval shows the variation between parts of the text at small D only.
     """
     check(len(corpus.tokens), lengths, sizes)
-    known, tokens = np.unique(corpus.tokens, return_inverse=True)  # from 0 on: bytes if there are few
+    known, tokens = np.unique(corpus.tokens, return_inverse=True)  # renumbered from 0: fits into bytes if there are few
     begins = [i * len(tokens) // starts for i in range(starts)]
     counts = np.stack([unique_sequences(np.roll(tokens, -begin), lengths, sizes) for begin in begins])
     early = [i for i, size in enumerate(sizes) if size <= 10.1 * sizes[0]]

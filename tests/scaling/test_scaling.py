@@ -114,9 +114,9 @@ def text(tmp_path):
 def test_a_grid_is_trained_and_goes_on_where_it_was_stopped(text, tmp_path, capsys):
     arguments = ["train", str(text), "--dims", "4", "8", "--halvings", "1", "--lrs", "5e-3", "--out", str(tmp_path)]
     command.main([*arguments, "--models", "recurrent"])
-    assert "4 runs, 0 there already" in capsys.readouterr().out
+    assert "4 runs, 0 done before" in capsys.readouterr().out
     command.main(arguments)
-    assert "8 runs, 4 there already" in capsys.readouterr().out
+    assert "8 runs, 4 done before" in capsys.readouterr().out
     losses = grid.read_losses(tmp_path / "losses.jsonl")
     assert len(losses) == 8
     most = int(0.9 * len(TEXT)) // grid.LENGTH * grid.LENGTH
@@ -203,7 +203,7 @@ def test_of_a_short_text_the_lengths_that_it_has_are_counted(tmp_path, capsys):
     (tmp_path / "short.txt").write_text("the quick brown fox jumps over the lazy dog")
     command.main(["count", str(tmp_path / "short.txt"), "--no-made", "--starts=2", "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out
-    assert "not counted, for want of 10 such sequences: l = 48, 64, 128, 256, 512, 1024" in said
+    assert "not counted, because there are fewer than 10 sequences: l = 48, 64, 128, 256, 512, 1024" in said
     assert "short, words: not counted, 9 tokens are too few" in said
     (growth,) = json.loads((tmp_path / "out" / "unique.json").read_text())["texts"]
     assert growth["lengths"] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32]
@@ -220,7 +220,7 @@ def test_a_picture_that_cannot_be_drawn_is_left_out(tmp_path, capsys, monkeypatc
     ("arguments", "words"),
     [
         (["count", "empty.txt", "--no-made"], "empty.txt: is empty; give a text"),
-        (["count", "short.txt", "--no-made", "--lengths", "8"], "too long for all of it"),
+        (["count", "short.txt", "--no-made", "--lengths", "8"], "too long for all corpora"),
         (["count", "--no-made", "short.txt", "--lengths"], "lengths: name at least one"),
         (["count", "--decades", "1e9"], "decades=1000000000.0: must be above 0 and at most 20"),
         (["train", "--halvings", "2147483647"], "halvings=2147483647: must be at most 40"),
@@ -232,8 +232,8 @@ def test_a_picture_that_cannot_be_drawn_is_left_out(tmp_path, capsys, monkeypatc
         (["theory", "--operations", "0"], "operations=0"),
         (["fit", "--losses", "missing.jsonl"], "missing.jsonl: no losses of a grid"),
         (["fit", "--losses", "short.txt"], "short.txt: no losses of a grid"),
-        (["fit", "--losses", "empty.txt"], "empty.txt: holds no run"),
-        (["train", "short.txt"], "halvings=5: leave 0 characters"),
+        (["fit", "--losses", "empty.txt"], "empty.txt: contains no run"),
+        (["train", "short.txt"], "halvings=5: leaves only 0 characters"),
         (["train", "--lrs", "0"], "lrs="),
         (["dance"], "dance"),
     ],
