@@ -39,7 +39,7 @@ def test_a_gpu_that_is_not_there_is_refused(has_gpu, devices, monkeypatch):
         backend.use_device("gpu")
         assert devices == [mx.gpu]
     else:
-        with pytest.raises(UserError, match="--device gpu: this MLX has no GPU here"):
+        with pytest.raises(UserError, match="--device gpu: MLX finds no GPU"):
             backend.use_device("gpu")
         assert devices == []
 

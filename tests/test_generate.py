@@ -101,7 +101,7 @@ def test_positions_that_run_out_are_said(text, capsys):
         (["--model", "RUN", "--prompt", "a", "--state-file", "no/s"], ["--state-file no/s", "no such folder"]),
         (["--model", "RUN", "--prompt", "a", "--state-file", "."], ["--state-file .", "is a folder"]),
         (["--model", "RUN", "--prompt", "a", "--state-file", "s" * 300], ["s" * 300, "too long"]),
-        (["--model", "RUN", "--prompt", "a", "--state-file", "bottles.txt"], ["bottles.txt: cut off or no"]),
+        (["--model", "RUN", "--prompt", "a", "--state-file", "bottles.txt"], ["bottles.txt: truncated or not"]),
         (["--model", "absolute", "--prompt", "a" * 33], ["ends at 33 tokens", "--positions block"]),
     ],
 )

@@ -199,7 +199,7 @@ def test_vocabularies():
 @pytest.mark.parametrize("call", [load, load_vocabulary, lambda path: load_stream(path, make_model())])
 def test_what_names_no_file(call):
     for wrong in (None, 5, b"run", ["run"], "", "a\0b"):
-        complains(call, wrong, words="^path(: is a|=.*: names nothing)")
+        complains(call, wrong, words="^path(: is a|=.*: not a path)")
 
 
 def test_steps_that_are_none(tmp_path):

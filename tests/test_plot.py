@@ -114,7 +114,7 @@ def test_what_cannot_be_drawn(runs, tmp_path, capsys, monkeypatch):
     assert "needs at least two reports" in complaint([str(young)], capsys, monkeypatch, plot.main)
     (tmp_path / "file").write_text("")
     arguments = [str(runs / "recurrent"), "--out", str(tmp_path / "file")]
-    assert "cannot make this folder" in complaint(arguments, capsys, monkeypatch, plot.main)
+    assert "cannot create this folder" in complaint(arguments, capsys, monkeypatch, plot.main)
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     said = complaint([str(runs / "recurrent")], capsys, monkeypatch, plot.main)
     assert "mlx-rtx[plot]" in said

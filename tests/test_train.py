@@ -33,7 +33,7 @@ from tiny import FLAGS, complaint
         (["copy", "--seed", "-1"], ["seed=-1"]),
         (["copy", "--config", "missing.toml"], ["missing.toml", "cannot be read"]),
         (["copy", "--resume"], ["runs/copy", "no such run folder"]),
-        (["copy", "--out", "file/run"], ["file/run", "cannot make this folder"]),
+        (["copy", "--out", "file/run"], ["file/run", "cannot create this folder"]),
     ],
     ids=" ".join,
 )
@@ -48,7 +48,7 @@ def test_wrong_input(arguments, words, capsys, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("noies = 5", ["--noies", "--noise"]), ("noise = ", ["no TOML"]), ("[task]\nnoise = 5", ["without tables"])],
+    [("noies = 5", ["--noies", "--noise"]), ("noise = ", ["invalid TOML"]), ("[task]\nnoise = 5", ["without tables"])],
 )
 def test_wrong_config_files(text, words, capsys, monkeypatch, tmp_path):
     (tmp_path / "c.toml").write_text(text)

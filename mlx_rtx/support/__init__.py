@@ -1,1 +1,1 @@
-"""What every part leans on: errors in one line, files, trees of arrays, the machine, reports, flags."""
+"""Utilities that all packages share: errors, files, parameter trees, device information, reports, flags."""

@@ -1,6 +1,6 @@
-"""The machine: what it has, what would make it faster, and a record of what a run was made with.
+"""Information about the machine: device, memory, versions, advice on speed, and a record of a run's environment.
 
-Import this before `mlx.core`, so that MLX finds OpenBLAS: the package's ``__init__`` does.
+Import this before `mlx.core`, as the package's ``__init__`` does, so that MLX finds OpenBLAS.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from mlx_rtx.support.openblas import HAS_OPENBLAS
 
 DeviceName = Literal["cpu", "gpu"]
 REMEDY = (
-    "OpenBLAS would be about 10 times as fast as the BLAS in MLX's Linux wheel: make setup fetches it, "
-    "or install it by the system's package manager; and import mlx_rtx before mlx"
+    "OpenBLAS is about 10 times as fast as the BLAS in MLX's Linux wheel: make setup downloads it, "
+    "or install it with the system's package manager; and import mlx_rtx before mlx"
 )
 
 
 def advice() -> str | None:
-    """One line on what would make this machine faster, if anything is known."""
+    """Return one line on how to make this machine faster, or None if there is no advice."""
     import mlx.core as mx
 
     on_linux_cpu = sys.platform == "linux" and mx.default_device().type == mx.cpu
@@ -33,22 +33,22 @@ def advice() -> str | None:
 
 
 def use_device(name: DeviceName | None) -> None:
-    """Have MLX work on the CPU or the GPU from now on; without a name, on the one that it prefers.
+    """Make the CPU or the GPU MLX's default device; None leaves MLX's choice.
 
     Raises:
-        UserError: this MLX has no GPU here.
+        UserError: if MLX cannot use a GPU on this machine.
     """
     import mlx.core as mx
 
     if name is None:
         return
     has_gpu = mx.metal.is_available() or mx.cuda.is_available()
-    require(name == "cpu" or has_gpu, "--device gpu: this MLX has no GPU here; drop the flag, or set MLX up for it")
+    require(name == "cpu" or has_gpu, "--device gpu: MLX finds no GPU; omit the flag, or install MLX for your GPU")
     mx.set_default_device(mx.cpu if name == "cpu" else mx.gpu)
 
 
 def memory_gb() -> float:
-    """Memory that the device has, or may use where it or the system says so, in GB."""
+    """Return the memory in GB that this process may use on the device, as far as device or system report a limit."""
     import mlx.core as mx
 
     info = mx.device_info()
@@ -59,17 +59,17 @@ def memory_gb() -> float:
 
 
 def _limits() -> Iterator[int]:
-    """Bytes that this process may take, where there is a limit: its own (ulimit -v), or a container's."""
+    """Yield memory limits of this process in bytes: its own (ulimit -v) and its container's, if any."""
     own, _ = resource.getrlimit(resource.RLIMIT_AS)
     if own != resource.RLIM_INFINITY:
         yield own
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of version 2 of control groups, and of version 1
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup v2, cgroup v1
         with contextlib.suppress(OSError, ValueError):
             yield int(Path("/sys/fs/cgroup", name).read_text())
 
 
 def device_name() -> str | None:
-    """What the device in use is called, where MLX says so."""
+    """Return the name of the default device, or None if MLX does not report it."""
     import mlx.core as mx
 
     info: Any = mx.device_info()
@@ -77,14 +77,14 @@ def device_name() -> str | None:
 
 
 def device() -> str:
-    """The device in use and MLX's version, for people."""
+    """Return the default device and MLX's version as readable text."""
     import mlx.core as mx
 
     return f"{device_name()} ({mx.default_device()}), mlx {version('mlx')}"
 
 
 def environment() -> dict:
-    """Versions, device and source revision, ready for JSON."""
+    """Return versions, device and source revision as a dictionary for JSON."""
     from mlx_rtx.support.compiled import should_compile
 
     import mlx.core as mx
@@ -106,7 +106,7 @@ def environment() -> dict:
 
 
 def _processor() -> str:
-    """The host's processor, which sets the pace where launching does, and its cores."""
+    """Return the name and core count of the host's processor, which limits the speed of host-bound work."""
     name = platform.processor()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -115,7 +115,7 @@ def _processor() -> str:
 
 
 def version(package: str) -> str | None:
-    """The installed version of a package; None where it is not installed."""
+    """Return the installed version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -123,9 +123,9 @@ def version(package: str) -> str | None:
 
 
 def git_revision() -> str | None:
-    """Revision of the source this runs from; None outside a checkout.
+    """Return the git revision of the running source, or None outside a checkout.
 
-    With ``+`` where a tracked file was changed, results and pages aside: those are what a run is made for.
+    ``+`` is appended if tracked files were changed, except for results and Markdown pages.
     """
     here = Path(__file__).parent
 
@@ -136,7 +136,7 @@ def git_revision() -> str | None:
 
     sources = [":(top)", ":(top,exclude)results", ":(top,exclude)benchmarks/results", ":(top,exclude)*.md"]
     try:
-        git("ls-files", "--error-unmatch", __file__)  # else some other repository holds this package
+        git("ls-files", "--error-unmatch", __file__)  # fails if another repository contains this package
         changed = git("status", "--porcelain", "--untracked-files=no", "--", *sources)
         return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):

@@ -1,8 +1,8 @@
-"""Functions of arrays, compiled: traced once a shape, their elementwise operations fused.
+"""Compiled functions of arrays, on Metal: traced once per shape, with elementwise operations fused.
 
-Elsewhere than on Metal functions run as they are. On the CPU compiling gains nothing, and takes a compiler at run
-time. On CUDA each fused operation takes seconds to compile, a training step a minute, where the kernels of
-`mlx_rtx.kernels` fuse more.
+On other backends functions run uncompiled. On the CPU compiling brings no speed-up and requires a compiler at run time.
+On CUDA each fused operation takes seconds to compile, a training step a minute, and the kernels of `mlx_rtx.kernels`
+fuse more.
 """
 
 import functools
@@ -17,23 +17,24 @@ import mlx.nn as nn
 
 
 def should_compile() -> bool:
-    """Whether functions are compiled on the device in use."""
+    """Return whether functions are compiled on the default device."""
     return mx.metal.is_available() and mx.default_device() == mx.gpu
 
 
 def compiled(model: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function(model, *arguments)`` as a function of the arguments, compiled where `should_compile` says so.
+    """Return ``function(model, *arguments)`` as a function of the arguments, compiled if `should_compile`.
 
     Args:
-        model: its configuration alone may be used; an array of its own would be frozen into what is compiled.
-        function: takes and returns trees of arrays, and constants that it may branch on: for each of their values
-            it is traced again.
+        model: the function may use only its configuration; arrays of the model would become constants of the compiled
+            function.
+        function: takes and returns trees of arrays. It may also take constants and branch on them, and is traced
+            again for each of their values.
     """
     if not should_compile():
         return functools.partial(function, model)
     made = vars(model).setdefault("_compiled", {})
     if function not in made:
-        model_reference = weakref.ref(model)  # it holds this function: in a cycle neither would be freed at once
+        model_reference = weakref.ref(model)  # the model owns this function: avoid a reference cycle
 
         def pure(*arguments: Any) -> Any:
             return function(model_reference(), *arguments)
@@ -43,34 +44,34 @@ def compiled(model: nn.Module, function: Callable[..., Any]) -> Callable[..., An
 
 
 class Execution:
-    """How a computation in several functions is run: each compiled if `should_compile`, queued, and waited for.
+    """Runs the functions of a computation: compiles them if `should_compile`, queues work, and waits for it.
 
-    Another one may count what would be run: see `mlx_rtx.forecast.graph`.
+    A subclass may count operations instead of running them: see `mlx_rtx.forecast.graph`.
     """
 
     def __call__(self, model: nn.Module, function: Callable[..., Any], *arguments: Any) -> Any:
-        """``function(model, *arguments)``."""
+        """Return ``function(model, *arguments)``."""
         return compiled(model, function)(*arguments)
 
     def queue(self, *trees: Any) -> None:
-        """Let the device begin."""
+        """Start computing trees on the device, without waiting."""
         mx.async_eval(*trees)
 
     def poll(self) -> None:
-        """A place at which what is computed may be broken off by an exception, for nothing of it has been kept."""
+        """Mark a point at which a subclass may abort the computation by an exception; no result has been kept yet."""
 
     def wait(self, *trees: Any) -> None:
-        """Wait until trees are computed: memory is taken when work is queued, so this bounds it."""
+        """Wait until trees are computed; this bounds memory, which is allocated when work is queued."""
         mx.eval(*trees)
 
 
 class BreakableExecution(Execution):
-    """Breaks off what is computed, by `Stopped`, once ``unwanted`` says so."""
+    """Execution that raises `Stopped` at the next `poll` once ``unwanted`` returns true."""
 
     def __init__(self, unwanted: Callable[[], bool]):
         self.unwanted = unwanted
 
     def poll(self) -> None:
-        """Look whether it is still wanted."""
+        """Raise `Stopped` if the result is no longer wanted."""
         if self.unwanted():
             raise Stopped

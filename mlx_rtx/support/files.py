@@ -1,4 +1,4 @@
-"""Files that are whole or not there, files of others that are only data, and hashes of what they hold."""
+"""Atomic writing of files, checked reading of untrusted files, and hashes."""
 
 import contextlib
 import errno
@@ -13,16 +13,16 @@ from typing import Any, BinaryIO
 from mlx_rtx.support.errors import UserError, require
 from mlx_rtx.support.typed import shown
 
-LARGEST = 2**26  # bytes of a file that is read in one piece
+LARGEST = 2**26  # maximum bytes of a file that is read at once
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file, then put it in the place of ``path``, on the disk before anything later is.
+    """Write a file atomically: ``write`` fills a temporary file, which is synced to disk and renamed to ``path``.
 
-    What is no file, as ``/dev/stdout`` or a pipe, is written to as it stands.
+    If ``path`` exists and is not a regular file, such as ``/dev/stdout`` or a pipe, ``write`` writes to it directly.
 
     Raises:
-        UserError: it could not be written; what stood at ``path`` still does.
+        UserError: if the file could not be written; an existing file at ``path`` is unchanged.
     """
     require(not os.path.isdir(path), f"{path}: is a folder; name a file")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
@@ -30,52 +30,56 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         if path.exists() and not path.is_file():
             write(path)
             return
-        temporary.unlink(missing_ok=True)  # a link that lies there would lead to another file
+        temporary.unlink(missing_ok=True)  # do not follow an existing link
         write(temporary)
         _sync(temporary)
         os.replace(temporary, path)
-        with contextlib.suppress(OSError):  # some file systems cannot do it to a folder
+        with contextlib.suppress(OSError):  # some file systems cannot sync folders
             _sync(path.parent)
-    except (OSError, RuntimeError) as error:  # MLX raises the latter
+    except (OSError, RuntimeError) as error:  # MLX raises RuntimeError
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({error}); {remedy(error)}") from None
 
 
 def remove_left_over(folder: Path) -> None:
-    """Remove what `write_whole` left of files of ``folder`` when it was killed; nothing may be writing there."""
+    """Remove temporary files that killed calls of `write_whole` left in ``folder``; no call may be in progress."""
     for temporary in folder.glob(".*.[0-9]*.tmp.*"):
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
 def remedy(error: Exception) -> str:
-    """What to do about a file that cannot be written."""
+    """Return the remedy, for an error message, if a file cannot be written."""
     if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
         return "make this place writable or choose another"
     return "free some space or choose another place"
 
 
 def as_path(name: str, given: Any, what: str) -> Path:
-    """A path, or a refusal of what names no file or folder; ``what`` it should name, for the message."""
+    """Return argument ``name`` as a path.
+
+    Raises:
+        UserError: if it cannot be a path; the message asks for ``what``.
+    """
     if isinstance(given, str | os.PathLike) and isinstance(path := os.fspath(given), str):
-        require(path != "" and "\0" not in path, f"{name}={shown(path)}: names nothing; give {what}")
+        require(path != "" and "\0" not in path, f"{name}={shown(path)}: not a path; give {what}")
         return Path(path)
     raise UserError(f"{name}: is a {type(given).__name__}; give {what}, as text or a pathlib.Path")
 
 
 def open_data(path: Path) -> BinaryIO:
-    """Open a file that may be anybody's: a regular one, in its own folder.
+    """Open an untrusted file for reading; it must be a regular file, not a link to one outside its folder.
 
     Raises:
-        FileNotFoundError: it is not there.
-        UserError: it is no such file, or cannot be read.
+        FileNotFoundError: if it does not exist.
+        UserError: if it is not such a file, or cannot be read.
     """
     try:
         kind = os.stat(path).st_mode
-        require(stat.S_ISREG(kind), f"{path}: is no file; name a file, or restore it")
+        require(stat.S_ISREG(kind), f"{path}: not a regular file; name a file, or restore it")
         inside = os.path.dirname(os.path.realpath(path)) == os.path.realpath(path.parent)
-        require(inside, f"{path}: is a link that leads out of its folder; put the file itself there")
+        require(inside, f"{path}: is a link to a file outside its folder; put the file itself there")
         return path.open("rb")
     except FileNotFoundError:
         raise
@@ -84,7 +88,7 @@ def open_data(path: Path) -> BinaryIO:
 
 
 def read_data(path: Path, instead: str) -> bytes:
-    """All of a small file; see `read_json`."""
+    """Return the content of a small file; see `read_json` for arguments and errors."""
     with open_data(path) as file:
         size = os.fstat(file.fileno()).st_size
         require(size <= LARGEST, f"{path}: is larger than {LARGEST:,} bytes; {instead}")
@@ -92,15 +96,15 @@ def read_data(path: Path, instead: str) -> bytes:
 
 
 def read_json(path: Path, instead: str) -> Any:
-    """What a JSON file holds.
+    """Return the content of a JSON file.
 
     Args:
         path: the file.
-        instead: what to do where it cannot be read, for the message.
+        instead: remedy for the error message if it cannot be read.
 
     Raises:
-        FileNotFoundError: it is not there.
-        UserError: it is no JSON in UTF-8, or larger or deeper than any of ours.
+        FileNotFoundError: if it does not exist.
+        UserError: if it is not valid JSON in UTF-8, or too large or too deeply nested.
     """
     content = read_data(path, instead)
     try:
@@ -115,13 +119,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON; what a number that is not finite means is for the caller to say, JSON has none."""
+    """Write ``content`` as JSON; all numbers must be finite."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(path, text)
 
 
 def sha256(*parts: Any) -> str:
-    """Hash of buffers, one after the other, in hexadecimal."""
+    """Return the hexadecimal SHA-256 of the concatenation of buffers."""
     whole = hashlib.sha256()
     for part in parts:
         whole.update(part)
@@ -129,7 +133,7 @@ def sha256(*parts: Any) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk."""
+    """Sync a file, or a folder's directory entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

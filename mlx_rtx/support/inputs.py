@@ -1,7 +1,7 @@
-"""Arrays that callers hand over, checked where they enter: MLX reads and writes beyond an array at an index beyond it.
+"""Checks of arrays that callers pass in. MLX does not check indices: one out of range reads or writes other memory.
 
-What is public checks; the loops that training and generation spend their time in call what lies behind it. Looking at
-values waits for them, so it is done where a wait costs nothing.
+Public functions check their arguments; the inner loops of training and generation call unchecked functions instead.
+Checking values waits for their computation, so it is done only where waiting costs nothing.
 """
 
 from typing import Any
@@ -11,22 +11,24 @@ from mlx_rtx.support.errors import UserError, require
 import mlx.core as mx
 import numpy as np
 
-IGNORED = -1  # the class of a position at which nothing is asked, where targets may have such
+IGNORED = -1  # target class of positions that the loss ignores
 NUMBERS = {mx.integer: "integers", mx.unsignedinteger: "unsigned integers", mx.floating: "floating-point numbers"}
 
 
 def check_indices(name: str, given: Any, count: int, of: str, least: int = 0) -> None:
-    """Refuse what is no batch of indices: an array (B, n) of integers in least … count - 1, neither B nor n 0.
+    """Check that an argument is a batch of indices: a non-empty array (B, n) of integers in least … count - 1.
+
+    Values are not checked while a function is traced, e.g. for compilation, since they are not known then.
 
     Args:
-        name: what the argument is called.
+        name: name of the argument.
         given: the argument.
-        count: how many there are to choose from.
-        of: what they are and how many, e.g. "the model's classes".
-        least: the first of them.
+        count: number of choices.
+        of: description of the choices, e.g. "the model's classes".
+        least: smallest valid index.
 
     Raises:
-        UserError: one line. The values of what is being traced, for example compiled, are not known, and not checked.
+        UserError: if the argument is invalid.
     """
     check_array(name, given, "(batch, length)", mx.integer)
     require(given.ndim == 2, f"{name}: has shape {given.shape}; must be (batch, length), for one sequence (1, length)")
@@ -39,16 +41,16 @@ def check_indices(name: str, given: Any, count: int, of: str, least: int = 0) ->
 
 
 def values_of(array: mx.array) -> np.ndarray | None:
-    """The values of an array, which this waits for; None of what is being traced, which has none."""
+    """Wait for an array and return its values, or None if it is being traced."""
     try:
         mx.eval(array)
-    except ValueError:  # as MLX has it
+    except ValueError:  # raised by MLX for traced arrays
         return None
     return np.asarray(array)
 
 
 def check_array(name: str, given: Any, shape: str, kind: mx.DtypeCategory) -> None:
-    """Refuse what is no MLX array of some kind of numbers, of the shape that the message names."""
+    """Raise `UserError` unless ``given`` is an MLX array of dtype ``kind``; the message names the expected shape."""
     if isinstance(given, mx.array) and mx.issubdtype(given.dtype, kind):
         return
     found = f"of {given.dtype}" if isinstance(given, mx.array) else f"a {type(given).__name__}"
@@ -56,6 +58,6 @@ def check_array(name: str, given: Any, shape: str, kind: mx.DtypeCategory) -> No
 
 
 def check_key(key: Any) -> None:
-    """Refuse what is no random key."""
+    """Raise `UserError` unless ``key`` is a random key."""
     right = isinstance(key, mx.array) and key.dtype == mx.uint32 and key.shape == (2,)
-    require(right, "key: is no random key; give one that mx.random.key(seed) or mx.random.split made")
+    require(right, "key: not a random key; pass one from mx.random.key(seed) or mx.random.split")

@@ -1,4 +1,4 @@
-"""Files of lines of JSON that are only added to: a crash, or a bad byte, costs no more than a line."""
+"""Append-only files of JSON lines: a crash or a damaged byte loses at most one line."""
 
 import json
 import os
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 def append_line(path: Path, text: str) -> None:
-    """Add a line; nothing that stands there is changed, and a last line that was cut off is ended first.
+    """Append a line; if the last line is incomplete, terminate it first.
 
     Raises:
-        UserError: it could not be written.
+        UserError: if the file could not be written.
     """
     with _opened(path, os.O_CREAT) as file:
         if file.seek(0, os.SEEK_END):
@@ -30,7 +30,7 @@ def append_line(path: Path, text: str) -> None:
 
 
 def require_appendable(path: Path) -> None:
-    """Refuse a file that is there and cannot be added to."""
+    """Raise `UserError` if the file exists but cannot be appended to."""
     if os.path.lexists(path):
         with _opened(path):
             pass
@@ -38,7 +38,7 @@ def require_appendable(path: Path) -> None:
 
 @contextmanager
 def _opened(path: Path, more: int = 0) -> Iterator[BinaryIO]:
-    flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | more  # a link would lead to another file
+    flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | more  # do not follow links
     try:
         with os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
             yield file
@@ -47,18 +47,17 @@ def _opened(path: Path, more: int = 0) -> Iterator[BinaryIO]:
 
 
 def read_json_lines(path: Path, parse: Callable[[bytes], T | None], nothing: str | None = None) -> list[T]:
-    """What the lines of a file tell; nothing if it is missing.
+    """Return the parsed lines of a file, or an empty list if it is missing.
 
-    Lines of which ``parse`` makes nothing, such as a last one cut off by a crash, are left out, which is said on
-    standard error.
+    Damaged lines, such as a last one truncated by a crash, are skipped with a note on standard error.
 
     Args:
         path: the file.
-        parse: what a line tells; None of one that is damaged.
-        nothing: what is wrong with a file of damaged lines alone, if that is refused.
+        parse: parses a line; returns None if it is damaged.
+        nothing: error message for a file in which all lines are damaged; by default that is no error.
 
     Raises:
-        UserError: it is no file, cannot be read, or tells ``nothing``.
+        UserError: if it is not a file, cannot be read, or has only damaged lines and ``nothing`` is given.
     """
     found, damaged = [], []
     try:
@@ -73,12 +72,12 @@ def read_json_lines(path: Path, parse: Callable[[bytes], T | None], nothing: str
     if damaged:
         require(bool(found) or nothing is None, nothing or "")
         which = f"line {damaged[0]} is" if len(damaged) == 1 else f"{len(damaged)} lines from {damaged[0]} on are"
-        print(f"note: {path}: {which} damaged and left out", file=sys.stderr)
+        print(f"note: {path}: {which} damaged and skipped", file=sys.stderr)
     return found
 
 
 def parse_table(text: bytes) -> dict[str, Any] | None:
-    """A line that is a JSON object in UTF-8; None of any other."""
+    """Return a line's JSON object, or None if the line is not a JSON object in UTF-8."""
     try:
         said = json.loads(text.decode())
     except (ValueError, RecursionError):

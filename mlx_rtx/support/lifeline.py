@@ -1,7 +1,7 @@
-"""Processes that end together: where one of several is lost, however that comes, the others do not wait for it.
+"""Ends all processes of a distributed run if one of them is lost, so that the others do not wait for it forever.
 
-Each has a connection to the first, over which nothing is said until the end. The system closes it with a process that
-is killed; so this is heard of at once, also by one that waits within MLX for what will never come.
+Each process keeps a connection to the first one, and sends one byte when it ends. The operating system closes the
+connection of a killed process, which a thread of the others notices at once, even while MLX blocks in an exchange.
 """
 
 import contextlib
@@ -14,19 +14,20 @@ import threading
 import time
 from collections.abc import Callable
 
-WELL, FAILED = b".", b"!"  # last words: of a process that has done its work, and of one that has said what went wrong
-PATIENCE = 60.0  # seconds in which all must have come
-GRACE = 0.5  # seconds for one that failed to say why, before whoever started it hears that others have ended
+WELL, FAILED = b".", b"!"  # sent by a process that ends normally, or that fails and has reported its error
+PATIENCE = 60.0  # seconds within which all processes must have connected
+GRACE = 0.5  # seconds for a failing process to print its error before the others end
 
 
 class Lifeline:
-    """A process's connection to those with which it ends.
+    """A process's connection to the other processes of its run.
 
     Args:
-        rank, size: which of how many it is.
-        address: at which the first can be reached.
-        tell: gives all the first's bytes, given as many; see `mlx_rtx.training.ranks.Ranks.bytes_of_first`.
-        remedy: what is said to help when one is lost.
+        rank, size: rank of this process, and number of processes.
+        address: network address of the first process.
+        tell: broadcasts byte strings from the first process to all, which pass as many; see
+            `mlx_rtx.training.ranks.Ranks.bytes_of_first`.
+        remedy: returns the remedy for the error message if a process is lost.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Lifeline:
     ):
         self.rank, self._remedy = rank, remedy
         self.last: Callable[[], object] = lambda: None
-        """What is done before this process is ended."""
+        """Function called before this process is ended."""
         self._over = False
         self._lock = threading.Lock()
         self._others: dict[int, socket.socket] = {}
@@ -49,7 +50,7 @@ class Lifeline:
             _, token = tell([b"%5d" % server.getsockname()[1], token])
             self._others = _accepted(server, size, token)
             if missing := sorted({*range(1, size)} - self._others.keys()):
-                text = f"warning: {address} is closed to ranks {missing}: should one of them be lost, end the others"
+                text = f"warning: ranks {missing} cannot connect to {address}: if one is lost, end the others yourself"
                 print(text, file=sys.stderr, flush=True)
         else:
             port, token = tell([b"", b""])
@@ -63,7 +64,7 @@ class Lifeline:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        """End this process when another one is lost or has failed."""
+        """End this process if another one is lost or has failed."""
         with selectors.DefaultSelector() as waiting:
             for rank, other in self._others.items():
                 waiting.register(other, selectors.EVENT_READ, rank)
@@ -78,7 +79,7 @@ class Lifeline:
                     waiting.unregister(key.fileobj)
 
     def _end(self, lost: int, told: bool) -> None:
-        """End this process, because another one has ended; say so, if nobody else does."""
+        """End this process because ``lost`` has ended; report it unless that process has (``told``)."""
         with self._lock:
             if self._over:
                 return
@@ -97,12 +98,12 @@ class Lifeline:
                 other.sendall(word)
 
     def let_go(self, well: bool = True, wait: bool = False) -> None:
-        """End the connection, after which this process may end by itself; it says why, unless it ends ``well``.
+        """Close the connection; afterwards this process ends independently.
 
         Args:
-            well: whether it does.
-            wait: first wait a moment to be ended with another: one that was lost, or the first, which says what is
-                wrong with all.
+            well: whether it ends normally; otherwise it must report its error itself.
+            wait: first wait briefly, in case another process ends this one: because it was lost, or because the first
+                process reports an error for all.
         """
         if wait:
             time.sleep(2 * GRACE)
@@ -113,7 +114,7 @@ class Lifeline:
 
 
 def _say_alone(text: str) -> None:
-    """Say a line on standard error, where MLX tells of connections, and may be in the middle of a line of its own."""
+    """Print a line on standard error and silence later output there, since MLX may be printing connection errors."""
     with contextlib.suppress(OSError, ValueError):
         own = os.dup(2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -121,7 +122,7 @@ def _say_alone(text: str) -> None:
 
 
 def _serve(address: str, size: int) -> socket.socket:
-    """A socket that can be called at an address, or at any, where it is not this machine's own name for itself."""
+    """Return a server socket at ``address``, or at all addresses if this machine does not know it as its own."""
     try:
         return socket.create_server((address, 0), backlog=size)
     except OSError:
@@ -129,7 +130,7 @@ def _serve(address: str, size: int) -> socket.socket:
 
 
 def _accepted(server: socket.socket, size: int, token: bytes) -> dict[int, socket.socket]:
-    """Connections of all other processes by rank, of those that come; of others that call, none."""
+    """Return the connections of the other processes by rank; callers without the token are rejected."""
     found: dict[int, socket.socket] = {}
     end = time.monotonic() + PATIENCE
     with server, contextlib.suppress(TimeoutError):
@@ -148,8 +149,8 @@ def _accepted(server: socket.socket, size: int, token: bytes) -> dict[int, socke
 
 
 def _keep_alive(connection: socket.socket) -> None:
-    """Have the system ask whether a machine is still there, after a silence of half a minute, and give it as long."""
+    """Enable TCP keep-alive: probe after 30 s of silence, and close the connection after 30 s without an answer."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}.items():
-        if hasattr(socket, name):  # the second is what macOS calls the first
+        if hasattr(socket, name):  # macOS calls TCP_KEEPIDLE TCP_KEEPALIVE
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,4 +1,4 @@
-"""One process at a time: a lock that ends with the process that holds it, however that ends."""
+"""Lock files: exclusive locks that the operating system releases when their process ends for any reason."""
 
 import contextlib
 import fcntl
@@ -12,19 +12,21 @@ from mlx_rtx.support.files import remedy
 
 @contextlib.contextmanager
 def alone(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file ``path`` while the block runs. A file that a killed process left is no lock, and goes.
+    """Context manager: hold the lock file ``path``, and delete it at the end.
+
+    A lock file that a killed process left behind is not locked, and is reused.
 
     Args:
-        path: the lock file, beside what it is about.
-        what: that which others are kept from, for the message.
+        path: the lock file.
+        what: name of the locked resource, for the error message.
 
     Raises:
-        UserError: another process holds it, or it cannot be made.
+        UserError: if another process holds the lock, or the file cannot be created.
     """
     try:
         descriptor = _lock(path)
     except BlockingIOError:
-        raise UserError(f"{what}: another process is at work on it; wait for its end, or choose another") from None
+        raise UserError(f"{what}: another process is using it; wait until it ends, or choose another") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); {remedy(error)}") from None
     try:
@@ -36,7 +38,7 @@ def alone(path: Path, what: str) -> Iterator[None]:
 
 
 def _lock(path: Path) -> int:
-    """The descriptor of a lock file that is locked and still in its place: the one who held it before removes it."""
+    """Lock the file and return its descriptor; retry if the previous holder has deleted the file meanwhile."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
@@ -44,7 +46,7 @@ def _lock(path: Path) -> int:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise
-            except OSError:  # a file system without locks, such as some over the network
+            except OSError:  # a file system without locks, such as some network file systems
                 return descriptor
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(path)):

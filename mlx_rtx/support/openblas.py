@@ -1,9 +1,9 @@
-"""OpenBLAS under MLX on a Linux CPU: the system's, or else the one that ``make setup`` fetched.
+"""Loads OpenBLAS for MLX on a Linux CPU: that of the system, or else the one that ``make setup`` downloaded.
 
-MLX's wheels for Linux carry the reference BLAS. A library that was loaded before, with its symbols global, takes the
-place of that, so this is imported before `mlx.core`: the package's ``__init__`` does.
+MLX's wheels for Linux contain the slow reference BLAS. A library that was loaded earlier with global symbols takes
+precedence over it, so this module must be imported before `mlx.core`, as the package's ``__init__`` does.
 
-``python openblas.py`` says by its exit code whether there is one to load.
+``python openblas.py`` exits with 0 if it can load OpenBLAS, else with 1.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 SYSTEM = (
-    "libopenblasp.so.0",  # Fedora, where the plain name is the one of a single thread
+    "libopenblasp.so.0",  # Fedora, where libopenblas.so.0 is single-threaded
     "libopenblas_pthreads.so.0",  # openSUSE
     "libopenblas.so.0",  # Debian, Ubuntu, Arch
 )
@@ -19,12 +19,12 @@ FETCHED = "usr/lib/*/openblas-pthread/libopenblas.so.0"  # * is the architecture
 FETCHED_FIRST = (
     "usr/lib/*/libquadmath.so.0",
     "usr/lib/*/libgfortran.so.?",
-)  # it needs the last, which may need the first
+)  # OpenBLAS needs libgfortran, which may need libquadmath
 
 
 def prefer_openblas() -> bool:
-    """Load OpenBLAS before MLX on Linux, so that MLX's CPU backend uses it; say whether that was done."""
-    if sys.platform != "linux" or "mlx.core" in sys.modules:  # too late where MLX is bound already
+    """Load OpenBLAS on Linux, so that MLX's CPU backend uses it; return whether it was loaded before MLX."""
+    if sys.platform != "linux" or "mlx.core" in sys.modules:  # too late if MLX is loaded already
         return False
     return any(_load(name) for name in SYSTEM) or _load_fetched(Path(sys.prefix) / "openblas")
 

@@ -1,4 +1,4 @@
-"""Flags and config files to settings, and what is wrong with them in one line."""
+"""Parses command-line flags and config files into settings, with errors in one line."""
 
 import contextlib
 import dataclasses
@@ -13,14 +13,14 @@ from typing import Any
 from mlx_rtx.support.errors import UserError
 
 import tyro
-from tyro import _errors as tyro_errors  # its hook for errors, private as yet: see pyproject.toml
+from tyro import _errors as tyro_errors  # hook for errors; private, hence the pinned version in pyproject.toml
 
 
 def parse(command: type, arguments: Sequence[str], program: str) -> Any:
-    """Fill in a settings dataclass from flags, one a field; help comes from the docstrings.
+    """Return a settings dataclass filled in from flags, one per field; the help text comes from its docstrings.
 
     Raises:
-        UserError: one line on what was wrong.
+        UserError: if the arguments are invalid.
     """
     _refuse_nul(arguments)
     with _errors_in_one_line({"": set(_flags(command))}):
@@ -30,20 +30,20 @@ def parse(command: type, arguments: Sequence[str], program: str) -> Any:
 def parse_subcommand(
     choices: dict[str, tuple[str, Any]], arguments: Sequence[str], program: str, description: str
 ) -> Any:
-    """Fill in the settings of one of several subcommands; fields at any depth are flags of their own name.
+    """Return the settings of one of several subcommands; nested fields become flags of their own name.
 
     Args:
-        choices: description and settings (a dataclass instance, the flags' defaults) of each subcommand.
-        arguments: a subcommand, then flags. Where a flag comes twice, the last one counts.
-        program: how the command is called, for usage and help.
-        description: what it does.
+        choices: description and settings (a dataclass instance with the defaults) of each subcommand.
+        arguments: a subcommand, then flags. If a flag is repeated, the last one counts.
+        program: command line of the program, for usage and help.
+        description: description of the program, for its help.
 
     Raises:
-        UserError: one line on what was wrong.
+        UserError: if the arguments are invalid.
     """
     _refuse_nul(arguments)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in choices:
-        raise UserError(f"{arguments[0]}: is no subcommand; choose one of {', '.join(choices)}")
+        raise UserError(f"{arguments[0]}: unknown subcommand; choose one of {', '.join(choices)}")
     with _errors_in_one_line({name: set(_flags(settings)) for name, (_, settings) in choices.items()}):
         settings = tyro.extras.overridable_config_cli(
             choices,
@@ -56,7 +56,7 @@ def parse_subcommand(
 
 
 def _checked(settings: Any) -> Any:
-    """Settings, without numbers that no flag means."""
+    """Return the settings; raise `UserError` for numbers that are not finite or not below 64 bits."""
     for field in dataclasses.fields(settings):
         value, flag = getattr(settings, field.name), "--" + field.name.replace("_", "-")
         for one in value if isinstance(value, tuple) else [value]:
@@ -70,14 +70,14 @@ def _checked(settings: Any) -> Any:
 
 
 def _refuse_nul(arguments: Sequence[str]) -> None:
-    """Refuse what no file name and no text may hold; a shell cannot pass it, but a config file can."""
+    """Raise `UserError` for NUL characters, which file names cannot contain; config files may contain them."""
     for argument in arguments:
         if "\0" in argument:
-            raise UserError(f"{argument!r}: holds a NUL character; leave it out")
+            raise UserError(f"{argument!r}: contains a NUL character; remove it")
 
 
 def _flags(settings: Any) -> Iterator[str]:
-    """The flags that a settings dataclass, or an instance with others inside, stands for."""
+    """Yield the flags of a settings dataclass, including those of nested ones."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name, None)
         if dataclasses.is_dataclass(value):
@@ -88,7 +88,7 @@ def _flags(settings: Any) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _errors_in_one_line(flags: dict[str, set[str]]) -> Iterator[None]:
-    """Make a `UserError` of what the parser refuses, in place of its box of text; ``flags`` are those by subcommand."""
+    """Context manager: raise the parser's errors as `UserError`; ``flags`` are those of each subcommand."""
 
     def refuse(event: tyro_errors.ParseErrorEvent) -> None:
         raise UserError(_describe(event, flags))
@@ -98,13 +98,13 @@ def _errors_in_one_line(flags: dict[str, set[str]]) -> Iterator[None]:
 
 
 def _describe(event: tyro_errors.ParseErrorEvent, flags: dict[str, set[str]]) -> str:
-    """A refusal in one line."""
-    help_text = f"{event.prog} --help lists what there is"
+    """Describe a parse error in one line."""
+    help_text = f"see {event.prog} --help"
     match event:
         case tyro_errors.InstantiationFailure(message=message, argument=argument):
             return message if argument is None else f"{_name(argument)}{_refused_value(argument, message)}"
         case tyro_errors.MissingSubcommand(subcommand_spec=spec, found_token=found):
-            given = "a subcommand is missing" if found is None else f"{found}: is no subcommand"
+            given = "a subcommand is missing" if found is None else f"{found}: unknown subcommand"
             return f"{given}; choose one of {', '.join(spec.parser_from_name)}"
         case tyro_errors.UnrecognizedArgs(tokens=tokens):
             return f"Unrecognized: {' '.join(tokens)}; {_hint(tokens[0].partition('=')[0], flags)}{help_text}"
@@ -116,20 +116,20 @@ def _describe(event: tyro_errors.ParseErrorEvent, flags: dict[str, set[str]]) ->
             return f"{_name(argument)}: needs a value ({argument.lowered.metavar}); {help_text}"
         case tyro_errors.BadValue(argument=argument, offending_value=value):
             return f"{_name(argument)}: takes no value {value}; {help_text}"
-    return f"the command line is not understood; {help_text}"  # of a kind that this version does not know
+    return f"invalid command line; {help_text}"  # errors that newer versions of tyro may add
 
 
 def _hint(word: str, flags: dict[str, set[str]]) -> str:
-    """What an unknown flag may be meant for."""
+    """Suggest what an unknown flag may have been meant to be."""
     owners = [name for name, own in flags.items() if word in own]
-    if any(owners):  # else there are no subcommands, and the word is no flag where it stands
-        return f"it is a flag of {', '.join(owners)}, after that word; "
+    if any(owners):  # else there are no subcommands
+        return f"it is a flag of {', '.join(owners)} and must follow that word; "
     near = [] if owners else difflib.get_close_matches(word, set().union(*flags.values()), n=2)
     return f"did you mean {' or '.join(near)}? " if near else ""
 
 
 def _refused_value(argument: Any, message: str) -> str:
-    """What was given that a flag does not take, and what it takes, of the parser's own words on both."""
+    """Return the rejected value and what is allowed, rewritten from the parser's message."""
     for pattern, kind in (
         (r"invalid literal for int\(\) with base 10: (.*)", "must be a whole number"),
         (r"could not convert string to float: (.*)", "must be a number"),
@@ -145,20 +145,24 @@ def _refused_value(argument: Any, message: str) -> str:
 
 
 def _name(argument: Any) -> str:
-    """A flag as it is typed, or what stands for a positional argument."""
+    """Return a flag as typed, or the placeholder of a positional argument."""
     lowered = argument.lowered
     return str(lowered.metavar) if argument.is_positional() else lowered.name_or_flags[0]
 
 
 def read_config_file(path: Path) -> list[str]:
-    """The flags that a TOML file of ``name = value`` lines stands for."""
+    """Return the flags that correspond to a TOML file of ``name = value`` lines.
+
+    Raises:
+        UserError: if the file cannot be read, or contains tables or lists.
+    """
     try:
         with path.open("rb") as file:
             values = tomllib.load(file)
     except OSError as error:
         raise UserError(f"--config {path}: cannot be read ({error.strerror}); name a TOML file") from None
-    except (ValueError, RecursionError) as error:  # no UTF-8 among them, and integers of thousands of digits
-        raise UserError(f"--config {path}: no TOML ({error})") from None
+    except (ValueError, RecursionError) as error:  # ValueError: also for invalid UTF-8 and huge integers
+        raise UserError(f"--config {path}: invalid TOML ({error})") from None
     flags = []
     for name, value in values.items():
         flag = name.replace("_", "-")

@@ -1,8 +1,8 @@
-"""Arrays in safetensors files of this project, which are trusted no further than they prove to be whole.
+"""Reads and writes arrays in safetensors files, with checks against damage.
 
-Such a file is data and nothing else: the length of a header, the header in JSON, and the numbers. The header's metadata
-say that it is ours, and the sha256 of what it holds: metadata, names, types, shapes and numbers. A header is held to
-the file's size and to what is expected before any number is read, and the sha256 before any is used.
+A file consists of the length of the header, the header in JSON, and the array data. The header's metadata contain our
+format name and the SHA-256 of metadata, names, dtypes, shapes and data. The header is checked against the file's size
+and the expected arrays before any data is read, and the SHA-256 before any is used.
 """
 
 import json
@@ -21,8 +21,8 @@ from mlx_rtx.support.typed import fits, make, shown
 import mlx.core as mx
 import numpy as np
 
-FORMAT = "mlx_rtx-2"  # of all files that the project writes and reads back
-FORMATS = ("mlx_rtx-1", FORMAT)  # the first has no sha256
+FORMAT = "mlx_rtx-2"  # of all files that are written
+FORMATS = ("mlx_rtx-1", FORMAT)  # that can be read; the first has no SHA-256
 LARGEST_HEADER = 2**24  # bytes
 LARGEST_RANK = 8
 DTYPES = {
@@ -33,19 +33,19 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Described(NamedTuple):
-    """Type and shape of an array, as safetensors has them."""
+    """Dtype (in safetensors' notation) and shape of an array."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @classmethod
     def of(cls, array: mx.array) -> "Described":
-        """Those of an array, which need not be computed."""
+        """Describe an array, which need not have been computed."""
         return cls(NAMES[array.dtype], array.shape)
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size in bytes."""
         return math.prod(self.shape) * DTYPES[self.dtype].size
 
     def __str__(self) -> str:
@@ -53,24 +53,24 @@ class Described(NamedTuple):
 
 
 class ArrayFile(NamedTuple):
-    """An open file whose header was found to be in order; nothing else of it is read yet."""
+    """An open file with a valid header; array data has not been read yet."""
 
     path: Path
     file: BinaryIO
     metadata: dict[str, str]
     arrays: dict[str, Described]
-    starts: dict[str, int]  # in the file
+    starts: dict[str, int]  # offsets in the file
 
     def read(self, expected: dict[str, mx.array], finite: bool = True, part: str = "") -> dict[str, mx.array]:
-        """The arrays, after a check that they are what was written.
+        """Read and check arrays.
 
         Args:
-            expected: arrays of the names, types and shapes that they must have; these need not be computed.
-            finite: refuse numbers that are not finite. Those of a file without a sha256 always are.
-            part: what the names of those that are wanted begin with in the file; all are if not given.
+            expected: arrays with the expected names, dtypes and shapes; they need not have been computed.
+            finite: whether to reject values that are not finite; always done for files without a SHA-256.
+            part: prefix of the names in the file of the arrays to read; it is removed.
 
         Raises:
-            UserError: they are not these, not what was written, or not finite.
+            UserError: if the arrays differ from those expected or those written, or are not finite.
         """
         here = {name.removeprefix(part): array for name, array in self.arrays.items() if name.startswith(part)}
         there = {name: Described.of(array) for name, array in expected.items()}
@@ -99,26 +99,28 @@ class ArrayFile(NamedTuple):
     def _read(self, name: str) -> bytes:
         self.file.seek(self.starts[name])
         chunk = self.file.read(self.arrays[name].size)
-        require(len(chunk) == self.arrays[name].size, f"{self.path}: was cut off while it was read; try again")
+        require(len(chunk) == self.arrays[name].size, f"{self.path}: was truncated while being read; try again")
         return chunk
 
 
 @contextmanager
 def open_arrays(path: Path) -> Iterator[ArrayFile]:
-    """Open a safetensors file that `write_arrays` wrote.
+    """Context manager: open a safetensors file that `write_arrays` wrote.
 
     Raises:
-        UserError: it is missing, cut off, or not ours.
+        UserError: if it is missing, truncated, or was not written by this package.
     """
     try:
         file = open_data(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: not found; name a file that is there, or restore it") from None
+        raise UserError(f"{path}: not found; name an existing file, or restore it") from None
     with file:
         try:
             found = _read_header(path, file)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: cut off or no safetensors file ({error}); restore it or train again") from None
+            raise UserError(
+                f"{path}: truncated or not a safetensors file ({error}); restore it or train again"
+            ) from None
         require(
             found.metadata.get("format") in FORMATS, f"{path}: not written by this mlx_rtx; name a folder that it wrote"
         )
@@ -127,42 +129,42 @@ def open_arrays(path: Path) -> Iterator[ArrayFile]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """An array as a header has it."""
+    """Header entry of an array."""
 
     dtype: str
     shape: list[int]
     data_offsets: list[int]
 
     def __post_init__(self):
-        require(self.dtype in DTYPES, f"dtype={shown(self.dtype)}: is unknown here")
-        require(len(self.shape) <= LARGEST_RANK and all(0 <= n < 2**31 for n in self.shape), "shape: is impossible")
+        require(self.dtype in DTYPES, f"dtype={shown(self.dtype)}: unknown")
+        require(len(self.shape) <= LARGEST_RANK and all(0 <= n < 2**31 for n in self.shape), "shape: invalid")
 
 
 def _read_header(path: Path, file: BinaryIO) -> ArrayFile:
-    """What a file says that it holds, held to its size; a ``ValueError`` says what is wrong with it."""
+    """Read the header and check it against the file's size; raise ``ValueError`` if it is invalid."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     begin = 8 + length
-    require(begin <= size and length <= LARGEST_HEADER, f"its header would have {length:,} bytes of {size:,}")
+    require(begin <= size and length <= LARGEST_HEADER, f"header of {length:,} bytes in a file of {size:,}")
     header = json.loads(file.read(length).decode())
-    require(isinstance(header, dict), "its header is no table")
+    require(isinstance(header, dict), "its header must be a table")
     metadata = header.pop("__metadata__", None) or {}
-    require(fits(metadata, dict[str, str]), "its metadata is no text")
+    require(fits(metadata, dict[str, str]), "its metadata must be text")
     entries = {name: make(_Entry, entry) for name, entry in header.items()}
     at, starts, arrays = 0, {}, {}
     for name, entry in sorted(entries.items(), key=lambda one: one[1].data_offsets):
         arrays[name], starts[name] = Described(entry.dtype, tuple(entry.shape)), begin + at
         end = at + arrays[name].size
-        require(entry.data_offsets == [at, end], f"{shown(name)} does not lie at {at:,} … {end:,}")
+        require(entry.data_offsets == [at, end], f"{shown(name)} is not at {at:,} … {end:,}")
         at = end
-    require(begin + at == size, f"it has {size:,} bytes where its header says {begin + at:,}")
+    require(begin + at == size, f"it has {size:,} bytes, but {begin + at:,} according to its header")
     return ArrayFile(path, file, metadata, arrays, starts)
 
 
 def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
-    """Write arrays as a safetensors file that is marked as ours and says its sha256."""
-    # MLX's CUDA backend may give another number for a scalar that is a view of a larger array
+    """Write arrays as a safetensors file whose metadata contain our format name and the SHA-256."""
+    # copy scalars: MLX's CUDA backend may return a wrong value for a scalar that is a view of a larger array
     arrays = {name: arrays[name] if arrays[name].ndim else arrays[name] + 0 for name in sorted(arrays)}
     described = {name: Described.of(array) for name, array in arrays.items()}
     chunks: dict[str, Any] = {name: np.asarray(array.reshape(-1).view(mx.uint8)) for name, array in arrays.items()}
@@ -184,7 +186,7 @@ def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, st
 
 
 def _digest(metadata: dict[str, str], arrays: dict[str, Described], chunks: dict[str, Any]) -> str:
-    """sha256 of metadata but for its own, of the arrays' names, types and shapes, and of their numbers."""
+    """Return the SHA-256 of metadata (without itself), of the arrays' names, dtypes and shapes, and of their data."""
     about = {name: value for name, value in metadata.items() if name != "sha256"}
     header = json.dumps([about, arrays], sort_keys=True).encode()
     return sha256(header, *(chunks[name] for name in sorted(chunks)))

@@ -1,6 +1,6 @@
-"""While one of this project's programs is being imported, Ctrl-C ends it without a traceback.
+"""Lets Ctrl-C end this project's programs without a traceback while they are still importing modules.
 
-Imported before all else: the package's ``__init__`` does. Whoever else imports the package is left alone.
+The package's ``__init__`` imports this module first. It does nothing if another program imports the package.
 """
 
 import signal
@@ -11,10 +11,10 @@ PROJECT = Path(__file__).parents[2]
 
 
 def is_own_program() -> bool:
-    """Whether Python was called to run a program of this project."""
-    if sys.argv[0] == "-m":  # as it is while the package of the module that was named is imported
+    """Return whether Python was started to run a program of this project."""
+    if sys.argv[0] == "-m":  # its value while Python imports the parent package of the module to run
         return any(word.partition(".")[0] == "mlx_rtx" for word in sys.orig_argv)
-    if Path(sys.argv[0]).name == "mlx_rtx":  # as the package's installation made it
+    if Path(sys.argv[0]).name == "mlx_rtx":  # the installed entry point
         return True
     return Path(sys.argv[0]).absolute().parent in (PROJECT / "scripts", PROJECT / "benchmarks")
 

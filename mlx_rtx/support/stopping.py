@@ -1,7 +1,7 @@
-"""Requests to stop: Ctrl-C, termination and a terminal that is closed, heard alike by all programs.
+"""Stop requests: SIGINT (Ctrl-C), SIGTERM and SIGHUP (closed terminal), handled the same way by all programs.
 
-A program either is interrupted where it stands, or heeds requests when it can. Either way who insists is not kept
-waiting, and sees no traceback.
+A program is either interrupted immediately, or polls for requests. In both cases a second request ends it at once,
+without a traceback.
 """
 
 import os
@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE = 1.0  # seconds in which a program that is interrupted must have noticed, else it is ended
-SAME = 0.2  # seconds in which a signal that comes twice is one: terminals, timeout and parents may all send it
+GRACE = 1.0  # seconds after which an interrupted program that has not reacted is ended
+SAME = 0.2  # seconds within which repeated signals count as one: terminal, timeout and parent may all send it
 
 
 class Interrupted(KeyboardInterrupt):
-    """A program was asked to end by a signal."""
+    """A signal asked the program to end."""
 
     def __init__(self, which: int):
         super().__init__()
@@ -25,37 +25,37 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stopped(Exception):
-    """A computation was broken off because its program was asked to stop; nothing of it was kept."""
+    """A computation was aborted because the program was asked to stop; it has had no effect."""
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let requests interrupt what runs (`Interrupted`), and end the program if that takes longer than `GRACE`."""
+    """Context manager: raise `Interrupted` on requests, and end the program if it does not react within `GRACE`."""
 
     def interrupt(which: int) -> None:
         raise Interrupted(which)
 
-    with _heard(interrupt, again=True, grace=GRACE):
+    with _handling(interrupt, again=True, grace=GRACE):
         yield
 
 
 @contextmanager
 def stop_requests(again: bool = True) -> Iterator[list[int]]:
-    """Requests as they come, by signal number, to be heeded; what comes ``again`` ends the program at once, if asked.
+    """Context manager: yield a list to which the signal number of each request is appended, for the caller to poll.
 
-    Its handlers, where signals were ignored before, also let the processes that are begun hear of them. In another
-    thread than the main one, which alone hears of signals, the list stays empty.
+    With ``again`` a repeated request ends the program at once. Signals that were ignored, except SIGHUP, are handled,
+    too, so that child processes receive them. Outside the main thread, which alone handles signals, the list stays empty.
     """
     requests: list[int] = []
-    with _heard(requests.append, again, grace=None):
+    with _handling(requests.append, again, grace=None):
         yield requests
 
 
 @contextmanager
 def ended_by_requests() -> Iterator[None]:
-    """Let a request end the program at once, within what keeps the interpreter from hearing of any."""
-    heard = [which for which in SIGNALS if signal.getsignal(which) != signal.SIG_IGN]
-    before = {which: signal.signal(which, signal.SIG_DFL) for which in heard}
+    """Context manager: let requests end the program at once, for calls in which Python cannot run signal handlers."""
+    handled = [which for which in SIGNALS if signal.getsignal(which) != signal.SIG_IGN]
+    before = {which: signal.signal(which, signal.SIG_DFL) for which in handled}
     try:
         yield
     finally:
@@ -64,10 +64,11 @@ def ended_by_requests() -> Iterator[None]:
 
 
 @contextmanager
-def _heard(do: Callable[[int], None], again: bool, grace: float | None) -> Iterator[None]:
-    """Call ``do`` on signals.
+def _handling(do: Callable[[int], None], again: bool, grace: float | None) -> Iterator[None]:
+    """Context manager: call ``do`` on signals.
 
-    A thread learns of them at once, as the main one may not: it is in a long call, or in one that blocks.
+    A separate thread watches for signals too, because a long or blocking call may keep the main thread from handling
+    them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -82,8 +83,8 @@ def _heard(do: Callable[[int], None], again: bool, grace: float | None) -> Itera
     os.set_blocking(writing, False)
     threading.Thread(target=_watch, args=(reading, noticed, again, grace), daemon=True).start()
     woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    unheard = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()  # as nohup has it
-    before = {which: signal.signal(which, handle) for which in SIGNALS if which not in unheard}
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()  # as under nohup
+    before = {which: signal.signal(which, handle) for which in SIGNALS if which not in ignored}
     try:
         yield
     finally:
@@ -94,7 +95,7 @@ def _heard(do: Callable[[int], None], again: bool, grace: float | None) -> Itera
 
 
 def _watch(reading: int, noticed: threading.Event, again: bool, grace: float | None) -> None:
-    """End the program when a signal comes ``again``, or is not noticed in time."""
+    """End the program if a signal is repeated (with ``again``), or not handled within ``grace`` seconds."""
     first: dict[int, float] = {}
     with open(reading, "rb", buffering=0) as signals:
         while signal_number := signals.read(1):

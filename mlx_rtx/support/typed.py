@@ -1,4 +1,4 @@
-"""Values from files and from callers, held to the types that they should have: both may say anything."""
+"""Type checks of values from files and callers."""
 
 import types
 from dataclasses import fields
@@ -9,21 +9,23 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 from mlx_rtx.support.errors import UserError, require
 
 T = TypeVar("T")
-SHOWN = 60  # characters of a value in a message
-LARGEST = 3.4028234e38  # number that float32 holds
+SHOWN = 60  # maximum characters of a value in a message
+LARGEST = 3.4028234e38  # largest float32
 WORDS = {
     int: "a whole number", float: "a finite number", bool: "True or False", str: "text", types.NoneType: "None",
 }  # fmt: skip
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type as JSON has them, of which it may have several; integers are those of 64 bits.
+    """Return whether ``value`` has the type ``kind``: a type that JSON represents, or a union of them.
+
+    Integers must fit into 64 bits; an integer is accepted as a float, but not a bool as an integer.
 
     Example:
         >>> fits(3, float), fits(True, int), fits([1, "2"], list[int]), fits(None, int | None)
         (True, False, False, True)
     """
-    if type(value) is kind and kind is not int:  # as most are
+    if type(value) is kind and kind is not int:  # fast path
         return True
     if kind is int:
         return isinstance(value, int | Integral) and type(value) is not bool and -(2**63) <= int(value) < 2**63
@@ -34,7 +36,7 @@ def fits(value: Any, kind: Any) -> bool:
         return any(fits(value, one) for one in arguments)
     if kind is Any:
         return True
-    if origin is tuple:  # of any number of one type
+    if origin is tuple:  # tuple[T, ...]
         return isinstance(value, tuple) and all(fits(one, arguments[0]) for one in value)
     if origin is list:
         return isinstance(value, list) and all(fits(one, arguments[0]) for one in value)
@@ -46,27 +48,28 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def make(kind: type[T], values: Any) -> T:
-    """A dataclass of values out of JSON; what is missing takes its default.
+    """Return a dataclass made from JSON values; missing values take their defaults.
 
     Raises:
-        UserError: a value is missing, unknown, of another type, or refused by the dataclass itself.
+        UserError: if a required value is missing, or a value is unknown, has the wrong type, or is rejected by the
+            dataclass itself.
     """
-    require(isinstance(values, dict), f"{kind.__name__}: is no table of names and values")
+    require(isinstance(values, dict), f"{kind.__name__}: must be a table of names and values")
     hints = get_type_hints(kind)
     known = {field.name: hints[field.name] for field in fields(cast(Any, kind))}
     for name, value in values.items():
-        require(name in known, f"{shown(name)}: is no setting of {kind.__name__}")
-        require(fits(value, known[name]), f"{name}={shown(value)}: is of no type that {kind.__name__} has for it")
+        require(name in known, f"{shown(name)}: unknown setting of {kind.__name__}")
+        require(fits(value, known[name]), f"{name}={shown(value)}: has the wrong type for {kind.__name__}")
     try:
         return kind(**values)
     except UserError:
         raise
-    except (TypeError, ValueError, OverflowError) as error:  # the first where some are missing
+    except (TypeError, ValueError, OverflowError) as error:  # TypeError: a value is missing
         raise UserError(f"{kind.__name__}: {error}") from None
 
 
 def shown(value: Any) -> str:
-    """A value of unknown size in one short line."""
+    """Return a value of unknown size as one short line of text."""
     if isinstance(value, str):
         text = ascii(value)
     elif isinstance(value, int) and value.bit_length() >= 64:
@@ -77,10 +80,10 @@ def shown(value: Any) -> str:
 
 
 def require_types(settings: Any) -> None:
-    """Refuse settings, a dataclass, that are not what their annotations say, or numbers that float32 does not hold.
+    """Check the fields of a dataclass against their annotations.
 
     Raises:
-        UserError: one line.
+        UserError: if a field has the wrong type, or is a number beyond the range of float32.
     """
     for name, kind in _checkable(settings.__class__).items():
         value = getattr(settings, name)
@@ -91,14 +94,14 @@ def require_types(settings: Any) -> None:
 
 
 def require_whole(least: int = 1, **values: Any) -> None:
-    """Refuse arguments that are not whole numbers from ``least`` on."""
+    """Raise `UserError` unless all ``values`` are whole numbers of at least ``least``."""
     for name, value in values.items():
         if not (fits(value, int) and value >= least):
             raise UserError(f"{name}={shown(value)}: must be a whole number, at least {least}")
 
 
 def require_numbers(**values: Any) -> None:
-    """Refuse arguments that are not finite numbers."""
+    """Raise `UserError` unless all ``values`` are finite numbers."""
     for name, value in values.items():
         if not (fits(value, float) and abs(value) <= LARGEST):
             raise UserError(f"{name}={shown(value)}: must be a finite number")
@@ -106,17 +109,17 @@ def require_numbers(**values: Any) -> None:
 
 @cache
 def _checkable(settings: type) -> dict[str, Any]:
-    """The types of a dataclass's fields; paths, tables and the like are left out."""
+    """Return the types of a dataclass's fields, without those that are not checked, such as paths and tables."""
     hints = get_type_hints(settings)
     known = {name for name in hints if all(one in WORDS or get_origin(one) is Literal for one in _all(hints[name]))}
     return {name: hints[name] for name in hints if name in known}
 
 
 def _all(kind: Any) -> tuple[Any, ...]:
-    """The types of which a value may have any."""
+    """Return the members of a union, or the type itself."""
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
 def _words(kind: Any) -> str:
-    """A type in words."""
+    """Describe a type in words."""
     return " or ".join(WORDS[one] if one in WORDS else f"one of {', '.join(get_args(one))}" for one in _all(kind))

@@ -123,7 +123,7 @@ def test_two_processes_do_not_write_one_state(tmp_path, capsys, monkeypatch):
     with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
         assert first.stdout.read(1)
         said = complaint([*arguments, "5"], capsys, monkeypatch, generate.main)
-        assert f"--state-file {state}: another process is at work on it" in said
+        assert f"--state-file {state}: another process is using it" in said
         first.kill()
         first.stdout.close()
     assert (tmp_path / ".s.state.lock").exists()

@@ -212,7 +212,7 @@ def test_of_a_short_text_the_lengths_that_it_has_are_counted(tmp_path, capsys):
 def test_a_picture_that_cannot_be_drawn_is_left_out(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     command.main(["count", "--size=200", "--starts=2", "--lengths", "1", "2", "--out", str(tmp_path)])
-    assert "the picture gamma is left out (plot: needs matplotlib" in capsys.readouterr().err
+    assert "picture gamma skipped (plot: needs matplotlib" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["unique.json"]
 
 

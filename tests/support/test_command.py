@@ -18,7 +18,7 @@ import pytest
         (PermissionError(errno.EACCES, "Permission denied", "runs/x"), "runs/x: permission denied; name another"),
         (OSError(errno.ENOSPC, "No space left on device"), "reading or writing failed: no space left on device; free"),
         (OSError(errno.EBADF, "Bad file descriptor", 7), "7: bad file descriptor"),
-        (MemoryError("Unable to allocate 16.0 GiB"), "memory: Unable to allocate 16.0 GiB; ask for less"),
+        (MemoryError("Unable to allocate 16.0 GiB"), "out of memory: Unable to allocate 16.0 GiB; process less"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -77,7 +77,7 @@ def test_a_closed_output_takes_all():
 def test_a_full_output_is_said():
     code, _, said = shell(".scaling --help >/dev/full")
     assert code == 2
-    assert said == "error: reading or writing failed: no space left on device; free some space, and call again\n"
+    assert said == "error: reading or writing failed: no space left on device; free some space and run again\n"
 
 
 def test_what_an_encoding_lacks_is_escaped():

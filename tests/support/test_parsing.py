@@ -44,14 +44,14 @@ def test_any_file_is_flags_or_one_line(tmp_path_factory, content):
 )
 def test_files_that_are_no_settings(content, tmp_path):
     (tmp_path / "c.toml").write_bytes(content)
-    with pytest.raises(UserError, match="no TOML"):
+    with pytest.raises(UserError, match="invalid TOML"):
         read_config_file(tmp_path / "c.toml")
 
 
 def test_a_nul_character_is_refused(tmp_path):
     """No shell can pass one, but a settings file can."""
     (tmp_path / "c.toml").write_text('data = "a\\u0000b"')
-    with pytest.raises(UserError, match="holds a NUL character"):
+    with pytest.raises(UserError, match="contains a NUL character"):
         train.read_command(["text", "--config", str(tmp_path / "c.toml")])
 
 

@@ -44,12 +44,12 @@ def test_a_dataclass_is_made():
     ("values", "words"),
     [
         ({}, "missing 1 required"),
-        ({"size": "2"}, "size='2': is of no type that Example has for it"),
+        ({"size": "2"}, "size='2': has the wrong type for Example"),
         ({"size": 2, "rates": [None]}, "rates=list"),
-        ({"size": 2, "more": 1}, "'more': is no setting of Example"),
+        ({"size": 2, "more": 1}, "'more': unknown setting of Example"),
         ({"size": 0}, "size=0: must be above 0"),
-        (None, "is no table"),
-        ([1], "is no table"),
+        (None, "must be a table"),
+        ([1], "must be a table"),
     ],
 )
 def test_what_is_no_such_dataclass_is_refused(values, words):

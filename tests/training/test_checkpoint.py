@@ -71,7 +71,7 @@ def test_a_foreign_folder(tmp_path):
 def test_a_cut_off_file(folder, share):
     whole = folder.model.read_bytes()
     folder.model.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UserError, match="cut off or no safetensors file"):
+    with pytest.raises(UserError, match="truncated or not a safetensors file"):
         load(folder.path)
 
 

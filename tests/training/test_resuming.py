@@ -182,7 +182,7 @@ def test_a_damaged_line_takes_no_other_with_it(run, capsys):
     log.write_bytes(b"".join(lines))
     capsys.readouterr()
     assert read_lines(log) == [before[0], *before[2:]]
-    assert capsys.readouterr().err == f"note: {log}: line 2 is damaged and left out\n"
+    assert capsys.readouterr().err == f"note: {log}: line 2 is damaged and skipped\n"
     train.main(["copy", "--resume", "--out", str(run), "--samples=240"])
     assert log.read_bytes().startswith(b"".join(lines))
     assert "line 2 is damaged" in capsys.readouterr().err
@@ -275,7 +275,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, capsys, monkeypatch)
         next(line for line in first.stdout if line.startswith("step=2 "))
         for words in (["copy", "--resume"], FLAGS):
             said = complaint([*words, "--out", str(tmp_path / "run")], capsys, monkeypatch)
-            assert f"--out {tmp_path / 'run'}: another process is at work on it; wait for its end" in said
+            assert f"--out {tmp_path / 'run'}: another process is using it; wait until it ends" in said
         first.kill()
     assert first.returncode == -signal.SIGKILL
     assert (tmp_path / "run" / ".lock").exists()

@@ -147,7 +147,7 @@ def test_a_run_whose_output_nobody_can_read_saves_and_ends(output, tmp_path, cap
         with open(output, "w") as full:
             run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
         assert (
-            run.stderr == "error: reading or writing failed: no space left on device; free some space, and call again\n"
+            run.stderr == "error: reading or writing failed: no space left on device; free some space and run again\n"
         )
         assert run.returncode == 2
     _, counters = saved(tmp_path)
