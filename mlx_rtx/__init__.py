@@ -1,10 +1,10 @@
 """Recurrent transformers (B. N. Kausik, arXiv 2402.14746) for Apple MLX."""
 
-from mlx_rtx.support import startup  # noqa: F401 (first of all: Ctrl-C may come at once)
+from mlx_rtx.support import startup  # noqa: F401 (first: handles Ctrl-C during imports)
 
 # isort: split
 
-from mlx_rtx.support import backend  # first: it must load before mlx.core
+from mlx_rtx.support import backend  # must be imported before mlx.core
 
 # isort: split
 

@@ -1,4 +1,4 @@
-"""List the commands, or run one: ``python -m mlx_rtx``, or ``mlx_rtx`` where the package is installed."""
+"""List the commands, or run one: ``python -m mlx_rtx``, or ``mlx_rtx`` if the package is installed."""
 
 import importlib
 
@@ -10,7 +10,11 @@ COMMANDS = ("train", "evaluate", "generate", "plot", "plan", "export", "convert"
 
 
 def run(arguments: list[str]) -> None:
-    """Do as ``python -m mlx_rtx.COMMAND …`` does where a command is named; else list them, or say the version."""
+    """Run ``python -m mlx_rtx.COMMAND …`` if a command is given; otherwise list the commands, or print the version.
+
+    Raises:
+        UserError: if the command is unknown.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
         show_commands()
         return
@@ -18,15 +22,15 @@ def run(arguments: list[str]) -> None:
     if name == "--version":
         print(f"mlx_rtx {version('mlx_rtx')}, mlx {version('mlx')}")
         return
-    require(name in COMMANDS, f"{name}: is no command; choose one of {', '.join(COMMANDS)}")
+    require(name in COMMANDS, f"{name}: unknown command; choose one of {', '.join(COMMANDS)}")
     module = importlib.import_module(f"mlx_rtx.{name}")
-    if not hasattr(module, "main"):  # a room with a command of its own
+    if not hasattr(module, "main"):  # a package with a __main__ module
         module = importlib.import_module(f"mlx_rtx.{name}.__main__")
     module.main(rest)
 
 
 def show_commands() -> None:
-    """Print each command's line of purpose, which is the first of its module."""
+    """Print each command's purpose, from the first line of its module's docstring."""
     print("Recurrent transformers (arXiv 2402.14746) for Apple MLX. Commands, each with --help:\n")
     for name in COMMANDS:
         module = importlib.import_module(f"mlx_rtx.{name}")
@@ -35,7 +39,7 @@ def show_commands() -> None:
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Entry point of the ``mlx_rtx`` program."""
     run_command(run)
 
 

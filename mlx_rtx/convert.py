@@ -1,4 +1,4 @@
-"""Read or write nanoGPT's checkpoints: ``python -m mlx_rtx.convert model.safetensors runs/converted --heads 6``."""
+"""Convert nanoGPT's checkpoints: ``python -m mlx_rtx.convert model.safetensors runs/converted --heads 6``."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,37 +22,38 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertCommand:
-    """Make a run folder of a checkpoint in nanoGPT's layout, which the paper's program has too, or such a checkpoint
-    of a run folder: the source says which. Files are safetensors or npz, no pickles."""
+    """Convert a checkpoint in nanoGPT's layout, which the paper's program uses too, to a run folder, or a run folder to
+    such a checkpoint, depending on the source. Files are safetensors or npz, not pickles."""
 
     source: tyro.conf.Positional[Path]
-    """Checkpoint to read, .safetensors or .npz; or a run folder."""
+    """Checkpoint to read (.safetensors or .npz), or run folder."""
     target: tyro.conf.Positional[Path]
-    """Run folder to make; or the checkpoint to write."""
+    """Run folder to create, or checkpoint to write."""
     model: ModelKind = "recurrent"
-    """What the checkpoint is of: regular transformers may hold an unused alpha, so it can't be told from it."""
+    """Kind of model. A checkpoint does not determine it: regular transformers may contain an unused alpha."""
     heads: int | None = None
-    """Attention heads, which a checkpoint does not say."""
+    """Number of attention heads, which a checkpoint does not contain."""
     block: int = 32
-    """Block width K, which it does not say either; 16 in the paper's text models."""
+    """Block width K, not in the checkpoint either; 16 in the paper's text models."""
     activation: Literal["relu", "gelu"] = "gelu"
-    """Nor this: gelu in nanoGPT and the paper's text models, relu in its others."""
+    """Activation function, not in the checkpoint either; gelu in nanoGPT and the paper's text models, relu in the
+    paper's other models."""
     history: Literal["output", "hidden"] = "output"
-    """Nor this: the reading of Eq. 6, y in the paper's program."""
+    """Reading of Eq. 6, not in the checkpoint either; output (y) in the paper's program."""
     task: Literal["text", "image", "copy", "selective-copy"] | None = None
-    """What it was trained on, for evaluate; of text also its characters, for generate."""
+    """Task on which the model was trained; needed by evaluate, and by generate for a text model's characters."""
     data: str | None = None
-    """Text whose characters, in order, are its tokens; tiny Shakespeare if not given. For --task text."""
+    """Text whose sorted characters are the model's tokens, with --task text; tiny Shakespeare by default."""
 
     def __post_init__(self):
         require(
             self.data is None or self.task == "text",
-            f"--data {self.data}: goes with --task text alone; add that, or drop it",
+            f"--data {self.data}: requires --task text; add it, or omit --data",
         )
 
 
 def main(arguments: list[str]) -> None:
-    """Parse ``arguments``, convert, and say what it is."""
+    """Parse ``arguments``, convert, and print a summary."""
     command = parse(ConvertCommand, arguments, "python -m mlx_rtx.convert")
     if command.source.is_dir():
         model, _ = load(command.source)
@@ -64,12 +65,12 @@ def main(arguments: list[str]) -> None:
 
 
 def read_run(command: ConvertCommand) -> Transformer:
-    """Make a run folder of a checkpoint."""
+    """Convert a checkpoint to a run folder, and return the model."""
     folder, source = RunFolder(command.target), command.source
-    require(not folder.config.exists(), f"{folder.path}: holds a run already; name another folder")
+    require(not folder.config.exists(), f"{folder.path}: already contains a run; name another folder")
     require(
         command.heads is not None,
-        "--heads: is missing, and the checkpoint does not say it; 6 in the paper's text models",
+        "--heads: is missing, and not in the checkpoint; 6 in the paper's text models",
     )
     weights = read_checkpoint(source)
     unnamed = Unnamed(
@@ -85,7 +86,7 @@ def read_run(command: ConvertCommand) -> Transformer:
         vocabulary, V = Characters(text), model.config.vocab_size
         require(
             len(vocabulary) == V,
-            f"--data {path}: has {len(vocabulary)} characters, the model knows {V}; name its own text",
+            f"--data {path}: has {len(vocabulary)} characters, the model {V}; name the text it was trained on",
         )
     described = {"task": command.task, "model": {"kind": command.model, **asdict(model.config)}}
     origin = {"file": source.name, "sha256": sha256(source.read_bytes())}
@@ -97,7 +98,7 @@ def read_run(command: ConvertCommand) -> Transformer:
 
 
 def settings(task: str | None, model: Transformer, kind: ModelKind) -> dict[str, Any]:
-    """What evaluate asks of a run: its task's settings by the paper's recipe, and data that is not known."""
+    """Return the settings that evaluate needs: those of the paper's recipe for the task, with unknown data."""
     if task is None:
         return {}
     recipe = RECIPES[task]["paper"]

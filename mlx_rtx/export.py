@@ -1,4 +1,4 @@
-"""Make a folder that other programs run: ``python -m mlx_rtx.export runs/text exported``."""
+"""Export a model to a folder for other programs: ``python -m mlx_rtx.export runs/text exported``."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,38 +30,38 @@ BATCH = 32  # sequences measured at a time
 
 @dataclass(frozen=True, kw_only=True)
 class ExportCommand:
-    """Make a folder of a text model that mlx-lm runs as it is, with a model card."""
+    """Export a text model to a folder that mlx-lm can run without this package, with a model card."""
 
     run: tyro.conf.Positional[Path]
     """Run folder of a text model."""
     folder: tyro.conf.Positional[Path]
-    """Folder to make."""
+    """Folder to create."""
     format: Literal["mlx-lm", "transformers", "mlxfn"] = "mlx-lm"
-    """For mlx-lm; for transformers as well; or one step as a graph for C++, Swift and Python."""
+    """mlx-lm; transformers, which mlx-lm can run too; or mlxfn, one step as a graph for C++, Swift and Python."""
     bits: Literal[4, 8] | None = None
-    """Bits to a weight; what fewer than 32 cost is measured on held-out text. For mlx-lm."""
+    """Quantize weights to this many bits, and measure the increase in loss on held-out text. For mlx-lm only."""
     group_size: Literal[32, 64, 128] = 32
-    """Weights that share a scale; it must divide the model's width."""
+    """Number of weights that share a scale when quantized; must divide the model's width."""
     samples: int | None = None
-    """Sequences to measure that on; all that are held out, if not given."""
+    """Number of held-out sequences for that measurement; all by default."""
     data: str | None = None
-    """Where the text lies now, if not where training found it."""
+    """Current path of the training text, if it was moved since training."""
     upload: str | None = None
-    """Repository on the Hugging Face hub to put the folder in, USER/NAME; made where it is missing."""
+    """Repository USER/NAME on the Hugging Face hub to upload the folder to; created if missing."""
     private: bool = False
-    """Make that repository a private one."""
+    """Make a new repository private."""
 
     def __post_init__(self):
         require(
             self.bits is None or self.format == "mlx-lm",
-            f"--bits {self.bits}: quantized weights are mlx-lm's; drop it, or --format {self.format}",
+            f"--bits {self.bits}: quantized weights are for mlx-lm only; omit it, or --format {self.format}",
         )
         require(self.samples is None or self.samples >= 1, f"samples={self.samples}: must be at least 1")
         require_at_most(self, samples=2**26)
 
 
 def main(arguments: list[str]) -> None:
-    """Parse ``arguments``, write the folder, and say what is in it."""
+    """Parse ``arguments``, write the folder, and list its files."""
     command = parse(ExportCommand, arguments, "python -m mlx_rtx.export")
     run, folder = RunFolder(command.run), command.folder
     vocabulary = load_vocabulary(command.run)
@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> None:
     )
     write_text(folder / "README.md", write_card(facts))
     if cost:
-        print(f"loss: {cost.before} with 32 bits, {cost.after} with {command.bits}; that adds {cost.added} (95 %)")
+        print(f"loss: {cost.before} with 32 bits, {cost.after} with {command.bits}: an increase of {cost.added} (95 %)")
     for path in sorted(folder.iterdir()):
         print(f"{path} {path.stat().st_size:,} bytes")
     if command.upload:
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> None:
 
 
 def held_out(command: ExportCommand) -> Iterator[Sequences]:
-    """The text to measure on: what the run held out."""
+    """Return the sequences of text that the run held out for validation."""
     folder = RunFolder(command.run)
     _, settings = from_stored(folder.read_config())
     task = settings.task
@@ -109,7 +109,7 @@ def held_out(command: ExportCommand) -> Iterator[Sequences]:
 
 
 def scores(events: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What ``metrics.jsonl`` says of the best weights."""
+    """Return the scores of the best weights in ``metrics.jsonl``, or None if there are none."""
     final = [event for event in events if event["kind"] == "final"]
     validations = [event for event in events if event["kind"] == "validation"]
     return final[-1] if final else min(validations, key=lambda event: event["loss"], default=None)

@@ -1,4 +1,4 @@
-"""Write text with a trained model: ``python -m mlx_rtx.generate --model runs/text --prompt "ROMEO:"``."""
+"""Generate text with a trained model: ``python -m mlx_rtx.generate --model runs/text --prompt "ROMEO:"``."""
 
 import os
 import sys
@@ -19,28 +19,28 @@ from mlx_rtx.training.checkpoint import RunFolder, load, load_vocabulary
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateCommand:
-    """Write on after a prompt. The text goes to standard output, figures to standard error."""
+    """Continue a prompt. The text is written to standard output, speed and memory to standard error."""
 
     model: Path
     """Run folder of a text model."""
     prompt: tuple[str, ...] = ()
-    """What to go on from; - for standard input. Several prompts run side by side."""
+    """Text to continue; - for standard input. Several prompts are processed as one batch."""
     max_tokens: int = 500
-    """Tokens to write after each prompt: characters, or subwords where the model has those."""
+    """Tokens to generate after each prompt: characters, or subwords if the model uses them."""
     temp: float = 0.8
-    """Temperature; 0 for the likeliest token each time."""
+    """Temperature; 0 always picks the most likely token."""
     top_k: int = 0
-    """Only the k likeliest tokens; 0 for all."""
+    """Sample only from the k most likely tokens; 0 for all."""
     top_p: float = 1.0
-    """Only the likeliest tokens that together have this probability; 1 for all."""
+    """Sample only from the most likely tokens that together have this probability; 1 for all."""
     min_p: float = 0.0
-    """Only tokens at least this many times as probable as the likeliest; 0 for all."""
+    """Sample only from tokens with at least this fraction of the highest probability; 0 for all."""
     seed: int = 0
-    """Fixes the text; prompt i of several draws by seed + i."""
+    """Random seed; prompt number i, counted from 0, uses seed + i."""
     device: DeviceName | None = None
-    """Where to write; on the GPU if there is one, if not given."""
+    """Device to run on; the GPU by default, if there is one."""
     state_file: Path | None = None
-    """Go on from the state in this file if it is there, and leave the new state in it."""
+    """Continue from the state in this file if it exists, and write the new state to it."""
 
     def __post_init__(self):
         require_positive(self, "max_tokens")
@@ -48,24 +48,24 @@ class GenerateCommand:
 
 
 def main(arguments: list[str]) -> None:
-    """Parse ``arguments``, write text as it comes, then say how fast."""
+    """Parse ``arguments``, print text as it is generated, then print the speed."""
     command = parse(GenerateCommand, arguments, "python -m mlx_rtx.generate")
     backend.use_device(command.device)
     file = command.state_file
     if file is None:
         return write(command)
-    require(os.path.isdir(file.parent), f"--state-file {file}: no such folder; make it, or name another file")
+    require(os.path.isdir(file.parent), f"--state-file {file}: no such folder; create it, or name another file")
     require(not os.path.isdir(file), f"--state-file {file}: is a folder; name a file")
     with alone(file.with_name(f".{file.name}.lock"), f"--state-file {file}"):
         return write(command)
 
 
 def write(command: GenerateCommand) -> None:
-    """Write text as it comes, then say how fast."""
+    """Print text as it is generated, then print the speed."""
     sampler = make_sampler(command.temp, command.top_k, command.top_p, command.min_p)
     state_file, prompts = command.state_file, read_prompts(command.prompt)
     one = len(prompts) == 1
-    require(one or state_file is None, f"--state-file {state_file}: holds one text; give one prompt with it")
+    require(one or state_file is None, f"--state-file {state_file}: stores one text; give one prompt with it")
     vocabulary = load_vocabulary(command.model)
     if note := RunFolder(command.model).unjudged:
         print(f"note: {note}", file=sys.stderr)
@@ -111,10 +111,10 @@ def write(command: GenerateCommand) -> None:
 
 
 def read_prompts(given: tuple[str, ...]) -> list[str]:
-    """The prompts, with ``-`` replaced by standard input; an empty one if there is none.
+    """Return the prompts, with ``-`` replaced by standard input, or one empty prompt if none is given.
 
     Raises:
-        UserError: standard input is not UTF-8, or is named twice.
+        UserError: if standard input is not UTF-8, or is named twice.
     """
     require(given.count("-") <= 1, "--prompt -: standard input can be read once")
     try:

@@ -34,7 +34,7 @@ def test_it_runs_each(name, monkeypatch, capsys):
 
 def test_what_is_no_command(monkeypatch, capsys):
     assert call(monkeypatch, "trian") == 2
-    assert capsys.readouterr().err.startswith("error: trian: is no command; choose one of train, ")
+    assert capsys.readouterr().err.startswith("error: trian: unknown command; choose one of train, ")
 
 
 def test_it_says_its_version(monkeypatch, capsys):

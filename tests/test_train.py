@@ -129,13 +129,13 @@ def test_a_folder_that_holds_a_run_is_left_alone(run, capsys, monkeypatch):
     assert contents(path) == before
 
 
-def test_a_cut_off_checkpoint_is_said(run, capsys, monkeypatch):
+def test_a_truncated_checkpoint_is_reported(run, capsys, monkeypatch):
     file = run[0] / "training.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-10])
     before = contents(run[0])
     said = complaint(["copy", "--out", str(run[0]), "--resume"], capsys, monkeypatch)
-    assert "training.safetensors: cut off" in said
+    assert "training.safetensors: truncated" in said
     assert contents(run[0]) == before
     file.write_bytes(whole)
 

@@ -1,7 +1,7 @@
-"""Generation: a stream of tokens out of a model's step, one at a time, for any number of prompts.
+"""Generation of tokens, one at a time, for a batch of prompts.
 
-Random numbers of a stream depend on its seed and its position alone. So a text is the same whether its
-prompt runs alone or beside others, in one go or from a state that was saved on the way.
+A stream's random numbers depend only on its seed and position. So its text is the same alone or in a batch,
+and in one call or continued from a saved state.
 """
 
 import time
@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 PREFILL = 512  # tokens of a prompt fed at a time
-LOOK = 16  # tokens from one look at whether logits are finite to the next
+LOOK = 16  # tokens between two checks that logits are finite
 
 
 def token_stream(
@@ -32,26 +32,26 @@ def token_stream(
     seeds: Sequence[int] = (0,),
     stream: Stream | None = None,
 ) -> Iterator[tuple[list[int | None], Stream]]:
-    """Feed prompts and draw what follows; the device is kept one token ahead.
+    """Feed prompts and draw the tokens that follow; the device computes one token ahead.
 
-    All streams advance together. While a prompt still lasts its stream is fed from it, and only those
-    whose prompt has ended draw; so prompts need not have the same length.
+    All streams advance together. Streams whose prompt is longer are fed from it while the others already draw, so
+    prompts need not have the same length.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         prompts: tokens of each of B prompts.
-        max_tokens: tokens to draw for each.
-        sampler: see `mlx_rtx.generation.sampling.make_sampler`; the likeliest token if not given.
-        seeds: one a stream.
-        stream: where an earlier call ended; the prompts come after it.
+        max_tokens: number of tokens to draw per prompt.
+        sampler: see `mlx_rtx.generation.sampling.make_sampler`; picks the most likely token by default.
+        seeds: one seed per stream.
+        stream: stream of an earlier call, which the prompts continue.
 
     Yields:
-        (the token of each stream, None where its prompt still lasts or its tokens are all drawn; where
-        generation stands). It ends early where the model's positions do (`Transformer.limit`).
+        (tokens, stream): the token drawn for each stream, or None while its prompt is being fed and after its last
+        token; and the stream to continue from. Ends early at the model's last position (`Transformer.limit`).
 
     Raises:
-        UserError: there is nothing to begin with, tokens that are none of the model's, a prompt longer than its
-            positions, a stream of another model, or logits that are not finite.
+        UserError: if there is no token to start with, a token is outside the vocabulary, a prompt exceeds the model's
+            positions, the stream is of another model, or logits are not finite.
     """
     check_writer(model)
     require_whole(max_tokens=max_tokens)
@@ -79,12 +79,12 @@ def token_stream(
         mx.eval(logits, state)
 
     def draw(logits: mx.array, at: int) -> mx.array:
-        """Tokens (B,) at place ``at`` after ``begin``."""
+        """Return tokens (B,) at position ``begin + at``: drawn, or from the prompt."""
         position = mx.full((len(rows),), begin + at, dtype=mx.uint32)
         keys = mx.stack([key_words, position], axis=1)
-        if isinstance(sampler, CheckedSampler):  # logits are looked at below
+        if isinstance(sampler, CheckedSampler):  # logits are checked below
             drawn = sampler.unchecked(logits, keys)
-        else:  # it may give anything
+        else:  # a sampler of the caller, whose result must be checked
             drawn = check_drawn(model, sampler(logits, keys), len(rows))
         return mx.where(mx.array(at < lengths), given[:, at], drawn) if at < longest else drawn
 
@@ -113,30 +113,30 @@ def token_stream(
 
 @dataclass(frozen=True)
 class Response:
-    """What one step of `stream_generate` gives, and how it goes."""
+    """Result of one step of `stream_generate`."""
 
     texts: list[str]
-    """What each prompt's text goes on by: nothing where the prompt lasts, the text is done, or a character is still
-    without its last bytes."""
+    """New text for each prompt; empty while the prompt is being fed, after the text's end, or while a character's last
+    bytes are missing."""
     stream: Stream
-    """Where generation stands; to go on from here, pass it on with the next prompt."""
+    """Stream to pass to another call, with the next prompts, to continue from here."""
     prompt_tokens: int
-    """Tokens of the prompts together."""
+    """Total number of tokens in the prompts."""
     prompt_tps: float
-    """Prompt tokens per second up to the first token drawn."""
+    """Prompt tokens per second until the first token was drawn."""
     generation_tokens: int
-    """Tokens drawn so far, of all prompts together."""
+    """Total number of tokens drawn so far."""
     generation_tps: float
     """Tokens per second after the first ones."""
     peak_memory: float
     """Peak memory of the process's MLX arrays, in GB."""
     finish_reason: str | None = None
-    """On the last one: ``length`` when all tokens asked for were drawn, ``stop`` when each text has come to its end,
-    ``limit`` when positions ran out."""
+    """In the last response: ``length`` if all requested tokens were drawn, ``stop`` if every text has reached its end,
+    ``limit`` if the model's positions are used up."""
 
     @property
     def text(self) -> str:
-        """What the first prompt's text goes on by."""
+        """New text for the first prompt."""
         return self.texts[0]
 
 
@@ -149,20 +149,22 @@ def stream_generate(
     seed: int = 0,
     stream: Stream | None = None,
 ) -> Iterator[Response]:
-    """Write on after prompts, token by token, each until its end where the vocabulary has a token for that.
+    """Continue prompts token by token, each until its end token if the vocabulary has one.
 
     Args:
-        model: in evaluation mode, as `mlx_rtx.load` gives it.
-        vocabulary: its characters or subwords, as `mlx_rtx.load_vocabulary` gives them.
-        prompts: one prompt or several; those need not have the same length.
-        max_tokens: tokens to draw for each, at least 1.
-        sampler: see `mlx_rtx.generation.sampling.make_sampler`; the likeliest token if not given.
-        seed: prompt i draws by ``seed + i``, and the same as it would alone with that seed.
-        stream: where an earlier call ended (`Response.stream`); the prompts, which may then be empty,
-            come after it.
+        model: the model in evaluation mode, as `mlx_rtx.load` returns it.
+        vocabulary: its characters or subwords, as `mlx_rtx.load_vocabulary` returns them.
+        prompts: one prompt or several, which may differ in length.
+        max_tokens: number of tokens to draw per prompt, at least 1.
+        sampler: see `mlx_rtx.generation.sampling.make_sampler`; picks the most likely token by default.
+        seed: prompt i uses seed ``seed + i``, and gives the same text as alone with that seed.
+        stream: stream of an earlier call (`Response.stream`), which the prompts continue; they may then be empty.
+
+    Yields:
+        One `Response` per token position.
 
     Raises:
-        UserError: text that the vocabulary has no tokens for, an empty prompt at the start, or one too long.
+        UserError: if the vocabulary lacks tokens for a prompt, a prompt is too long, or empty without a stream.
 
     Example:
         >>> for response in stream_generate(model, vocabulary, "ROMEO:", sampler=make_sampler(temp=0.8)):
@@ -171,22 +173,22 @@ def stream_generate(
     prompts = [prompts] if isinstance(prompts, str) else prompts
     right = isinstance(prompts, Sequence) and all(isinstance(prompt, str) for prompt in prompts)
     require(right, "prompts: give text, or a list of texts")
-    require(len(prompts) >= 1, "prompts: there is none; give at least one")
+    require(len(prompts) >= 1, "prompts: empty; give at least one")
     require_whole(least=0, seed=seed)
     require(seed <= 2**32 - len(prompts), f"seed={seed}: must lie in 0 … {2**32 - len(prompts)}")
     require_whole(max_tokens=max_tokens)
     check_writer(model)
     known, V = isinstance(vocabulary, Vocabulary) and len(vocabulary), model.config.vocab_size
-    require(known == V, f"vocabulary: has not the {V} tokens of the model; give what load_vocabulary returns")
+    require(known == V, f"vocabulary: must have the {V} tokens of the model; give what load_vocabulary returns")
     if stream is not None:
         check_stream(model, stream)
     encoded = [vocabulary.encode(prompt, "prompt").tolist() for prompt in prompts]
     prompt_tokens, drawn = sum(map(len, encoded)), 0
     before = np.array(stream.pending).tolist() if stream else [[]] * len(prompts)
     decoders = [vocabulary.decoder([*pending, *prompt]) for pending, prompt in zip(before, encoded, strict=False)]
-    left, ended = [max_tokens] * len(prompts), set[int]()  # tokens yet to draw; texts that came to their end
+    left, ended = [max_tokens] * len(prompts), set[int]()  # tokens left to draw; texts that have ended
     started = time.perf_counter()
-    first: float | None = None  # when the first tokens were there
+    first: float | None = None  # time of the first tokens
     seeds = range(seed, seed + len(prompts))
     for tokens, stands in token_stream(model, encoded, max_tokens, sampler, seeds, stream):
         now = time.perf_counter()
@@ -219,6 +221,6 @@ def stream_generate(
 
 
 def generate(model: Transformer, vocabulary: Vocabulary, prompts: str | Sequence[str], **settings: Any) -> list[str]:
-    """The whole text after each prompt; arguments as for `stream_generate`."""
+    """Return the whole text generated after each prompt; arguments as for `stream_generate`."""
     responses = list(stream_generate(model, vocabulary, prompts, **settings))
     return ["".join(parts) for parts in zip(*(response.texts for response in responses), strict=True)]

@@ -1,4 +1,4 @@
-"""A stream on disk: where generation stands, to go on from there another day."""
+"""Saves and loads streams, to continue generation later."""
 
 from pathlib import Path
 
@@ -14,20 +14,20 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map_with_path
 
-LAST_POSITION = 2 * 10**9  # tokens after which no stream is believed
+LAST_POSITION = 2 * 10**9  # largest valid number of tokens of a stream
 
 
 def fingerprint(model: Transformer) -> str:
-    """sha256 of a model's settings and weights."""
+    """Return the SHA-256 of a model's settings and weights."""
     weights = [part for name, array in flat(model.parameters()).items() for part in (name.encode(), np.array(array))]
     return sha256(repr(model.config).encode(), *weights)
 
 
 def save_stream(path: Path, model: Transformer, stream: Stream) -> None:
-    """Write ``stream`` of ``model``: one file, of constant size for a recurrent model.
+    """Write ``stream`` of ``model`` to a file, whose size is constant for a recurrent model.
 
     Raises:
-        UserError: it cannot be written, or is none to go on from.
+        UserError: if the file cannot be written, or the stream is invalid.
     """
     path = as_path("path", path, "a file")
     check_stream(model, stream)
@@ -37,10 +37,10 @@ def save_stream(path: Path, model: Transformer, stream: Stream) -> None:
 
 
 def load_stream(path: Path, model: Transformer) -> Stream:
-    """Read what `save_stream` wrote.
+    """Read a stream that `save_stream` wrote.
 
     Raises:
-        UserError: the file is missing, cut off or changed, or of another model.
+        UserError: if the file is missing, truncated or changed, or belongs to another model.
     """
     path = as_path("path", path, "a file")
     with open_arrays(path) as file:
@@ -51,13 +51,14 @@ def load_stream(path: Path, model: Transformer) -> Stream:
         said, waiting = file.metadata.get("position", ""), file.arrays.get("pending")
         number = said.isascii() and said.isdecimal() and len(said) <= len(str(LAST_POSITION))
         limit = LAST_POSITION if model.limit is None else model.limit
-        require(number and int(said) <= limit, f"{path}: position={shown(said)}: must lie in 0 … {limit:,}; begin anew")
+        valid = number and int(said) <= limit
+        require(valid, f"{path}: position={shown(said)}: must lie in 0 … {limit:,}; start a new stream")
         position, (batch, n) = int(said), waiting.shape if waiting and len(waiting.shape) == 2 else (1, 0)
         state = model.initial_state(max(batch, 1), position)
         expected = {"layers." + name: array for name, array in flat(state.layers).items()}
         arrays = file.read({**expected, "pending": mx.zeros((max(batch, 1), n), mx.int32)})
     pending = arrays["pending"]
     known = (pending >= 0) & (pending < model.config.vocab_size)
-    require(bool(known.all()), f"{path}: holds tokens that its model does not know; begin anew")
+    require(bool(known.all()), f"{path}: contains tokens outside its model's vocabulary; start a new stream")
     layers = tree_map_with_path(lambda name, _: arrays[f"layers.{name}"], state.layers)
     return Stream(type(state)(position, layers), pending)

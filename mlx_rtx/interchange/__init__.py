@@ -1,1 +1,1 @@
-"""Interchange: models as other programs read and write them."""
+"""Import and export of models in the formats of other programs."""

@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what the model is, how well it does, and what it is not."""
+"""Writes the model card of an exported folder: description, scores, training and limits of the model."""
 
 import math
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ USES = {
     pip install mlx-lm
     mlx_lm.generate --model . --trust-remote-code --ignore-chat-template --prompt "{prompt}" --max-tokens 200
 
-`mlx_lm.benchmark`, `server`, `cache_prompt`, `convert`, `lora`, `fuse` and `perplexity` take it as well, all with
-`--trust-remote-code`, which runs the model file `recurrent_transformer.py` that lies here; read it first.""",
+`mlx_lm.benchmark`, `server`, `cache_prompt`, `convert`, `lora`, `fuse` and `perplexity` work too, all with
+`--trust-remote-code`, which runs the model file `recurrent_transformer.py` in this folder; read it first.""",
     "transformers": """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,14 +27,14 @@ tokens = tokenizer("{prompt}", return_tensors="pt")
 print(tokenizer.decode(model.generate(**tokens, max_new_tokens=200)[0]))
 ```
 
-That runs `modeling_recurrent_transformer.py`, which lies here; read it first. mlx-lm runs the same folder, by
+This runs `modeling_recurrent_transformer.py` in this folder; read it first. mlx-lm runs the same folder with
 `recurrent_transformer.py`:
 
     mlx_lm.generate --model . --trust-remote-code --ignore-chat-template --prompt "{prompt}" --max-tokens 200""",
     "mlxfn": """\
-`step.mlxfn` is one step, to be run from C++, Swift or Python without this package: it takes a token (1, 1) and a state,
-which is all zeros at first, and gives logits (1, 1, {outputs}) and the next state. `step.json` has shapes, types and
-characters.
+`step.mlxfn` is one step of the model, which C++, Swift or Python can run without mlx_rtx: it takes a token (1, 1) and
+a state, initially all zeros, and returns logits (1, 1, {outputs}) and the next state. `step.json` lists shapes, dtypes
+and characters.
 
 ```python
 import mlx.core as mx
@@ -47,7 +47,7 @@ logits, *state = step([token, *state])
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All that a card says."""
+    """Content of a model card."""
 
     name: str
     format: str
@@ -59,18 +59,18 @@ class Facts:
     stored: dict[str, Any]
     """A run folder's ``config.json``."""
     scores: dict[str, Any] | None
-    """The validation that chose the weights, as ``metrics.jsonl`` has it; None where there was none."""
+    """Validation that selected the weights, from ``metrics.jsonl``; None if there was none."""
     cost: Cost | None = None
-    """What quantization costs, where it was done."""
+    """Increase in loss by quantization; None if not quantized."""
     bits: int | None = None
 
 
 def write_card(facts: Facts) -> str:
-    """The card, in Markdown, with the header that the Hugging Face hub reads."""
+    """Return the card in Markdown, with the metadata header that the Hugging Face hub reads."""
     sections = {
         "": _opening(facts),
         "Use": USES[facts.format].format(prompt=_prompt(facts.vocabulary), outputs=len(facts.vocabulary) + 1),
-        "How well it does": _figures(facts),
+        "Scores": _figures(facts),
         "Training": _training(facts),
         "Vocabulary": _vocabulary(facts.vocabulary),
         "Limits": _limits(facts),
@@ -93,9 +93,9 @@ def _prompt(vocabulary: Vocabulary) -> str:
 def _opening(facts: Facts) -> str:
     model, what = facts.model, f"A {facts.kind} transformer of {facts.parameters:,} parameters"
     unit = facts.vocabulary.unit
-    text = f"{what} that writes text on, {unit} by {unit}."
+    text = f"{what} that continues text, {unit} by {unit}."
     if facts.bits:
-        text += f" Its weights are kept in {facts.bits} bits."
+        text += f" Its weights are quantized to {facts.bits} bits."
     sizes = f"Width {model.dim}, {model.heads} heads, {model.layers} layer{'s' if model.layers > 1 else ''}"
     if facts.kind == "regular":
         return f"{text} {sizes}; {model.positions} positions."
@@ -112,26 +112,28 @@ def _figures(facts: Facts) -> str:
     if scores:
         loss, half = scores["loss"], 1.96 * scores["loss_se"]
         rows += [
-            (f"loss, nats a {unit}", f"{loss:.4f} ± {half:.4f}"),
-            (f"bits a {unit}", f"{loss / math.log(2):.4f} ± {half / math.log(2):.4f}"),
-            (f"right next {unit}s", f"{scores['accuracy']:.2%} ± {1.96 * scores['accuracy_se']:.2%}"),
+            (f"loss, nats per {unit}", f"{loss:.4f} ± {half:.4f}"),
+            (f"bits per {unit}", f"{loss / math.log(2):.4f} ± {half / math.log(2):.4f}"),
+            (f"accuracy, next {unit}", f"{scores['accuracy']:.2%} ± {1.96 * scores['accuracy_se']:.2%}"),
         ]
         if "bits_per_byte" in scores:
-            rows.insert(2, ("bits a byte of text", f"{scores['bits_per_byte']:.4f}"))
+            rows.insert(2, ("bits per byte of text", f"{scores['bits_per_byte']:.4f}"))
     if facts.cost:
         rows += [
             ("loss as a stream, 32 bits", str(facts.cost.before)),
             (f"loss as a stream, {facts.bits} bits", str(facts.cost.after)),
-            (f"what {facts.bits} bits add", str(facts.cost.added)),
+            (f"increase with {facts.bits} bits", str(facts.cost.added)),
         ]
     if not rows:
-        return "It was not scored."
-    table = "\n".join(["| on held-out text | 95 % interval |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in rows)])
+        return "It has not been evaluated."
+    header = ["| on held-out text | 95 % confidence interval |", "| --- | --- |"]
+    table = "\n".join([*header, *(f"| {a} | {b} |" for a, b in rows)])
     if not scores:
         return table
     return (
-        f"{table}\n\nOver {scores['targets']:,} {unit}s that were not trained on. The weights are those that did "
-        f"best on them, which flatters a little. A uniform guess has {math.log(len(facts.vocabulary)):.3f} nats."
+        f"{table}\n\nOver {scores['targets']:,} {unit}s that were not used for training. The weights were selected for "
+        "the lowest loss on this text, which makes the scores slightly optimistic. A uniform guess has a loss of "
+        f"{math.log(len(facts.vocabulary)):.3f} nats."
     )
 
 
@@ -145,8 +147,8 @@ def _training(facts: Facts) -> str:
     versions = environment.get("versions", {})
     return (
         f"On the first {data['train']:,} {unit}s of `{data['source']}` (sha256 `{data['sha256']}`): {samples:,} "
-        f"samples of {settings['task']['length']} {unit}s, {loop['batch']} to a step, {optimizer['optimizer']} at a "
-        f"learning rate of {optimizer['lr']:g}, dropout {facts.model.dropout:g}, seed {loop['seed']}. On "
+        f"samples of {settings['task']['length']} {unit}s, {loop['batch']} per step, {optimizer['optimizer']} with a "
+        f"learning rate of {optimizer['lr']:g}, dropout {facts.model.dropout:g}, seed {loop['seed']}. Device: "
         f"{environment.get('device_name')}, MLX {versions.get('mlx')}, mlx_rtx {versions.get('mlx_rtx')} at revision "
         f"{environment.get('git_revision')}. All "
         "settings are in the run's `config.json`."
@@ -155,28 +157,28 @@ def _training(facts: Facts) -> str:
 
 def _vocabulary(vocabulary: Vocabulary) -> str:
     end = (
-        "The end of text, one more token, was never trained: the model writes until it is stopped. The chat template "
-        "only joins messages: it is no chat model."
+        "An additional end-of-text token has not been trained, so the model generates until it is stopped. The chat "
+        "template only concatenates messages: this is not a chat model."
     )
     if not isinstance(vocabulary, Characters):
-        return f"It knows {len(vocabulary):,} subwords, which `tokenizer.json` has. {end}"
+        return f"{len(vocabulary):,} subwords, which `tokenizer.json` contains. {end}"
     shown = vocabulary.characters.replace("\n", "⏎").replace("`", "ˋ")
     return (
-        f"It knows {len(vocabulary)} characters, ⏎ being the line break: `{shown}`\n\n**All others vanish** from a "
-        f"prompt, without a word. {end}"
+        f"{len(vocabulary)} characters, with ⏎ for the line break: `{shown}`\n\n**All others are silently removed** "
+        f"from a prompt. {end}"
     )
 
 
 def _limits(facts: Facts) -> str:
     model, unit = facts.model, facts.vocabulary.unit
     if model.has_limit:
-        end = f"It has {model.positions} positions for {model.max_len} {unit}s: there its text ends."
+        end = f"It has {model.positions} positions for {model.max_len} {unit}s, after which its text ends."
     else:
-        end = f"It has no longest length; what it learned, it learned on {model.max_len} {unit}s at a time."
+        end = f"It has no maximum length, but was trained on {model.max_len} {unit}s at a time."
     closed = ""
     if facts.kind == "recurrent":
         closed = (
-            " Figures of training close each sequence by the paper's Eq. 7; a stream has no last block and keeps to "
-            "Eq. 6, so its loss may differ a little unless α is 0."
+            " Training and its scores close each sequence with the paper's Eq. 7; a stream has no last block and uses "
+            "Eq. 6 throughout, so its loss may differ slightly unless α is 0."
         )
-    return f"{end}{closed} It is a small model of one text: good for studying, not for answers."
+    return f"{end}{closed} It is a small model of one text, for study, not for answering questions."

@@ -1,4 +1,4 @@
-"""A folder to the Hugging Face hub."""
+"""Uploads a folder to the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -6,22 +6,22 @@ from mlx_rtx.support.errors import UserError
 
 
 def upload(folder: Path, repository: str, private: bool = False) -> str:
-    """Put all files of ``folder`` into a model repository, which is made where it is missing.
+    """Upload all files of ``folder`` to a model repository, which is created if missing.
 
     Args:
-        folder: what `mlx_rtx.export` wrote.
+        folder: folder that `mlx_rtx.export` wrote.
         repository: ``USER/NAME``.
-        private: whether a new repository is.
+        private: whether to make a new repository private.
 
     Returns:
-        The address of the commit.
+        URL of the commit.
 
     Raises:
-        UserError: ``huggingface_hub`` is missing, or the hub refuses.
+        UserError: if ``huggingface_hub`` is not installed, or the hub rejects the upload.
     """
     try:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HFValidationError, HTTPError  # the latter of the library it calls by
+        from huggingface_hub.errors import HFValidationError, HTTPError  # HTTPError: of its HTTP library
     except ImportError:
         raise UserError("--upload: needs huggingface_hub; pip install 'mlx-rtx[export]'") from None
     hub = HfApi()
@@ -30,5 +30,6 @@ def upload(folder: Path, repository: str, private: bool = False) -> str:
         done = hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export by mlx_rtx")
     except (HTTPError, HFValidationError, OSError) as error:
         said = " ".join(str(error).split())
-        raise UserError(f"--upload {repository}: {said}; hf auth login, and name a repository of yours") from None
+        remedy = "log in with hf auth login, and name a repository of yours"
+        raise UserError(f"--upload {repository}: {said}; {remedy}") from None
     return str(done.commit_url)

@@ -1,17 +1,17 @@
-"""Parameter names and shapes of other programs, beside this project's.
+"""Correspondence between our parameter names and those of other programs.
 
-Other programs keep the weight of a product as (outputs, inputs), this one as (inputs, outputs).
+Other programs store the weight of a matrix product as (outputs, inputs), this package as (inputs, outputs).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-TRANSPOSED = ("head", "qkv", "attention_out", "mlp_in", "mlp_out", "gate")  # which weights are those of products
+TRANSPOSED = ("head", "qkv", "attention_out", "mlp_in", "mlp_out", "gate")  # weights of matrix products
 
 
 class Pair(NamedTuple):
-    """One parameter under both names."""
+    """Both names of a parameter, and whether it is transposed."""
 
     ours: str
     theirs: str
@@ -20,19 +20,19 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Another program's names, by ours."""
+    """Parameter names of another program, by our names."""
 
     ends: dict[str, str]
     """Parameters of the embedding and the readout."""
     layer: str
-    """What the names of layer {i} begin with."""
+    """Prefix of the names of layer {i}."""
     tau: dict[str, str]
     """Parameters of τ."""
     recurrence: dict[str, str]
-    """What a recurrence adds to τ."""
+    """Parameters that a recurrence has in addition to τ."""
 
     def pairs(self, layers: int, recurrent: bool) -> Iterator[Pair]:
-        """Every parameter that a model of so many layers may have."""
+        """Yield every parameter that a model with this many layers may have."""
         for ours, theirs in self.ends.items():
             yield Pair(f"embedding.{ours}", theirs, ours in TRANSPOSED)
         for i in range(layers):
@@ -79,5 +79,5 @@ NANOGPT = Layout(
         "mlp_in": "mlp.c_fc.weight",
         "mlp_out": "mlp.c_proj.weight",
     },
-    recurrence={},  # one alpha for the whole model, by that name
+    recurrence={},  # a single parameter "alpha" for the whole model
 )

@@ -1,12 +1,12 @@
-"""A trained text model as a folder that plain mlx-lm runs.
+"""Exports a trained text model to a folder that mlx-lm runs without this package.
 
-    config.json, recurrent_transformer.py   the model, and the file that makes it of its weights
-    model.safetensors                       weights, with one more token than the run's: the end of text
-    tokenizer.json, tokenizer_config.json   its characters or subwords
-    README.md                               the model card
+    config.json, recurrent_transformer.py   settings, and the source file of the model
+    model.safetensors                       weights, with one token more than in the run: the end of text
+    tokenizer.json, tokenizer_config.json   characters or subwords
+    README.md                               model card
 
-The end of text was never trained: its embedding is zero, and the model file all but rules it out. Only where positions
-run out it is certain.
+The end-of-text token has not been trained: its embedding is zero, and the model file makes it very unlikely, except
+after the model's last position, where it is certain.
 """
 
 import json
@@ -28,9 +28,9 @@ from mlx_rtx.tasks.vocabulary import Vocabulary
 
 import mlx.core as mx
 
-CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # else a server invents roles and marks
+CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # without one, servers add roles and markers
 MODEL_FILE = Path(recurrent_transformer.__file__)
-AUTO_MAP = {  # where ``transformers`` finds its classes
+AUTO_MAP = {  # classes that ``transformers`` loads
     "AutoConfig": "configuration_recurrent_transformer.RecurrentTransformerConfig",
     "AutoModelForCausalLM": "modeling_recurrent_transformer.RecurrentTransformerForCausalLM",
 }
@@ -38,14 +38,14 @@ AUTO_MAP = {  # where ``transformers`` finds its classes
 
 @dataclass(frozen=True)
 class Exported:
-    """A model as the model file makes it, and the ``config.json`` that says so."""
+    """A model as defined by the model file, and its ``config.json``."""
 
     config: dict[str, Any]
     model: recurrent_transformer.Model
 
 
 def make_exported(model: Transformer) -> Exported:
-    """The model in mlx-lm's terms, as a stream: logits are those of ``model(tokens, close=False)``, and one more."""
+    """Convert a model to mlx-lm's form; logits are those of ``model(tokens, close=False)`` and one for end of text."""
     kind: ModelKind = next(name for name, cls in MODELS.items() if type(model) is cls)
     config = describe(kind, model.config)
     made = recurrent_transformer.Model(recurrent_transformer.ModelArgs.from_dict(config))
@@ -58,12 +58,16 @@ def make_exported(model: Transformer) -> Exported:
         weights[name] = mx.pad(weights[name], [(0, 1), (0, 0)])
     made.load_weights(list(weights.items()))
     made.eval()
-    mx.eval(made.parameters())  # else graphs that are exported begin with how they were made
+    mx.eval(made.parameters())  # otherwise exported graphs would include their computation
     return Exported(config, made)
 
 
 def describe(kind: ModelKind, config: ModelConfig) -> dict[str, Any]:
-    """A ``config.json``, in the words that other models' have."""
+    """Return the content of ``config.json``, with the keys that other models use.
+
+    Raises:
+        UserError: if the model does not predict its own tokens.
+    """
     V = config.vocab_size
     require(config.outputs == V, f"out_size={config.outputs}: only models that predict their own tokens are exported")
     return {
@@ -91,10 +95,10 @@ def describe(kind: ModelKind, config: ModelConfig) -> dict[str, Any]:
 
 
 def write_folder(folder: Path, exported: Exported, vocabulary: Vocabulary) -> None:
-    """Write all but the model card.
+    """Write all files but the model card.
 
     Raises:
-        UserError: a file could not be written.
+        UserError: if a file could not be written.
     """
     weights = flat(exported.model.parameters())
     target = folder / "model.safetensors"
@@ -107,14 +111,14 @@ def write_folder(folder: Path, exported: Exported, vocabulary: Vocabulary) -> No
 
 
 def write_for_transformers(folder: Path, exported: Exported, vocabulary: Vocabulary) -> None:
-    """Write the same, and what ``transformers`` needs beside it.
+    """Write the files of `write_folder`, and in addition those that ``transformers`` needs.
 
     Raises:
-        UserError: a file could not be written, or the model is a regular transformer.
+        UserError: if a file could not be written, or the model is a regular transformer.
     """
     require(
         exported.config["kind"] == "recurrent",
-        "--format transformers: holds recurrent models only; export a regular one for mlx-lm",
+        "--format transformers: supports recurrent models only; export a regular one for mlx-lm",
     )
     write_folder(folder, replace(exported, config={**exported.config, "auto_map": AUTO_MAP}), vocabulary)
     for name in AUTO_MAP.values():
@@ -122,16 +126,16 @@ def write_for_transformers(folder: Path, exported: Exported, vocabulary: Vocabul
 
 
 def copy_file(file: Path, folder: Path) -> None:
-    """Put a copy of a model file into ``folder``."""
+    """Copy a model file to ``folder``."""
     write_whole(folder / file.name, lambda path: shutil.copyfile(file, path))
 
 
 def write_tokenizer(folder: Path, vocabulary: Vocabulary, limit: int | None) -> None:
-    """The characters or subwords as tokens for ``transformers``, and one more that ends a text."""
+    """Write the tokenizer's files for ``transformers``: characters or subwords, and an end-of-text token."""
     vocabulary.save(folder / "tokenizer.json")
     described = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    described["post_processor"] = None  # it may add tokens that the model has never seen
+    described["post_processor"] = None  # it might add tokens that the model was not trained on
     end = "<|end|>" if vocabulary.end_name == END else END
     described["added_tokens"].append({"id": len(vocabulary), "content": end, **plain, "special": True})
     write_json(folder / "tokenizer.json", described)
@@ -146,6 +150,6 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, limit: int | None) -> 
 
 
 def check_empty(folder: Path) -> None:
-    """Refuse a folder that holds something: an export is whole and of one model."""
+    """Raise `UserError` if the folder exists and is not empty, so that an export has files of one model only."""
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty; name a new folder")

@@ -1,7 +1,7 @@
-"""nanoGPT's checkpoints, which the paper's program writes too: read into run folders, and written from them.
+"""Reads and writes checkpoints in nanoGPT's layout, which the paper's program uses too.
 
-That layout has one α for the whole model, the output reading of Eq. 6, one table of positions, and no biases here. It
-names neither heads nor block nor activation: whoever reads it says them.
+The layout has one α for the whole model, the output reading of Eq. 6, one table of positions, and here no biases. It
+does not contain the number of heads, the block width and the activation, which the caller must supply.
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from mlx_rtx.support.trees import flat, not_finite
 
 import mlx.core as mx
 
-PREFIXES = ("_orig_mod.", "module.")  # which torch.compile and DistributedDataParallel put before names
+PREFIXES = ("_orig_mod.", "module.")  # added by torch.compile and DistributedDataParallel
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 INSTEAD_OF_PICKLE = (
-    "is a pickle, which can run any program; where you trust it, make a safetensors file: "
+    "is a pickle, which can run any program; if you trust it, convert it to safetensors: "
     """python -c "import torch; from safetensors.torch import save_file; m = torch.load('{path}', weights_only=True)"""
     """['model']; save_file({{n: w.clone() for n, w in m.items()}}, 'model.safetensors')\""""
 )
@@ -31,7 +31,7 @@ WTE, WPE, HEAD = (NANOGPT.ends[name] for name in ("tokens", "positions", "head")
 
 @dataclass(frozen=True, kw_only=True)
 class Unnamed:
-    """What a checkpoint does not say of its model."""
+    """Model settings that a checkpoint does not contain."""
 
     kind: ModelKind
     heads: int
@@ -41,19 +41,20 @@ class Unnamed:
 
 
 def read_checkpoint(path: Path) -> dict[str, mx.array]:
-    """The arrays of a ``.safetensors`` or ``.npz`` file in float32, by nanoGPT's names, without what is no weight.
+    """Return the weights of a ``.safetensors`` or ``.npz`` file in float32, by nanoGPT's names.
 
     Raises:
-        UserError: another kind of file, one that cannot be read, or one with biases or numbers that are not finite.
+        UserError: if the file is of another kind or cannot be read, or has non-zero biases or numbers that are not
+            finite.
     """
     require(path.suffix not in PICKLES, f"{path}: {INSTEAD_OF_PICKLE.format(path=path)}")
     require(path.suffix in (".safetensors", ".npz"), f"{path}: must be a .safetensors or .npz file")
-    require(path.is_file(), f"{path}: not found; name a file that is there")
+    require(path.is_file(), f"{path}: not found; name an existing file")
     try:
         loaded = mx.load(str(path))
         mx.eval(loaded)
-    except Exception as error:  # a dozen kinds, of MLX and of zipfile
-        raise UserError(f"{path}: cut off, or no {path.suffix} file ({error}); make it again") from None
+    except Exception as error:  # MLX and zipfile raise many types
+        raise UserError(f"{path}: truncated, or not a {path.suffix} file ({error}); create it again") from None
     assert isinstance(loaded, dict)
     weights = {}
     for name, array in loaded.items():
@@ -66,22 +67,22 @@ def read_checkpoint(path: Path) -> dict[str, mx.array]:
             continue
         weights[name] = array.astype(mx.float32)
     bad = not_finite(weights)
-    require(not bad, f"{path}: {bad[:1]} holds numbers that are not finite; make it again")
+    require(not bad, f"{path}: {bad[:1]} contains numbers that are not finite; create it again")
     return weights
 
 
 def from_nanogpt(weights: dict[str, mx.array], unnamed: Unnamed) -> Transformer:
-    """The model whose weights these are.
+    """Return the model with these weights.
 
     Args:
         weights: from `read_checkpoint`.
-        unnamed: what they do not say.
+        unnamed: settings that the weights do not determine.
 
     Raises:
-        UserError: weights are missing, or there are others.
+        UserError: if weights are missing, unknown, or have the wrong shape.
     """
     for name in (WTE, WPE):
-        require(name in weights, f"{name}: is missing; this is no checkpoint in nanoGPT's layout")
+        require(name in weights, f"{name}: is missing; this is not a checkpoint in nanoGPT's layout")
     weights = dict(weights)
     tokens, alpha = weights[WTE], weights.pop("alpha", None)
     head = weights.get(HEAD, tokens)
@@ -108,17 +109,17 @@ def from_nanogpt(weights: dict[str, mx.array], unnamed: Unnamed) -> Transformer:
     expected, found = {name: array.shape for name, array in flat(model.parameters()).items()}, {}
     for ours, theirs, transposed in NANOGPT.pairs(config.layers, unnamed.kind == "recurrent"):
         if ours in expected:
-            require(theirs in weights, f"{theirs}: is missing; a model of these sizes has it")
+            require(theirs in weights, f"{theirs}: is missing; a model of this size requires it")
             weight = weights.pop(theirs)
             found[ours] = mx.contiguous(weight.T) if transposed else weight
             require(
                 found[ours].shape == expected[ours],
                 f"{theirs}: has shape {weight.shape}, which does not fit a table of tokens of {tokens.shape}",
             )
-    require(not weights, f"{', '.join(sorted(weights)[:3])}: not in nanoGPT's layout; leave it out of the file")
+    require(not weights, f"{', '.join(sorted(weights)[:3])}: not in nanoGPT's layout; remove it from the file")
     if unnamed.kind == "recurrent":
         if alpha is None:
-            raise UserError("alpha: is missing, so this is a regular transformer; say --model regular")
+            raise UserError("alpha: is missing, so this is a regular transformer; use --model regular")
         found |= {f"layers.{i}.alpha": alpha.reshape(()) + 0 for i in range(config.layers)}
     model.load_weights(list(found.items()))
     model.eval()
@@ -126,10 +127,10 @@ def from_nanogpt(weights: dict[str, mx.array], unnamed: Unnamed) -> Transformer:
 
 
 def to_nanogpt(model: Transformer) -> dict[str, mx.array]:
-    """The weights of a model by nanoGPT's names; positions of any kind become one table of max_len rows.
+    """Return a model's weights by nanoGPT's names; positions of any kind become one table of max_len rows.
 
     Raises:
-        UserError: the model has what that layout has no place for.
+        UserError: if the layout cannot represent the model.
     """
     config, parameters = model.config, flat(model.parameters())
     recurrent = "layers.0.alpha" in parameters
@@ -142,26 +143,27 @@ def to_nanogpt(model: Transformer) -> dict[str, mx.array]:
     weights.setdefault(HEAD, weights[WTE])
     if recurrent:
         alphas = [parameters[f"layers.{i}.alpha"] for i in range(config.layers)]
-        for reason in _hindrances(config, alphas):
-            raise UserError(f"{reason}: has no place in nanoGPT's layout")
+        for reason in _unsupported(config, alphas):
+            raise UserError(f"{reason}: not supported by nanoGPT's layout")
         weights["alpha"] = alphas[0]
-    require(not config.qk_norm, "qk_norm=True: has no place in nanoGPT's layout")
+    require(not config.qk_norm, "qk_norm=True: not supported by nanoGPT's layout")
     return weights
 
 
-def _hindrances(config: ModelConfig, alphas: list[mx.array]) -> Iterator[str]:
+def _unsupported(config: ModelConfig, alphas: list[mx.array]) -> Iterator[str]:
+    """Yield the settings of a recurrent model that nanoGPT's layout cannot represent."""
     if config.alpha_kind != "scalar":
         yield f"alpha_kind={config.alpha_kind!r}"
     elif any(alpha.item() != alphas[0].item() for alpha in alphas):
-        yield "an alpha of each layer's own"
+        yield "a different alpha in each layer"
     elif config.history == "hidden" and mx.clip(alphas[0], 0, 1).item():
-        yield f"history={config.history!r} with an alpha above 0"  # at 0 the readings agree
+        yield f"history={config.history!r} with an alpha above 0"  # with alpha 0 both readings are equal
     if config.state_norm:
         yield "state_norm=True"
 
 
 def _table(parameters: dict[str, mx.array], config: ModelConfig) -> mx.array:
-    """A row of position for each of max_len places."""
+    """Return the position table with max_len rows."""
     places = mx.arange(config.max_len)
     if config.positions == "none":
         return mx.zeros((config.max_len, config.dim))
@@ -174,7 +176,7 @@ def write_checkpoint(path: Path, weights: dict[str, mx.array]) -> None:
     """Write weights to a ``.safetensors`` file, which PyTorch reads too, or to an ``.npz`` file.
 
     Raises:
-        UserError: another kind of file, or it could not be written.
+        UserError: if the file is of another kind, or could not be written.
     """
     if path.suffix == ".npz":
         write_whole(path, lambda temporary: mx.savez(str(temporary), **weights))

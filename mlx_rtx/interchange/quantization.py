@@ -1,4 +1,4 @@
-"""Exported weights in 4 or 8 bits, and what that costs, measured on held-out text."""
+"""Quantizes exported weights to 4 or 8 bits, and measures the increase in loss on held-out text."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,7 +18,7 @@ GROUP_SIZES = (32, 64, 128)
 
 
 class Estimate(NamedTuple):
-    """A mean, and the half width of its 95 % interval."""
+    """A mean and the half-width of its 95 % confidence interval."""
 
     value: float
     half_width: float
@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Loss in nats a target with all weights' bits, with fewer, and what is added by that."""
+    """Loss in nats per target before and after quantization, and its increase."""
 
     targets: int
     before: Estimate
@@ -37,12 +37,18 @@ class Cost(NamedTuple):
 
 
 def quantize(exported: Exported, bits: int, group_size: int) -> Exported:
-    """Round the weights of products and tables to ``bits``, in groups of ``group_size``, as ``mlx_lm.convert -q`` does.
+    """Quantize the weights of linear layers and embeddings, as ``mlx_lm.convert -q`` does.
 
     Args:
-        exported: its model is changed in place.
-        bits: 4 or 8.
-        group_size: numbers that share a scale and an offset; it must divide the width.
+        exported: exported model, which is modified in-place.
+        bits: bits per weight, 4 or 8.
+        group_size: number of weights that share a scale and an offset; must divide the model's width.
+
+    Returns:
+        The exported model with the quantization in its config.
+
+    Raises:
+        UserError: if ``group_size`` does not divide the width.
     """
     D = exported.config["hidden_size"]
     fitting = [size for size in GROUP_SIZES if D % size == 0]
@@ -57,7 +63,7 @@ def quantize(exported: Exported, bits: int, group_size: int) -> Exported:
 
 
 def measure_losses(model: Model, sequences: Iterable[Sequences]) -> tuple[np.ndarray, np.ndarray]:
-    """Summed loss in nats, and targets, of each sequence, whose characters are read as a stream's."""
+    """Return the summed loss in nats and the number of targets of each sequence, processed as a stream."""
     sums, counts = [], []
     for length, read_tokens, targets, *_ in sequences:
         n = targets.shape[1]
@@ -68,12 +74,12 @@ def measure_losses(model: Model, sequences: Iterable[Sequences]) -> tuple[np.nda
 
 
 def estimate(sums: np.ndarray, counts: np.ndarray) -> Estimate:
-    """The mean a target over sequences, with its 95 % interval."""
+    """Return the mean per target over sequences, with its 95 % confidence interval."""
     mean, error = mean_and_error(sums, counts)
     return Estimate(mean, 1.96 * error)
 
 
 def compare_losses(before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]) -> Cost:
-    """Compare losses on the same sequences, pair by pair."""
+    """Compare losses on the same sequences, by paired differences."""
     (first, counts), (second, _) = before, after
     return Cost(int(counts.sum()), estimate(first, counts), estimate(second, counts), estimate(second - first, counts))

@@ -1,7 +1,8 @@
-"""One step of a model as a graph that C++ and Swift run without Python: ``mx.export_function``.
+"""Exports one step of a model as a graph (``mx.export_function``) that C++ and Swift can run without Python.
 
-``step.mlxfn`` maps (token (1, 1) int32, state …) to (logits (1, 1, V), state …); weights are in it. All zeros are the
-state before the first token. ``step.json`` lists shapes, types and characters; subwords have a ``tokenizer.json``.
+``step.mlxfn`` maps (token (1, 1) int32, state …) to (logits (1, 1, V), state …) and contains the weights. The state
+before the first token is all zeros. ``step.json`` lists shapes, dtypes and characters; for subwords there is a
+``tokenizer.json``.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ def write_step(folder: Path, exported: Exported, vocabulary: Vocabulary) -> None
     """Write ``step.mlxfn`` and ``step.json`` into ``folder``.
 
     Raises:
-        UserError: the state of a regular transformer grows, and no one graph holds it.
+        UserError: if the model is a regular transformer, whose state grows, so that one graph does not suffice.
     """
     model = exported.model
     require(exported.config["kind"] == "recurrent", "--format mlxfn: a regular transformer's state grows; use mlx-lm")

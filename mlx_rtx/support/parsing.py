@@ -123,7 +123,7 @@ def _hint(word: str, flags: dict[str, set[str]]) -> str:
     """Suggest what an unknown flag may have been meant to be."""
     owners = [name for name, own in flags.items() if word in own]
     if any(owners):  # else there are no subcommands
-        return f"it is a flag of {', '.join(owners)} and must follow that word; "
+        return f"it is a flag of {', '.join(owners)}: put it after the subcommand; "
     near = [] if owners else difflib.get_close_matches(word, set().union(*flags.values()), n=2)
     return f"did you mean {' or '.join(near)}? " if near else ""
 

@@ -43,8 +43,8 @@ def interruptible() -> Iterator[None]:
 def stop_requests(again: bool = True) -> Iterator[list[int]]:
     """Context manager: yield a list to which the signal number of each request is appended, for the caller to poll.
 
-    With ``again`` a repeated request ends the program at once. Signals that were ignored, except SIGHUP, are handled,
-    too, so that child processes receive them. Outside the main thread, which alone handles signals, the list stays empty.
+    With ``again`` a repeated request ends the program at once. Ignored signals except SIGHUP are handled too, so
+    that child processes receive them. Outside the main thread, which alone handles signals, the list stays empty.
     """
     requests: list[int] = []
     with _handling(requests.append, again, grace=None):

@@ -97,7 +97,7 @@ def test_states_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(UserError, match="state of another model"):
         load_stream(path, make_model(seed=1))
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(UserError, match="cut off"):
+    with pytest.raises(UserError, match="truncated"):
         load_stream(path, model)
 
 
@@ -140,7 +140,7 @@ def test_what_a_response_tells(kind):
     ("prompts", "settings", "words"),
     [
         ("", {}, "prompt: empty"),
-        ([], {}, "prompts: there is none"),
+        ([], {}, "prompts: empty"),
         ("xyz", {}, "'x', 'y', 'z' is not among"),
         ("a", {"max_tokens": 0}, "max_tokens=0"),
         ("a", {"seed": -1}, "seed=-1"),

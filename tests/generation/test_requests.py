@@ -43,7 +43,7 @@ def test_samplers_of_the_callers_own_may_give_anything(gives, words):
         ({"prompts": [[1.5]]}, "prompts: give a list"),
         ({"prompts": ["abc"]}, "prompts: give a list"),
         ({"prompts": [1, 2]}, "prompts: give a list"),
-        ({"prompts": []}, "prompts: there is none"),
+        ({"prompts": []}, "prompts: empty"),
         ({"max_tokens": 0}, "max_tokens=0"),
         ({"max_tokens": 2.5}, "max_tokens=2.5"),
         ({"seeds": (0, 1)}, "seeds: 2 for 1"),
@@ -66,8 +66,8 @@ def test_requests_for_tokens_that_make_no_sense(wrong, words):
         ({"prompts": 5}, "prompts: give text"),
         ({"prompts": [[1, 2]]}, "prompts: give text"),
         ({"prompts": b"abc"}, "prompts: give text"),
-        ({"vocabulary": Characters("abc")}, "vocabulary: has not the 7 tokens"),
-        ({"vocabulary": "abcdefg"}, "vocabulary: has not the 7 tokens"),
+        ({"vocabulary": Characters("abc")}, "vocabulary: must have the 7 tokens"),
+        ({"vocabulary": "abcdefg"}, "vocabulary: must have the 7 tokens"),
         ({"max_tokens": float("inf")}, "max_tokens=inf"),
         ({"seed": 1.5}, "seed=1.5"),
     ],
@@ -91,7 +91,7 @@ def test_streams_to_go_on_from(kind, tmp_path):
         (stream._replace(pending=mx.array([[-100]])), "pending: -100 at"),
         (stream._replace(pending=mx.array([[1.5]])), "pending: of mlx.core.float32"),
         (stream._replace(pending=mx.array([1])), r"pending tokens have shape \(1,\)"),
-        (stopped_stream(kind, dim=16), "another model"),
+        (stopped_stream(kind, dim=16), "does not fit this model"),
         (stream._replace(state=stream.state._replace(layers=layers)), "not finite"),
     ):
         complains(lambda wrong=wrong: generate(model, LETTERS, "a", stream=wrong), words=words)

@@ -80,7 +80,7 @@ def test_positions_that_make_no_sense_are_refused(said, written):
     path.write_bytes(content)
     stream = load_stream(path, model)
     put(path, model, stream._replace(state=stream.state._replace(position=said)))
-    with pytest.raises(UserError, match=r"s\.state: position=.* must lie in 0 … 40; begin anew"):
+    with pytest.raises(UserError, match=r"s\.state: position=.* must lie in 0 … 40; start a new stream"):
         load_stream(path, model)
 
 
@@ -88,7 +88,7 @@ def test_positions_that_make_no_sense_are_refused(said, written):
 def test_tokens_that_the_model_does_not_know_are_refused(tokens, tmp_path):
     model = make_model()
     put(tmp_path / "s", model, stream_of(model)._replace(pending=mx.array(tokens)))
-    with pytest.raises(UserError, match="holds tokens that its model does not know"):
+    with pytest.raises(UserError, match="contains tokens outside its model's vocabulary"):
         load_stream(tmp_path / "s", model)
 
 

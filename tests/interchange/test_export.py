@@ -47,10 +47,10 @@ def test_the_card_says_what_the_run_did(run, tmp_path, capsys):
     card = (tmp_path / "card" / "README.md").read_text()
     (final,) = (line for line in read_lines(run / "metrics.jsonl") if line["kind"] == "final")
     assert card.startswith("---\nlibrary_name: mlx\n")
-    assert f"| loss, nats a character | {final['loss']:.4f} ± {1.96 * final['loss_se']:.4f} |" in card
+    assert f"| loss, nats per character | {final['loss']:.4f} ± {1.96 * final['loss_se']:.4f} |" in card
     assert f"{final['accuracy']:.2%} ± {1.96 * final['accuracy_se']:.2%}" in card
     config = RunFolder(run).read_config()
-    for words in (config["data"]["sha256"], "64 samples of 32 characters", "vanish", "no longest length", "2402.14746"):
+    for words in (config["data"]["sha256"], "64 samples of 32 characters", "removed", "no maximum", "2402.14746"):
         assert words in card
     assert "bits to a weight" not in card
     assert f"{tmp_path / 'card' / 'README.md'} " in capsys.readouterr().out
@@ -61,7 +61,7 @@ def test_the_card_of_a_converted_model_claims_no_training(tmp_path):
     export.main([str(run), str(tmp_path / "card")])
     card = (tmp_path / "card" / "README.md").read_text()
     assert "Trained elsewhere; converted from `weights.npz`" in card
-    assert "It was not scored." in card
+    assert "It has not been evaluated." in card
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -73,7 +73,7 @@ def test_what_quantization_costs_is_measured(run, tmp_path, bits, capsys):
     (final,) = (line for line in read_lines(run / "metrics.jsonl") if line["kind"] == "final")
     assert f"loss: {final['loss']:.5f}"[:-1] in said
     card = (out / "README.md").read_text()
-    assert f"| what {bits} bits add | {said.partition('that adds ')[2].removesuffix(' (95 %)')} |" in card
+    assert f"| increase with {bits} bits | {said.partition('an increase of ')[2].removesuffix(' (95 %)')} |" in card
     config, weights = json.loads((out / "config.json").read_text()), mx.load(str(out / "model.safetensors"))
     assert config["quantization"] == {"group_size": 32, "bits": bits, "mode": "affine"}
     packed = [weights[f"model.layers.0.up_proj.{name}"] for name in ("weight", "scales", "biases")]

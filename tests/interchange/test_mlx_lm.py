@@ -94,7 +94,7 @@ def test_it_is_quantized_or_refused(exported, tmp_path, monkeypatch):
     logits = model(tokens, cache := make_prompt_cache(model))
     assert logits.dtype == cache[0][1].dtype == mx.bfloat16
     assert 0 < mx.abs(logits - full(tokens)).max().item() < 0.5
-    with pytest.raises(ValueError, match="take --q-group-size 32"):
+    with pytest.raises(ValueError, match="use --q-group-size 32"):
         run_tool("convert", monkeypatch, "--hf-path", folder, "--mlx-path", tmp_path / "no", "-q", "--q-group-size=64",
                  "--trust-remote-code")  # fmt: skip
 

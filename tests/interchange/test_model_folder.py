@@ -139,8 +139,8 @@ def test_what_cannot_be_exported(tmp_path, capsys, monkeypatch):
         ([run, tmp_path / "full"], "is not empty; name a new folder"),
         ([tmp_path / "none", tmp_path / "a"], "no such run folder"),
         ([run, tmp_path / "a", "--format=mlxfn"], "--format mlxfn: a regular transformer's state grows"),
-        ([run, tmp_path / "a", "--format=transformers"], "--format transformers: holds recurrent models only"),
-        ([run, tmp_path / "a", "--bits=4", "--format=mlxfn"], "--bits 4: quantized weights are mlx-lm's"),
+        ([run, tmp_path / "a", "--format=transformers"], "--format transformers: supports recurrent models only"),
+        ([run, tmp_path / "a", "--bits=4", "--format=mlxfn"], "--bits 4: quantized weights are for mlx-lm only"),
     ):
         assert words in complaint(list(map(str, arguments)), capsys, monkeypatch, export.main)
     (run / "tokenizer.json").unlink()

@@ -74,7 +74,7 @@ def test_text_is_scored_and_written_on(tmp_path, capsys):
     source = save(tmp_path / "gpt.safetensors", nanogpt.make_weights(8, 16, 8, 1, alpha=0.5))
     data = ["--task=text", f"--data={tmp_path / 'text.txt'}"]
     convert.main([source, str(tmp_path / "run"), "--heads=2", f"--block={K}", *data])
-    with pytest.raises(UserError, match="run: holds a run already; name another folder"):
+    with pytest.raises(UserError, match="run: already contains a run; name another folder"):
         convert.main([source, str(tmp_path / "run"), "--heads=2"])
     assert json.loads((tmp_path / "run" / "config.json").read_text())["origin"]["file"] == "gpt.safetensors"
     capsys.readouterr()
@@ -92,7 +92,7 @@ def test_text_is_scored_and_written_on(tmp_path, capsys):
         ({}, [], "--heads: is missing"),
         ({}, ["--heads=3"], "heads=3 does not divide dim=8"),
         ({"alpha": None}, ["--heads=2"], "alpha: is missing, so this is a regular transformer"),
-        ({"transformer.wpe.weight": None}, ["--heads=2"], "transformer.wpe.weight: is missing; this is no checkpoint"),
+        ({"transformer.wpe.weight": None}, ["--heads=2"], "transformer.wpe.weight: is missing; this is not a"),
         ({"transformer.h.0.ln_2.weight": None}, ["--heads=2"], "ln_2.weight: is missing"),
         ({"extra": np.ones(2)}, ["--heads=2"], "extra: not in nanoGPT's layout"),
         ({"transformer.ln_f.bias": np.ones(8)}, ["--heads=2"], "ln_f.bias is not zero"),
@@ -100,10 +100,10 @@ def test_text_is_scored_and_written_on(tmp_path, capsys):
         (
             {"transformer.ln_f.weight": np.full(8, np.nan)},
             ["--heads=2"],
-            "ln_f.weight'] holds numbers that are not finite",
+            "ln_f.weight'] contains numbers that are not finite",
         ),
-        ({}, ["--heads=2", "--data=text.txt"], "--data text.txt: goes with --task text alone"),
-        ({}, ["--heads=2", "--task=text", "--data=text.txt"], "has 3 characters, the model knows 7"),
+        ({}, ["--heads=2", "--data=text.txt"], "--data text.txt: requires --task text"),
+        ({}, ["--heads=2", "--task=text", "--data=text.txt"], "has 3 characters, the model 7"),
     ],
 )
 def test_what_is_no_such_checkpoint(tmp_path, changes, arguments, words, capsys, monkeypatch):
@@ -117,11 +117,11 @@ def test_what_is_no_such_checkpoint(tmp_path, changes, arguments, words, capsys,
 
 def test_files_that_are_not_read(tmp_path, capsys, monkeypatch):
     for name, words in (
-        ("ckpt.pt", "is a pickle, which can run any program; where you trust it, make a safetensors file: python -c"),
+        ("ckpt.pt", "is a pickle, which can run any program; if you trust it, convert it to safetensors: python -c"),
         ("model.gguf", "must be a .safetensors or .npz file"),
         ("gone.npz", "not found"),
-        ("cut.npz", "cut off, or no .npz file"),
-        ("cut.safetensors", "cut off, or no .safetensors file"),
+        ("cut.npz", "truncated, or not a .npz file"),
+        ("cut.safetensors", "truncated, or not a .safetensors file"),
     ):
         if name != "gone.npz":
             (tmp_path / name).write_bytes(b"\x80")
@@ -139,7 +139,7 @@ def test_files_that_are_not_read(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_models_that_it_has_no_place_for(changes, words):
-    with pytest.raises(UserError, match=f"^{words}: has no place in nanoGPT's layout$"):
+    with pytest.raises(UserError, match=f"^{words}: not supported by nanoGPT's layout$"):
         to_nanogpt(make_model(**{"history": "output", **changes}))
 
 

@@ -145,7 +145,7 @@ def test_a_command_that_fails_is_said_with_its_last_words(run):
 
 def test_two_do_not_work_on_one_run(run):
     def call(command, log):
-        with pytest.raises(UserError, match="another process is at work"):
+        with pytest.raises(UserError, match="another process is using it"):
             carry_out(run, InProcess(), str)
         raise Stopped
 

@@ -227,7 +227,7 @@ def test_commands_on_subwords(folder, tmp_path, capsys):
     assert config["eos_token_id"] == [0, 280]
     assert tokenizer.encode("7 grüne").ids == load_vocabulary(run).encode("7 grüne").tolist()
     assert tokenizer.get_vocab_size() == config["vocab_size"] == 281
-    assert "bits a byte of text" in (tmp_path / "out" / "README.md").read_text()
+    assert "bits per byte of text" in (tmp_path / "out" / "README.md").read_text()
     export.main([str(run), str(tmp_path / "graph"), "--format=mlxfn"])
     assert (tmp_path / "graph" / "tokenizer.json").exists()
 

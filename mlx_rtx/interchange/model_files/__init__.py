@@ -1,1 +1,1 @@
-"""Model files that exported folders hold: copied as they are, each is complete in itself."""
+"""Model files that are copied unchanged to exported folders; they do not import this package."""

@@ -4,7 +4,7 @@ from transformers import PretrainedConfig
 
 
 class RecurrentTransformerConfig(PretrainedConfig):
-    """What ``config.json`` holds; the modeling file says what each choice does."""
+    """Settings in ``config.json``; the modeling file documents their meaning."""
 
     model_type = "recurrent_transformer"
 

@@ -1,15 +1,15 @@
-"""Recurrent transformer (arXiv 2402.14746) for ``transformers``: a stream in a state of constant size.
+"""Recurrent transformer (arXiv 2402.14746) for ``transformers``: a stream with a state of constant size.
 
-The first block has h_1 = τ(x_1), every later one a window (α m_i-1 + h_i, α m_i-1 + x_i+1) of 2K rows, whose halves τ
-makes y_i and h_i+1; m is h ("hidden") or y ("output"). Letters: B batch, L length, W rows that lie in one block, K
-block width, D width, H heads, d = D/H. A layer's state, the batch first:
+The first block has h_1 = τ(x_1); every later one has a window (α m_i-1 + h_i, α m_i-1 + x_i+1) of 2K rows, which τ maps
+to the halves y_i and h_i+1; m is h ("hidden") or y ("output"). Letters: B batch, L length, W rows within one block, K
+block width, D width, H heads, d = D/H. State of a layer, with the batch as first axis:
 
-    position  (B,)              tokens fed; rows of a batch may stand at different places
+    position  (B,)              number of tokens fed, which may differ between the rows of a batch
     before    (B, K, D)         m_j-2, added to the inputs of block j
     last      (B, K, D)         m_j-1, added to its h
     current   (B, K, D)         m_j, filled row by row
     window    (B, 2, H, 2K, d)  keys and values of the window (α m_j-2 + h_j-1, α m_j-2 + x_j)
-    output    (B, 2, H, K, d)   those of α m_j-1 + h_j
+    output    (B, 2, H, K, d)   keys and values of α m_j-1 + h_j
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from transformers.utils import ModelOutput
 
 from .configuration_recurrent_transformer import RecurrentTransformerConfig
 
-QK_SHARPNESS = 9.0  # of scores of normalised queries and keys
-RARE, CERTAIN = -20.0, 1e4  # added to the logit of the end of text, which was never trained; past the last position
+QK_SHARPNESS = 9.0  # factor on the scores of normalised queries and keys
+RARE, CERTAIN = -20.0, 1e4  # added to the logit of the untrained end-of-text token; CERTAIN past the last position
 
 
 @dataclass
 class StreamOutput(ModelOutput):
-    """Logits (B, L, V), the loss where there were labels, and the state to go on from."""
+    """Logits (B, L, V), the loss if labels were given, and the state to continue from."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -36,7 +36,7 @@ class StreamOutput(ModelOutput):
 
 
 def write(rows, new, start, count):
-    """``rows`` (B, …, N, d) with the first ``count`` (B,) of ``new`` (B, …, W, d) from row ``start`` (B,) on."""
+    """Return rows (B, …, N, d) with the first ``count`` (B,) of ``new`` (B, …, W, d) written from ``start`` (B,) on."""
     source = torch.arange(rows.shape[-2], device=rows.device) - start[:, None]  # (B, N)
     inside = (source >= 0) & (source < count[:, None])
     shape = (len(source), *[1] * (rows.dim() - 3), -1, 1)
@@ -45,12 +45,12 @@ def write(rows, new, start, count):
 
 
 def at_rows(rows, places):
-    """Rows (B, W, D) of (B, N, D) at ``places`` (B, W)."""
+    """Return the rows (B, W, D) of (B, N, D) at ``places`` (B, W)."""
     return torch.gather(rows, 1, places[:, :, None].expand(-1, -1, rows.shape[-1]))
 
 
 class Layer(nn.Module):
-    """τ over blocks: ``x + Attn(LN x)``, then ``x + MLP(LN x)``, without biases; and its accumulation parameter α."""
+    """Recurrent layer: τ (``x + Attn(LN x)``, then ``x + MLP(LN x)``, no biases) over blocks, and its parameter α."""
 
     def __init__(self, config):
         super().__init__()
@@ -74,7 +74,7 @@ class Layer(nn.Module):
         return self._normalise(x) if self.config.state_norm else x
 
     def remember(self, m, z):
-        """α m + z of history m and rows z, both (B, W, D)."""
+        """Return α m + z for history m and rows z, both (B, W, D)."""
         kind = self.config.alpha_kind
         alpha = torch.sigmoid(self.gate(z) + self.alpha) if kind == "gated" else self.alpha.clamp(0, 1)
         if kind in ("gated", "head"):
@@ -82,14 +82,14 @@ class Layer(nn.Module):
         return alpha * m + z
 
     def start(self, batch):
-        """The state before the first token."""
+        """Return the state before the first token."""
         K, D, H = self.config.block, self.config.hidden_size, self.config.num_attention_heads
         zeros = self.o_proj.weight.new_zeros
         rows, kv = zeros(batch, K, D), zeros(batch, 2, H, 2 * K, D // H)
         return zeros(batch, dtype=torch.long), rows, rows, rows, kv, kv[..., :K, :]
 
     def tau(self, x, kv, start, count, mask):
-        """τ of the next rows (B, W, D) of a window, whose keys and values are kept: (outputs, kv with theirs)."""
+        """Apply τ to the next rows (B, W, D) of a window with cached keys and values: (outputs, updated kv)."""
         B, W, D = x.shape
         qkv = self.qkv_proj(self.attention_norm(x))
         qkv = qkv.view(B, W, 3, self.config.num_attention_heads, -1).permute(0, 2, 3, 1, 4)
@@ -105,7 +105,7 @@ class Layer(nn.Module):
         return x + self.down_proj(inner), kv
 
     def forward(self, x, count, state):
-        """Feed the first ``count`` (B,) of rows x (B, W, D), which lie in one block: (y (B, W, D), state)."""
+        """Feed the first ``count`` (B,) of rows x (B, W, D), all within one block: (y (B, W, D), state)."""
         position, before, last, current, window, output = state
         K, hidden = self.config.block, self.config.history == "hidden"
         at, first = position % K, position < K
@@ -127,7 +127,7 @@ class Layer(nn.Module):
 
 
 class Body(nn.Module):
-    """Everything but the readout."""
+    """The model without its output head."""
 
     def __init__(self, config):
         super().__init__()
@@ -143,7 +143,7 @@ class Body(nn.Module):
         self.norm = nn.LayerNorm(D, eps=config.layer_norm_eps, bias=False)
 
     def embed(self, tokens, places):
-        """Vectors (B, n, D) of tokens at ``places``, both (B, n); past the last position they stay at it."""
+        """Embed tokens at ``places``, both (B, n), as (B, n, D); places past the last position are clamped to it."""
         x, limit = self.embed_tokens(tokens), self.config.max_position_embeddings
         if not self.rows:
             return x
@@ -152,14 +152,14 @@ class Body(nn.Module):
         return x + self.embed_blocks(places // self.rows) if self.config.positions == "axial" else x
 
     def forward(self, tokens, begin, states):
-        """Feed tokens (B, L), of which ``begin`` (B,) at the left are padding: outputs, their places, and states."""
+        """Feed tokens (B, L) with ``begin`` (B,) padding tokens on the left: outputs, their places, and states."""
         (B, L), K, limit = tokens.shape, self.config.block, self.config.max_position_embeddings
         if limit is not None and limit < L:
             raise ValueError(f"{L} tokens, but this model has {self.config.positions} positions for {limit}")
         states = [layer.start(B) for layer in self.layers] if states is None else list(states)
         position, outputs, at, W = states[0][0], [], begin, min(K, L)
         steps = torch.arange(W, device=tokens.device)
-        # wherever the rows of a batch stand in their blocks, so many pieces that each lie in one block hold them all
+        # enough pieces, each within one block, to cover L tokens at any position within the block
         for _ in range(1 + -(-(L - 1) // K)):
             stands = states[0][0]
             count = torch.minimum(K - stands % K, L - at).clamp(0, W)
@@ -176,7 +176,7 @@ class Body(nn.Module):
 
 
 class RecurrentTransformerForCausalLM(PreTrainedModel, GenerationMixin):
-    """Predicts each next token; ``generate`` feeds a token at a time to a state, whose size is constant."""
+    """Predicts the next token; ``generate`` feeds one token at a time, with a state of constant size."""
 
     config_class = RecurrentTransformerConfig
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
@@ -189,22 +189,22 @@ class RecurrentTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_input_embeddings(self):
-        """The table of tokens."""
+        """Return the token embedding."""
         return self.model.embed_tokens
 
     def set_input_embeddings(self, value):
-        """Put another table in its place."""
+        """Replace the token embedding."""
         self.model.embed_tokens = value
 
     def get_output_embeddings(self):
-        """The output head."""
+        """Return the output head."""
         return self.lm_head
 
     def forward(self, input_ids, attention_mask=None, cache=None, labels=None, **_):
-        """Logits after each of ``input_ids`` (B, L), as those of a stream that stood at ``cache``.
+        """Compute the logits after each of ``input_ids`` (B, L), continuing the stream with state ``cache``.
 
-        Padding that ``attention_mask`` (B, L) hides must lie at the left, as ``generate`` has it, or at the right,
-        where nothing may come after it.
+        Padding that ``attention_mask`` (B, L) hides must be on the left, as in ``generate``, or on the right, after
+        which the stream cannot be continued.
         """
         B, L = input_ids.shape
         begin = input_ids.new_zeros(B)
@@ -223,7 +223,7 @@ class RecurrentTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         return StreamOutput(loss=loss, logits=logits, cache=states)
 
     def prepare_inputs_for_generation(self, input_ids, cache=None, attention_mask=None, **_):
-        """The whole prompt first, then a token at a time."""
+        """Return the whole prompt for the first call, then one token at a time."""
         if cache is not None:
             return {"input_ids": input_ids[:, -1:], "cache": cache}
         return {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -1,17 +1,17 @@
-"""Recurrent transformer (arXiv 2402.14746), and the regular one it is compared with, as a model file of mlx-lm.
+"""Recurrent transformer (arXiv 2402.14746), and the regular one it is compared with, as a model file for mlx-lm.
 
-The first block has h_1 = τ(x_1), every later one a window (α m_i-1 + h_i, α m_i-1 + x_i+1) of 2K rows, whose halves τ
-makes y_i and h_i+1; m is h ("hidden") or y ("output"). The state of a stream has a constant size. Letters: B batch,
-L length, W rows that lie in one block, K block width, D width, H heads, d = D/H.
+The first block has h_1 = τ(x_1); every later one has a window (α m_i-1 + h_i, α m_i-1 + x_i+1) of 2K rows, which τ maps
+to the halves y_i and h_i+1; m is h ("hidden") or y ("output"). The state of a stream has a constant size. Letters: B
+batch, L length, W rows within one block, K block width, D width, H heads, d = D/H.
 
-A recurrent layer's state is six arrays, the batch first, all zeros before the first token:
+A recurrent layer's state is six arrays with the batch as first axis, all zeros before the first token:
 
-    position  (B,)              tokens fed; rows of a batch may stand at different places
+    position  (B,)              number of tokens fed, which may differ between the rows of a batch
     before    (B, K, D)         m_j-2, added to the inputs of block j
     last      (B, K, D)         m_j-1, added to its h
     current   (B, K, D)         m_j, filled row by row
     window    (B, 2, H, 2K, d)  keys and values of the window (α m_j-2 + h_j-1, α m_j-2 + x_j)
-    output    (B, 2, H, K, d)   those of α m_j-1 + h_j
+    output    (B, 2, H, K, d)   keys and values of α m_j-1 + h_j
 """
 
 import inspect
@@ -20,17 +20,17 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-QK_SHARPNESS = 9.0  # of scores of normalised queries and keys
-RARE, CERTAIN = -20.0, 1e4  # added to the logit of the end of text, which was never trained; past the last position
-NO_GROUPS = "groups do not divide hidden_size, so most weights would silently stay as they are; take --q-group-size 32"
+QK_SHARPNESS = 9.0  # factor on the scores of normalised queries and keys
+RARE, CERTAIN = -20.0, 1e4  # added to the logit of the untrained end-of-text token; CERTAIN past the last position
+NO_GROUPS = "groups do not divide hidden_size, so most weights would silently not be quantized; use --q-group-size 32"
 
 
 @dataclass
 class ModelArgs:
-    """Sizes and choices, by the names that other models' ``config.json`` has for them."""
+    """Model settings, named as in the ``config.json`` of other models."""
 
     model_type: str
-    vocab_size: int  # the last one is the end of text
+    vocab_size: int  # including the last token, the end of text
     hidden_size: int
     num_attention_heads: int
     num_hidden_layers: int
@@ -48,14 +48,14 @@ class ModelArgs:
 
     @classmethod
     def from_dict(cls, params):
-        """The arguments among the entries of a ``config.json``."""
+        """Select the arguments among the entries of a ``config.json``."""
         if params["hidden_size"] % params.get("quantization", {}).get("group_size", 1):
             raise ValueError(NO_GROUPS)
         return cls(**{name: value for name, value in params.items() if name in inspect.signature(cls).parameters})
 
 
 def write(rows, new, start, count):
-    """``rows`` (B, …, N, d) with the first ``count`` (B,) of ``new`` (B, …, W, d) from row ``start`` (B,) on."""
+    """Return rows (B, …, N, d) with the first ``count`` (B,) of ``new`` (B, …, W, d) written from ``start`` (B,) on."""
     source = mx.arange(rows.shape[-2]) - start[:, None]  # (B, N)
     source = source.reshape(len(source), *[1] * (rows.ndim - 3), -1, 1)
     inside = (source >= 0) & (source < count.reshape(-1, *[1] * (rows.ndim - 1)))
@@ -81,7 +81,7 @@ class Layer(nn.Module):
         return mx.fast.rms_norm(x, None, self.args.layer_norm_eps)
 
     def project(self, x):
-        """Queries (B, H, W, d), and keys and values (B, 2, H, W, d), of rows (B, W, D)."""
+        """Return queries (B, H, W, d), and keys and values (B, 2, H, W, d), of rows (B, W, D)."""
         (B, W, D), H = x.shape, self.args.num_attention_heads
         qkv = self.qkv_proj(self.attention_norm(x)).reshape(B, W, 3, H, D // H).transpose(0, 2, 3, 1, 4)
         if self.args.qk_norm:
@@ -89,13 +89,13 @@ class Layer(nn.Module):
         return qkv[:, 0], qkv[:, 1:]
 
     def finish(self, x, attended):
-        """The layer's outputs (B, W, D) of rows x and what their queries found (B, H, W, d)."""
+        """Return the layer's outputs (B, W, D), given rows x and their attention outputs (B, H, W, d)."""
         x = x + self.o_proj(attended.transpose(0, 2, 1, 3).reshape(x.shape))
         inner = self.up_proj(self.mlp_norm(x))
         return x + self.down_proj(nn.relu(inner) if self.args.hidden_act == "relu" else nn.gelu(inner))
 
     def whole(self, x):
-        """The layer over whole sequences (B, L, D), row by row after those before."""
+        """Apply the layer to whole sequences (B, L, D), with causal attention."""
         q, kv = self.project(x)
         return self.finish(
             x, mx.fast.scaled_dot_product_attention(q, *kv.swapaxes(0, 1), scale=self.scale, mask="causal")
@@ -103,10 +103,10 @@ class Layer(nn.Module):
 
 
 class RegularLayer(Layer):
-    """τ over the whole sequence, with mlx-lm's cache of keys and values."""
+    """τ over the whole sequence, with mlx-lm's key-value cache."""
 
     def __call__(self, x, cache):
-        """Rows (B, W, D) after those in the cache."""
+        """Apply the layer to rows (B, W, D) that follow those in the cache."""
         from mlx_lm.models.base import create_attention_mask, scaled_dot_product_attention
 
         mask = create_attention_mask(x, cache)
@@ -126,7 +126,7 @@ class RecurrentLayer(Layer):
             self.gate = nn.Linear(D, H, bias=False)  # its bias is alpha
 
     def remember(self, m, z):
-        """α m + z of history m and rows z, both (B, W, D)."""
+        """Return α m + z for history m and rows z, both (B, W, D)."""
         kind = self.args.alpha_kind
         alpha = mx.sigmoid(self.gate(z) + self.alpha) if kind == "gated" else mx.clip(self.alpha, 0, 1)
         if kind in ("gated", "head"):
@@ -137,7 +137,7 @@ class RecurrentLayer(Layer):
         return self._normalise(x) if self.args.state_norm else x
 
     def whole(self, x):
-        """All y of whole sequences x (B, L, D), as a stream has them."""
+        """Return all y of whole sequences x (B, L, D), as in a stream (without Eq. 7)."""
         L, K, hidden = x.shape[1], self.args.block, self.args.history == "hidden"
         first, *blocks = mx.split(mx.pad(x, [(0, 0), (0, -L % K), (0, 0)]), -(-L // K), axis=1)
         h, outputs = self._carried(super().whole(first)), []
@@ -149,13 +149,13 @@ class RecurrentLayer(Layer):
         return mx.concatenate([*outputs, super().whole(self.remember(m, h))], axis=1)[:, :L]
 
     def start(self, batch, dtype):
-        """The state before the first token."""
+        """Return the state before the first token."""
         K, D, H = self.args.block, self.args.hidden_size, self.args.num_attention_heads
         rows, kv = mx.zeros((batch, K, D), dtype), mx.zeros((batch, 2, H, 2 * K, D // H), dtype)
         return [mx.zeros((batch,), mx.int32), rows, rows, rows, kv, kv[..., :K, :]]
 
     def tau(self, x, kv, start, count, mask):
-        """τ of the next rows (B, W, D) of a window, whose keys and values are kept: (outputs, kv with theirs)."""
+        """Apply τ to the next rows (B, W, D) of a window with cached keys and values: (outputs, updated kv)."""
         q, new = self.project(x)
         kv = write(kv, new, start, count)
         return self.finish(
@@ -163,7 +163,7 @@ class RecurrentLayer(Layer):
         ), kv
 
     def __call__(self, x, count, state):
-        """Feed the first ``count`` (B,) of rows x (B, W, D), which lie in one block: (y (B, W, D), state)."""
+        """Feed the first ``count`` (B,) of rows x (B, W, D), all within one block: (y (B, W, D), state)."""
         position, before, last, current, window, output = state
         K, hidden = self.args.block, self.args.history == "hidden"
         at, first = position % K, position < K
@@ -185,7 +185,7 @@ class RecurrentLayer(Layer):
 
 
 class Body(nn.Module):
-    """Everything but the readout."""
+    """The model without its output head."""
 
     def __init__(self, args):
         super().__init__()
@@ -201,7 +201,7 @@ class Body(nn.Module):
         self.norm = nn.LayerNorm(D, eps=args.layer_norm_eps, bias=False)
 
     def embed(self, tokens, places):
-        """Vectors (B, n, D) of tokens (B, n) at ``places`` (B or 1, n); past the last position they stay at it."""
+        """Embed tokens (B, n) at ``places`` (B or 1, n), clamped to the last position, as (B, n, D)."""
         x, limit = self.embed_tokens(tokens), self.args.max_position_embeddings
         if not self.rows:
             return x
@@ -210,14 +210,14 @@ class Body(nn.Module):
         return x + self.embed_blocks(places // self.rows) if "embed_blocks" in self else x
 
     def __call__(self, inputs, cache):
-        """Outputs (B, L, D) of inputs (B, L), and their places (B or 1, L) in their streams."""
+        """Return outputs (B, L, D) of inputs (B, L), and their places (B or 1, L) in their streams."""
         limit, L = self.args.max_position_embeddings, inputs.shape[1]
         if limit is not None and limit < L:
             raise ValueError(f"{L} tokens, but this model has {self.args.positions} positions for {limit}")
         if cache is not None and self.args.kind == "recurrent":
             y, places = self._stream(inputs, cache)
         else:
-            offset = 0 if cache is None else cache[0].offset  # of a batch, one a row
+            offset = 0 if cache is None else cache[0].offset  # one per row of a batch
             places = mx.array(offset).reshape(-1, 1) + mx.arange(L)
             y = self.embed(inputs, places)
             for layer, c in zip(self.layers, cache or [None] * len(self.layers), strict=True):
@@ -225,7 +225,7 @@ class Body(nn.Module):
         return self.norm(y), places
 
     def feed(self, tokens, count, states):
-        """Feed the first ``count`` (B,) of tokens (B, W), which lie in one block: (y (B, W, D), states)."""
+        """Feed the first ``count`` (B,) of tokens (B, W), all within one block: (y (B, W, D), states)."""
         x, states = self.embed(tokens, states[0][0][:, None] + mx.arange(tokens.shape[1])), list(states)
         for i, layer in enumerate(self.layers):
             x, states[i] = layer(x, count, states[i])
@@ -238,7 +238,7 @@ class Body(nn.Module):
         begin = mx.zeros((B,), mx.int32) if left is None else mx.clip(left, 0, L).astype(mx.int32)
         end = mx.full((B,), L, mx.int32) if ends is None else mx.clip(ends, 0, L).astype(mx.int32)
         position, outputs, at, W = states[0][0], [], begin, min(K, L)
-        # wherever the rows of a batch stand in their blocks, so many pieces that each lie in one block hold them all
+        # enough pieces, each within one block, to cover L tokens at any position within the block
         for _ in range(1 + -(-(L - 1) // K)):
             count = mx.clip(mx.minimum(K - states[0][0] % K, end - at), 0, W)
             tokens = mx.take_along_axis(inputs, mx.minimum(at[:, None] + mx.arange(W), L - 1), axis=1)
@@ -255,7 +255,7 @@ class Body(nn.Module):
 
 
 class Model(nn.Module):
-    """Tokens (B, L) to logits (B, L, V); with a cache, a stream."""
+    """Maps tokens (B, L) to logits (B, L, V); with a cache it continues a stream."""
 
     def __init__(self, args):
         super().__init__()
@@ -264,11 +264,11 @@ class Model(nn.Module):
             self.lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
 
     def __call__(self, inputs, cache=None):
-        """Logits (B, L, V) after each of inputs (B, L); the cache moves on."""
+        """Return the logits (B, L, V) after each of inputs (B, L), and update the cache."""
         return self.readout(*self.model(inputs, cache))
 
     def readout(self, y, places):
-        """Logits of normalised outputs at their places in a stream."""
+        """Return the logits of normalised outputs, given their places in a stream."""
         args, limit = self.args, self.args.max_position_embeddings
         logits = self.model.embed_tokens.as_linear(y) if args.tie_word_embeddings else self.lm_head(y)
         added = RARE if limit is None else mx.where(places < limit, RARE, CERTAIN)[:, :, None]
@@ -277,12 +277,12 @@ class Model(nn.Module):
 
     @property
     def layers(self):
-        """What mlx-lm's LoRA adapts."""
+        """Layers that mlx-lm's LoRA adapts."""
         return self.model.layers
 
     @property
     def quant_predicate(self):
-        """Which modules are quantized; mlx-lm asks it of those alone whose width the group size divides."""
+        """Predicate of the modules to quantize; mlx-lm calls it only for widths that the group size divides."""
         widths = set()
 
         def predicate(path, module):
@@ -294,7 +294,7 @@ class Model(nn.Module):
         return predicate
 
     def make_cache(self):
-        """mlx-lm's own caches, one a layer."""
+        """Return mlx-lm's own caches, one per layer."""
         from mlx_lm.models.cache import ArraysCache, KVCache
 
         return [KVCache() if self.args.kind == "regular" else ArraysCache(size=6) for _ in self.layers]
