@@ -190,7 +190,7 @@ def stream_generate(
     started = time.perf_counter()
     first: float | None = None  # time of the first tokens
     seeds = range(seed, seed + len(prompts))
-    for tokens, stands in token_stream(model, encoded, max_tokens, sampler, seeds, stream):
+    for tokens, current in token_stream(model, encoded, max_tokens, sampler, seeds, stream):
         now = time.perf_counter()
         first = first or now
         texts = [""] * len(prompts)
@@ -204,11 +204,11 @@ def stream_generate(
             else:
                 texts[i] = decoders[i](token)
         reason = None if any(left) else "stop" if len(ended) == len(prompts) else "length"
-        if model.limit is not None and stands.position > model.limit:
+        if model.limit is not None and current.position > model.limit:
             reason = reason or "limit"
         yield Response(
             texts=texts,
-            stream=stands,
+            stream=current,
             prompt_tokens=prompt_tokens,
             prompt_tps=prompt_tokens / (first - started),
             generation_tokens=drawn,

@@ -3,9 +3,9 @@
 Letters: B batch, S windows, K block width, D width, n rows of a window that have outputs (2K with
 ``history="output"``, K with ``"hidden"``).
 
-Between the forward pass and the backward pass only the outputs of the windows are saved. They determine the carry into
-each window, so the backward pass need not rerun the sequential scan: it recomputes the activations of all windows at
-once, and then propagates the gradient from window to window.
+If a segment is run twice, forward and again for its gradient, only the outputs of the windows are saved. They determine
+the carry into each window, so the backward pass need not rerun the sequential scan: it recomputes the activations of
+all windows at once, and then propagates the gradient from window to window.
 """
 
 from collections.abc import Callable, Sequence

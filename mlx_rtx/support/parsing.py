@@ -49,7 +49,7 @@ def parse_subcommand(
             choices,
             args=list(arguments),
             prog=program,
-            description=f"{description.strip()}\n\nEach has flags of its own: {program} {next(iter(choices))} --help",
+            description=f"{description.strip()}\n\nEach has its own flags, see {program} {next(iter(choices))} --help",
             config=(tyro.conf.OmitArgPrefixes,),
         )
     return _checked(settings)
