@@ -144,7 +144,7 @@ def test_a_sample_leaves_training_as_it_is(tmp_path):
     [
         ({"model": "regular"}, "model=regular: has no state"),
         ({"positions": "absolute"}, "use --positions block"),
-        ({"positions": "axial"}, "positions='axial': end .* use --positions block"),
+        ({"positions": "axial"}, "positions='axial': limit the length.* use --positions block"),
         ({"block": 5}, "length=16: .* multiple of block=5"),
     ],
 )
