@@ -75,7 +75,7 @@ def command(*words):
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_all_end_with_a_rank_that_is_killed_and_the_run_can_go_on(lost, tmp_path, monkeypatch):
-    """One of them says so in one line; what was trained by two goes on by two, one of which has no files."""
+    """One process reports it in one line; two processes resume the run, one of which has no files."""
     monkeypatch.chdir(tmp_path)
     Path("temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
@@ -93,16 +93,20 @@ def test_all_end_with_a_rank_that_is_killed_and_the_run_can_go_on(lost, tmp_path
     assert err.count("\n") == 0
     assert list(Path("there").iterdir()) == []
     assert len(list(Path("temporary").iterdir())) == lost, "what was killed alone leaves something"
-    resumed = two_ranks.finish(command("--samples=160", "--resume")) if lost == 0 else []
+    if lost == 1:
+        return
+    step = saved(tmp_path / "here" / "run")[1]["step"]  # of the last validation before the kill
+    assert step >= 7
+    resumed = two_ranks.finish(command(f"--samples={16 * (step + 3)}", "--resume"))
     for code, _, err in resumed:
         assert (code, err) == (0, "")
-    if resumed:
-        assert "resumed at step 7" in resumed[0][1]
-        assert saved(tmp_path / "here" / "run")[1]["step"] == 10
+    assert f"resumed at step {step}" in resumed[0][1]
+    assert saved(tmp_path / "here" / "run")[1]["step"] == step + 3
 
 
-def test_a_copied_folder_goes_though_another_thread_is_about_to_remove_it(tmp_path, monkeypatch):
-    """A lost rank ends this process from the lifeline's thread, while MLX may have raised in the main one already."""
+def test_a_copied_folder_is_removed_although_another_thread_has_begun_to_remove_it(tmp_path, monkeypatch):
+    """The thread that ends the process after a lost rank does not leave the folder to the main thread, which may be
+    removing it because MLX raised an error."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     removing, ended, rmdir = threading.Event(), threading.Event(), os.rmdir
     ranks = Ranks()
