@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 PREFILL = 512  # tokens of a prompt fed at a time
-LOOK = 16  # tokens between two checks that logits are finite
+CHECK_EVERY = 16  # tokens between two checks that logits are finite
 
 
 def token_stream(
@@ -91,17 +91,17 @@ def token_stream(
     end = longest + max_tokens
     if model.limit is not None:
         end = min(end, model.limit - begin + 1)  # the last token drawn need not be fed
-    tokens, looked = draw(logits, shortest), logits.sum()
-    mx.async_eval(tokens, looked)
+    tokens, checked = draw(logits, shortest), logits.sum()
+    mx.async_eval(tokens, checked)
     for at in range(shortest, end):
         before = state
-        check_finite(looked, begin + at)
+        check_finite(checked, begin + at)
         if at + 1 < end:
             logits, state = model.feed(tokens[:, None], state, parameters)
             following = draw(logits[:, -1], at + 1)
-            if at % LOOK == 0 or at + 2 == end:
-                looked = logits.sum()
-            mx.async_eval(following, looked, state)
+            if at % CHECK_EVERY == 0 or at + 2 == end:
+                checked = logits.sum()
+            mx.async_eval(following, checked, state)
         drawn = [
             token if length <= at < length + max_tokens else None
             for token, length in zip(np.array(tokens).tolist(), lengths, strict=True)

@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     if verdict is None:
         raise UserError("another process is checking kernels; wait until it ends")
     show(question, verdict)
-    if verdict.failure or len(verdict.right) < len(verdict.trials):
+    if verdict.failure or len(verdict.correct) < len(verdict.trials):
         sys.exit(1)
 
 

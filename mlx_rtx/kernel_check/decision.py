@@ -81,7 +81,7 @@ def decide(
         say: function that prints a line, called before a check that takes time.
     """
     if not (
-        model == "recurrent" and architecture.fusible and kernels.asked() == "auto" and mx.default_device() == mx.gpu
+        model == "recurrent" and architecture.fusible and kernels.mode() == "auto" and mx.default_device() == mx.gpu
     ):
         return Decision()
     question = ask(architecture, batch)
@@ -107,7 +107,7 @@ def describe(verdict: Verdict) -> str:
     notes = f"{seconds}; {wrong}" if wrong else seconds
     if verdict.failure:
         return f"plain operations: {verdict.failure}"
-    if not verdict.right:
+    if not verdict.correct:
         return f"plain operations: no kernel is correct here ({notes})"
     if verdict.ratio is None:
         return f"plain operations: kernels are correct, but {verdict.untimed} ({notes}); the next training repeats this"

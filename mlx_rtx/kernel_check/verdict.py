@@ -82,20 +82,20 @@ class Verdict:
     @property
     def complete(self) -> bool:
         """Whether the check is finished."""
-        none_is_right = bool(self.trials) and not self.right
-        return self.stage is None and (self.failure is not None or self.plain is not None or none_is_right)
+        none_is_correct = bool(self.trials) and not self.correct
+        return self.stage is None and (self.failure is not None or self.plain is not None or none_is_correct)
 
     @property
-    def right(self) -> list[Trial]:
+    def correct(self) -> list[Trial]:
         """Trials of the forms that were found correct."""
         return [trial for trial in self.trials if trial.failure is None]
 
     @property
     def ratio(self) -> float | None:
         """Time of the fastest correct form divided by that of plain operations, at the largest number of windows."""
-        if self.plain is None or not self.right:
+        if self.plain is None or not self.correct:
             return None
-        return min(trial.seconds[max(self.plain)] for trial in self.right) / self.plain[max(self.plain)]
+        return min(trial.seconds[max(self.plain)] for trial in self.correct) / self.plain[max(self.plain)]
 
 
 def ask(architecture: Architecture, batch: int) -> Question:

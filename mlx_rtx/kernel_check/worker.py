@@ -44,40 +44,40 @@ class Check:
             sys.exit("the parent process has ended")
         self.verdict = self.file.write(replace(self.verdict, stage=stage))
 
-    def learn(self, trial: Trial) -> None:
+    def store(self, trial: Trial) -> None:
         """Store the results for a form, in place of earlier ones."""
-        others = (known for known in self.verdict.trials if known.form != trial.form)
+        others = (other for other in self.verdict.trials if other.form != trial.form)
         self.verdict = replace(self.verdict, trials=(*others, trial))
 
-    def known(self, form: Form) -> Trial:
+    def result(self, form: Form) -> Trial:
         """Return the results for a form so far."""
         return next((trial for trial in self.verdict.trials if trial.form == form), Trial(form))
 
     def run(self) -> None:
         """Run all stages; forms that an earlier check found correct are only compiled and timed."""
         known = bool(self.verdict.trials)
-        for form in [trial.form for trial in self.verdict.right] if known else candidates(self.verdict.question):
+        for form in [trial.form for trial in self.verdict.correct] if known else candidates(self.verdict.question):
             if time.perf_counter() > self.started + ENOUGH_COMPILING * self.limit:
                 break
             self.begin(f"{COMPILING} {form}")
-            self.try_out(form, self.compile)
+            self.attempt(form, self.compile)
         self.compiled = time.perf_counter()
-        for trial in [] if known else self.verdict.right:
+        for trial in [] if known else self.verdict.correct:
             self.begin(f"run {trial.form}")
-            self.try_out(trial.form, self.judge)
+            self.attempt(trial.form, self.verify)
         if saves_power():
             self.verdict = replace(self.verdict, untimed="the Mac is in low power mode")
-        elif self.verdict.right:
+        elif self.verdict.correct:
             self.time_all()
         took = self.verdict.took + time.perf_counter() - self.started
         self.verdict = self.file.write(replace(self.verdict, stage=None, took=took))
 
-    def try_out(self, form: Form, trial: Callable[[Form], Trial]) -> None:
+    def attempt(self, form: Form, trial: Callable[[Form], Trial]) -> None:
         """Store the results of a trial, or the error that it raised."""
         try:
-            self.learn(trial(form))
+            self.store(trial(form))
         except Exception as error:  # anything that MLX or its compiler raises: this form is not used
-            self.learn(Trial(form, failure=" ".join(str(error).split())[:500] or type(error).__name__))
+            self.store(Trial(form, failure=" ".join(str(error).split())[:500] or type(error).__name__))
 
     def compile(self, form: Form) -> Trial:
         """Compile all kernels of a form, and run them on a single window."""
@@ -87,7 +87,7 @@ class Check:
             seconds = contender.seconds(1)
             if form.narrow and seconds / 2 > LONGEST_LAUNCH:
                 return Trial(form, failure=f"a launch of one window takes {seconds / 2:.2g} s")
-        return self.known(form)
+        return self.result(form)
 
     def plain(self, rates: Rates) -> tuple[dict[str, mx.array], float]:
         """Return the gradients of plain operations on the CPU, and their deviation on this device; computed once."""
@@ -98,7 +98,7 @@ class Check:
             self._plain[rates] = expected, deviation(here, expected)
         return self._plain[rates]
 
-    def judge(self, form: Form) -> Trial:
+    def verify(self, form: Form) -> Trial:
         """Compare gradients of three windows with plain operations on the CPU, and check that repetitions are equal.
 
         Outputs are filled with NaN before, to detect elements never written. On devices that round the factors of
@@ -124,7 +124,7 @@ class Check:
 
     def time_all(self) -> None:
         """Time the forms alternately with plain operations, at increasing numbers of windows, and choose a form."""
-        forms = [trial.form for trial in self.verdict.right]
+        forms = [trial.form for trial in self.verdict.correct]
         contenders = [Contender(self.verdict.question, form) for form in (None, *forms)]
         times: dict[int, list[list[float]]] = {}  # by windows and contender
         for S in WINDOWS:
@@ -145,13 +145,13 @@ class Check:
                 break
         plain, *found = [{S: statistics.median(each[i]) for S, each in times.items()} for i in range(1 + len(forms))]
         for form, by_windows in zip(forms, found, strict=True):
-            self.learn(replace(self.known(form), seconds=by_windows))
+            self.store(replace(self.result(form), seconds=by_windows))
         most = max(times)
         spread = max(map(_spread, times[most]))
         if spread > STEADY:
             self.verdict = replace(self.verdict, untimed=f"timings varied by {spread:.0%}")
             return
-        fastest = min(self.verdict.right, key=lambda trial: trial.seconds[most])
+        fastest = min(self.verdict.correct, key=lambda trial: trial.seconds[most])
         seconds, form = fastest.seconds[most], fastest.form
         if form.narrow and source.backend() == "metal":
             form = form._replace(windows=max(1, int(LONGEST_LAUNCH / (seconds / (2 * most)))))

@@ -36,7 +36,7 @@ FORMS = (*(Form(True, tiles) for tiles in get_args(Tiles)), Form(narrow=False))
 _chosen: Form | None = None
 
 
-def asked() -> str:
+def mode() -> str:
     """Return the setting of ``MLX_RTX_KERNELS``, or its default: "0", "1" or "auto".
 
     Raises:
@@ -49,7 +49,7 @@ def asked() -> str:
 
 def available() -> bool:
     """Return whether kernels are used on the default device."""
-    when = asked()
+    when = mode()
     return mx.default_device() == mx.gpu and (when == "1" or (when == "auto" and _chosen is not None))
 
 

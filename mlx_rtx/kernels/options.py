@@ -61,7 +61,7 @@ class ScanInputs(NamedTuple):
         """Kinds of dropout that these inputs contain."""
         return Drops(self.dropout is not None, self.kept is not None)
 
-    def some(self, start: int, end: int) -> "ScanInputs":
+    def slice(self, start: int, end: int) -> "ScanInputs":
         """Return the inputs restricted to windows ``start`` … ``end`` - 1."""
         dropout, kept = (mask if mask is None else mask[start:end] for mask in (self.dropout, self.kept))
         return self._replace(x=self.x[start:end], dropout=dropout, kept=kept)

@@ -59,7 +59,7 @@ def scan(
     at_once = chosen.windows or windows_at_once(B, options.rows(K), K, D) or S
     pieces: list[mx.array] = []  # outputs of each launch (windows, B, n, D)
     for start in range(0, S, at_once):
-        (out,) = run(*_as_arrays(inputs.some(start, start + at_once)), *saved[len(pieces) : len(pieces) + 1])
+        (out,) = run(*_as_arrays(inputs.slice(start, start + at_once)), *saved[len(pieces) : len(pieces) + 1])
         pieces.append(out)
         if start + at_once < S:
             m, h = _carries(options, inputs.m, inputs.h, out[-2:])

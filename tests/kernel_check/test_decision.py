@@ -56,8 +56,8 @@ def test_the_fastest_that_is_right_is_used(file):
     verdict = settle_by(file, "broken", "slow", "slow", "right")
     assert verdict.complete
     assert verdict.form == WIDE
-    assert {trial.form for trial in verdict.right} == {SMALL, MATRICES, WIDE}
-    assert all(trial.error < 1e-5 for trial in verdict.right)
+    assert {trial.form for trial in verdict.correct} == {SMALL, MATRICES, WIDE}
+    assert all(trial.error < 1e-5 for trial in verdict.correct)
     assert 1 in verdict.plain
     assert verdict.ratio <= 0.9
     assert describe(verdict).startswith(f"wide: {verdict.ratio:.2f} of the time of plain operations")

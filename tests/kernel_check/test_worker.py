@@ -62,7 +62,7 @@ def test_kernels_may_be_as_far_from_exact_as_plain_operations_are_here(here, for
 
     monkeypatch.setattr(worker, "Contender", Contender)
     file = VerdictFile(tmp_path / "verdict.json")
-    trial = worker.Check(file, file.write(Verdict(QUESTION))).judge(NARROW)
+    trial = worker.Check(file, file.write(Verdict(QUESTION))).verify(NARROW)
     assert (trial.failure is None) == right
     assert trial.error == pytest.approx(form, rel=0.1)
 

@@ -154,8 +154,8 @@ def test_generation_ends_on_logits_that_are_not_finite(kind, sampler, monkeypatc
 
     with pytest.raises(UserError, match="not finite"):
         draw(1000)
-    assert 20 <= len(drawn) <= 20 + decoding.LOOK
-    monkeypatch.setattr(decoding, "LOOK", 1000)
+    assert 20 <= len(drawn) <= 20 + decoding.CHECK_EVERY
+    monkeypatch.setattr(decoding, "CHECK_EVERY", 1000)
     with pytest.raises(UserError, match="not finite"):  # at the end, whenever it last looked
         draw(30)
     assert len(drawn) == 29
