@@ -213,7 +213,7 @@ def test_the_revision_says_whether_sources_were_changed(tmp_path, monkeypatch):
         (["RUN", "--batch", "0"], ["batch=0"]),
         (["RUN", "--seed", "-1"], ["--seed -1"]),
         (["RUN", "--split", "test"], ["--split test", "fresh"]),
-        (["RUN", "--data", "x"], ["--data x", "makes its own"]),
+        (["RUN", "--data", "x"], ["--data x", "generates its own"]),
     ],
     ids=" ".join,
 )
