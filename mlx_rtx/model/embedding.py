@@ -1,4 +1,4 @@
-"""The two ends of a model: tokens to vectors, vectors to logits."""
+"""Embedding of tokens and positions, and the readout to logits."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ import mlx.nn as nn
 
 
 class Embedding(nn.Module):
-    """Token and position embedding, and the readout, whose head may be the token table.
+    """Token and position embedding, and the readout, whose output head may be the token table.
 
     Args:
-        config: sizes; ``positions`` decides what stands for the token at place t of a sequence: row t of a table of
-            max_len rows ("absolute"), row t mod K of one of K ("block"), that plus row ⌊t/K⌋ of a second table, of
-            ⌈max_len/K⌉ rows ("axial"), or nothing.
+        config: sizes and the kind of positions. The position embedding of the token at index t is row t of a table of
+            max_len rows ("absolute"), row t mod K of a table of K rows ("block"), that row plus row ⌊t/K⌋ of a second
+            table of ⌈max_len/K⌉ rows ("axial"), or zero ("none").
         exportable: see `mlx_rtx.model.base.Implementation`.
     """
 
@@ -38,12 +38,16 @@ class Embedding(nn.Module):
         self._limit = config.max_len if config.has_limit else None
 
     def __call__(self, tokens: mx.array, weights: dict[str, Any], position: int | mx.array = 0) -> mx.array:
-        """Embed tokens (B, n) that stand at ``position`` … of their sequences: (B, n, D).
+        """Embed consecutive tokens of B sequences.
 
         Args:
             tokens: (B, n) integers.
             weights: a tree like ``self.parameters()``.
-            position: tokens before them; as an array it is not checked: see `check`.
+            position: index of the first token in its sequence. If it is an array, the limit on the length is not
+                checked; see `check`.
+
+        Returns:
+            (B, n, D).
         """
         x, n = self._lookup(weights["tokens"], tokens), tokens.shape[1]
         if self._kind == "none":
@@ -59,7 +63,7 @@ class Embedding(nn.Module):
         return x + (rows + self._lookup(weights["blocks"], at // self._rows) if self._kind == "axial" else rows)
 
     def check(self, length: int) -> None:
-        """Refuse sequences that are longer than there are positions."""
+        """Raise `UserError` if a sequence of ``length`` tokens exceeds the position table."""
         require(
             self._limit is None or length <= self._limit,
             f"length={length}: longer than the position table, max_len={self._limit}; shorten the input, "
@@ -67,6 +71,6 @@ class Embedding(nn.Module):
         )
 
     def readout(self, y: mx.array, weights: dict[str, Any]) -> mx.array:
-        """Logits (B, n, outputs) of outputs (B, n, D), by a tree like ``self.parameters()``."""
+        """Compute logits (B, n, outputs) of layer outputs y (B, n, D); ``weights`` is a tree like ``self.parameters()``."""
         y = mx.fast.layer_norm(y, weights["norm"]["weight"], None, NORM_EPS)
         return y @ (weights["head"] if "head" in weights else weights["tokens"].T)

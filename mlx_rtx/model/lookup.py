@@ -13,12 +13,12 @@ LARGEST = 1024  # rows of a table up to which the product is used: it takes rows
 
 
 def scatter_is_atomic() -> bool:
-    """Whether the device in use adds to one row in an order that may change."""
+    """Return whether the default device sums a scatter-add in an order that may change from run to run."""
     return mx.default_device() == mx.gpu
 
 
 def lookup(table: mx.array, indices: mx.array) -> mx.array:
-    """Rows of ``table`` (N, D) at ``indices`` (…): (…, D).
+    """Return the rows of ``table`` (N, D) at ``indices`` (…), an array (…, D).
 
     The gradient is bitwise reproducible on the CPU, and on GPUs for N ≤ `LARGEST`.
     """
@@ -28,7 +28,7 @@ def lookup(table: mx.array, indices: mx.array) -> mx.array:
 
 
 def exportable_lookup(table: mx.array, indices: mx.array) -> mx.array:
-    """The same with MLX's own gradient: MLX cannot export a function with a custom one."""
+    """Do the same with MLX's own gradient, because MLX cannot export functions with a custom gradient."""
     return table[indices]
 
 

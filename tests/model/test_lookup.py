@@ -1,4 +1,4 @@
-"""The gradient of a lookup that GPUs use, on the CPU: it equals the scatter-add."""
+"""The lookup gradient used on GPUs, tested on the CPU: it equals the scatter-add."""
 
 from mlx_rtx import loss_and_grad
 from mlx_rtx.model import lookup
