@@ -71,6 +71,6 @@ class Embedding(nn.Module):
         )
 
     def readout(self, y: mx.array, weights: dict[str, Any]) -> mx.array:
-        """Compute logits (B, n, outputs) of layer outputs y (B, n, D); ``weights`` is a tree like ``self.parameters()``."""
+        """Compute logits (B, n, outputs) of layer outputs (B, n, D), with a tree like ``self.parameters()``."""
         y = mx.fast.layer_norm(y, weights["norm"]["weight"], None, NORM_EPS)
         return y @ (weights["head"] if "head" in weights else weights["tokens"].T)
