@@ -90,7 +90,7 @@ def read_run(command: ConvertCommand) -> Transformer:
         )
     described = {"task": command.task, "model": {"kind": command.model, **asdict(model.config)}}
     origin = {"file": source.name, "sha256": sha256(source.read_bytes())}
-    with folder.alone():
+    with folder.locked():
         folder.require_new()
         folder.begin({**described, **settings(command.task, model, command.model), "origin": origin}, vocabulary)
         folder.write_model(model)

@@ -81,8 +81,8 @@ def main(arguments: list[str]) -> None:
     print(f"task={name} split={split} {line(data.describe())}")
     if stored["data"]["sha256"] not in (None, data.fingerprint):  # None for converted models
         print("note: this data differs from the run's training data")
-    if folder.unjudged:
-        print(f"note: {folder.unjudged}")
+    if folder.weights_note:
+        print(f"note: {folder.weights_note}")
     print(scores.text(data.metrics))
     if not math.isfinite(scores.loss):
         print("note: some losses are not finite because the state overflowed; their tokens count as wrong")

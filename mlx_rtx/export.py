@@ -67,8 +67,8 @@ def main(arguments: list[str]) -> None:
     vocabulary = load_vocabulary(command.run)
     model, config = load(command.run)
     check_empty(folder)
-    if run.unjudged:
-        print(f"note: {run.unjudged}")
+    if run.weights_note:
+        print(f"note: {run.weights_note}")
     exported, cost = make_exported(model), None
     if command.bits:
         before = measure_losses(exported.model, held_out(command))

@@ -67,7 +67,7 @@ def write(command: GenerateCommand) -> None:
     one = len(prompts) == 1
     require(one or state_file is None, f"--state-file {state_file}: stores one text; give one prompt with it")
     vocabulary = load_vocabulary(command.model)
-    if note := RunFolder(command.model).unjudged:
+    if note := RunFolder(command.model).weights_note:
         print(f"note: {note}", file=sys.stderr)
     model, _ = load(command.model)
     goes_on = state_file is not None and state_file.exists()

@@ -82,8 +82,8 @@ def main(arguments: list[str]) -> None:
     introduce(planner, size, machine)
     table(planner, USABLE * size)
     batch, segment = proposal
-    say_memory(planner, batch, segment)
-    seconds = say_time(planner, batch, segment, machine)
+    print_memory(planner, batch, segment)
+    seconds = print_time(planner, batch, segment, machine)
     if command.verify:
         verify(planner, batch, segment, seconds)
 
@@ -139,24 +139,24 @@ def table(planner: Planner, usable: float) -> None:
     batch = planner.settings.training.batch
     print(f"{'--segment':>9} {f'peak at batch {batch}':>18} {'largest batch':>14}")
     for segment, memory, largest in planner.choices(usable):
-        print(f"{segment:>9} {gigabytes(memory.peak):>18} {most(largest):>14}")
+        print(f"{segment:>9} {gigabytes(memory.peak):>18} {batch_text(largest):>14}")
 
 
-def say_memory(planner: Planner, batch: int, segment: int | None) -> None:
+def print_memory(planner: Planner, batch: int, segment: int | None) -> None:
     """Print the proposed batch and segment, and their memory by purpose."""
     memory: Memory = planner.memory(batch, segment)
     own = (planner.settings.training.batch, planner.settings.training.segment)
     text = "the run's own settings fit" if (batch, segment) == own else "the run's own settings do not fit; use"
     print(f"{text}: --batch {batch}" + ("" if planner.settings.model == "regular" else f" --segment {segment}"))
     print(
-        f"  peak {between(memory)}: weights, gradients and moments {gigabytes(memory.weights)}, "
+        f"  peak {peak_text(memory)}: weights, gradients and moments {gigabytes(memory.weights)}, "
         f"carries and tokens {gigabytes(memory.carries)}, one segment {gigabytes(memory.segment)}"
         + (f", queued ahead of the GPU up to {gigabytes(memory.queued)}" if memory.queued else "")
         + (f"; during the optimizer's update {gigabytes(memory.optimizer)}" if memory.optimizer == memory.peak else "")
     )
 
 
-def say_time(planner: Planner, batch: int, segment: int | None, machine: Machine | None) -> float:
+def print_time(planner: Planner, batch: int, segment: int | None, machine: Machine | None) -> float:
     """Print the time of a step and of the run; return the (maximum) seconds of a step."""
     if machine:
         work = planner.work(batch, segment)
@@ -187,19 +187,19 @@ def verify(planner: Planner, batch: int, segment: int | None, seconds: float) ->
     """Run whole steps and compare them with the prediction; exit with code 1 if the memory differs too much."""
     timing, predicted = planner.verify(batch, segment), planner.memory(batch, segment)
     off = predicted.ratio(timing.peak_bytes) - 1
-    print(f"verified: peak {gigabytes(timing.peak_bytes)}, {off:+.1%} from {between(predicted)}", end="; ")
+    print(f"verified: peak {gigabytes(timing.peak_bytes)}, {off:+.1%} from {peak_text(predicted)}", end="; ")
     print(f"a step {timing.seconds:.3g} s, {timing.seconds / seconds - 1:+.1%}")
     if abs(off) > WITHIN:
         print(f"peak memory differs from the prediction by more than {WITHIN:.0%}", file=sys.stderr)
         sys.exit(1)
 
 
-def between(memory: Memory) -> str:
+def peak_text(memory: Memory) -> str:
     """Format a predicted peak, or its range."""
     return ("" if memory.least == memory.peak else f"{gigabytes(memory.least)} to ") + gigabytes(memory.peak)
 
 
-def most(batch: int) -> str:
+def batch_text(batch: int) -> str:
     """Format the largest batch: none if there is none, followed by + if larger ones were not considered."""
     return "none" if not batch else f"{batch:,}" + ("+" if batch == LARGEST_BATCH else "")
 

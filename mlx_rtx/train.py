@@ -16,7 +16,7 @@ from mlx_rtx.support.parsing import parse_subcommand, read_config_file
 from mlx_rtx.support.trees import count
 from mlx_rtx.tasks import Data
 from mlx_rtx.training.checkpoint import RunFolder
-from mlx_rtx.training.joining import joined, own_folder, share_of
+from mlx_rtx.training.joining import join_ranks, rank_folder, rank_settings
 from mlx_rtx.training.log import line
 from mlx_rtx.training.ranks import Ranks
 from mlx_rtx.training.recipes import recipes_by_task
@@ -48,18 +48,18 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     """Parse ``arguments``, train, and print the result; with mlx.launch, as one of several ranks."""
-    with joined() as ranks, contextlib.ExitStack() as held:
-        with ranks.united():
+    with join_ranks() as ranks, contextlib.ExitStack() as held:
+        with ranks.fail_together():
             out, resume = read_out(arguments)
-        folder = held.enter_context(own_folder(ranks, out, resume))
-        with ranks.united():
+        folder = held.enter_context(rank_folder(ranks, out, resume))
+        with ranks.fail_together():
             command, task = read_command(arguments if ranks.first else [*arguments, f"--out={folder.path}"])
             backend.use_device(command.device)
             settings = command.settings
-            share = share_of(ranks, settings)
+            share = rank_settings(ranks, settings)
             data = settings.task.load(folder.vocabulary() if command.resume else None)
             require_training_room(share, data)
-            held.enter_context(folder.alone())
+            held.enter_context(folder.locked())
             before = resumed_config(folder, data) if command.resume else None
             if before is None:
                 folder.require_new()
@@ -67,12 +67,12 @@ def main(arguments: list[str]) -> None:
         ended = trainer.done
         again = f"{PROGRAM} {task} --out {out} --resume"
         if not ended:
-            with ranks.united():
+            with ranks.fail_together():
                 decision = decide(
                     settings.model, settings.architecture, share.training.batch, kept_kernels(before), say=print
                 )
                 stored, tracker = to_stored(task, settings, data), settings.training.tracker
-                keep_config(folder, before, {**stored, "kernels": decision.stored}, data, ranks)
+                update_config(folder, before, {**stored, "kernels": decision.stored}, data, ranks)
                 if tracker and ranks.first:
                     trainer.log.tracker = make_tracker(tracker, folder.path, stored)
             ranks.remedy = f"resume with: {again}"
@@ -82,10 +82,10 @@ def main(arguments: list[str]) -> None:
                     ended = trainer.fit() is not None
                 finally:
                     trainer.log.close()
-        say_end(trainer, ended, again)
+        print_end(trainer, ended, again)
 
 
-def say_end(trainer: Trainer, ended: bool, again: str) -> None:
+def print_end(trainer: Trainer, ended: bool, again: str) -> None:
     """Print how a training ended, and the command that resumes it."""
     if not ended:
         print(f"stopped and saved at step {trainer.step}; resume with: {again}")
@@ -113,7 +113,7 @@ def kept_kernels(config: dict | None) -> dict | None:
     return kept if isinstance(kept, dict) and {"key", "form"} <= kept.keys() else None
 
 
-def keep_config(folder: RunFolder, before: dict | None, now: dict, data: Data, ranks: Ranks) -> None:
+def update_config(folder: RunFolder, before: dict | None, now: dict, data: Data, ranks: Ranks) -> None:
     """Write ``config.json``: for a new run with its environment, for a resumed run if a setting has changed."""
     if before is None:
         folder.begin({**now, "environment": backend.environment() | ranks.described}, data.vocabulary)
@@ -171,14 +171,14 @@ def read_command(arguments: list[str]) -> tuple[Arguments, str]:
     except UserError as error:
         from_there = any(word in str(error) for word in from_file if word.startswith("--"))
         raise UserError(f"{error} (in {early.config}?)" if from_there else str(error)) from None
-    given = replace(given, settings=_settled(given.settings))
+    given = replace(given, settings=_with_absolute_paths(given.settings))
     if early.resume:
-        _refuse_changes(_settled(choices[task][1].settings), given.settings, given.out)
+        _refuse_changes(_with_absolute_paths(choices[task][1].settings), given.settings, given.out)
     return given, task
 
 
-def _settled(settings: RunConfig) -> RunConfig:
-    return replace(settings, task=settings.task.settled())
+def _with_absolute_paths(settings: RunConfig) -> RunConfig:
+    return replace(settings, task=settings.task.with_absolute_paths())
 
 
 def _refuse_changes(stored: RunConfig, given: RunConfig, out: Path) -> None:

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     """Parse ``arguments`` and add digests to each folder that lacks them."""
     for path in parse(AddDigestsCommand, arguments, "python scripts/add_digests.py").runs:
         folder = RunFolder(path)
-        with folder.alone():
+        with folder.locked():
             print(f"{path}: {'has them' if 'run' in folder.read_config() else add(folder)}")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mlx_rtx.tasks import ImageTask, MixtureTask, SelectiveCopyTask, TextTask
 from mlx_rtx.training import trainer as trainer_module
-from mlx_rtx.training.joining import joined, own_folder
+from mlx_rtx.training.joining import join_ranks, rank_folder
 from mlx_rtx.training.progress import ProgressConfig
 from mlx_rtx.training.stored_settings import to_stored
 from mlx_rtx.training.trainer import Trainer
@@ -123,10 +123,10 @@ def finish(processes, seconds=300):
 def main(path):
     """All trainings, by one rank, which are saved at any moment."""
     trainer_module.SAVE_SECONDS = 0.02
-    with joined() as ranks:
+    with join_ranks() as ranks:
         for name, config in runs(path).items():
             resume = name == "one, then two"
-            with own_folder(ranks, path / "two" / name, resume) as folder:
+            with rank_folder(ranks, path / "two" / name, resume) as folder:
                 trainer = make_trainer(name, config, folder, ranks, stop=name == "two, then one")
                 trainer.fit()
                 trainer.log.close()

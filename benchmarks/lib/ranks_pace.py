@@ -16,7 +16,7 @@ from mlx_rtx.model.registry import MODELS
 from mlx_rtx.support.command import run_command
 from mlx_rtx.support.randomness import step_key
 from mlx_rtx.support.trees import count
-from mlx_rtx.training.joining import joined
+from mlx_rtx.training.joining import join_ranks
 from mlx_rtx.training.ranks import ManyRanks, Ranks
 from mlx_rtx.training.recipes import RECIPES
 from mlx_rtx.training.settings import RunConfig
@@ -179,7 +179,7 @@ def paces(ranks: Ranks, todo: list[Point], effort: Effort, seconds: float) -> It
             ready.add(point.task)
             for rows in {other.rows // other.ranks for other in todo if other.task == point.task}:
                 Training(replace(point, rows=rows), Ranks(), effort.small).take(1)
-        go_on = ranks.of_first({"go_on": mx.array(float(time.perf_counter() < end))})["go_on"]
+        go_on = ranks.broadcast({"go_on": mx.array(float(time.perf_counter() < end))})["go_on"]
         if not go_on.item():  # ranks outside of the last group wait here for those that measured
             print(json.dumps({"left_out": f"{point}: no time was left"}), flush=True)
             continue
@@ -192,7 +192,7 @@ def main(arguments: list[str]) -> None:
     """Read points, effort and seconds as JSON, and print one line of JSON per point."""
     asked = json.loads(arguments[0])
     todo, effort = [Point(**point) for point in asked["points"]], Effort(**asked["effort"])
-    with joined() as ranks:
+    with join_ranks() as ranks:
         for pace in paces(ranks, todo, effort, asked["seconds"]):
             print(json.dumps({"pace": asdict(pace)}), flush=True)
 

@@ -26,7 +26,7 @@ class Lifeline:
         rank, size: rank of this process, and number of processes.
         address: network address of the first process.
         tell: broadcasts byte strings from the first process to all, which pass as many; see
-            `mlx_rtx.training.ranks.Ranks.bytes_of_first`.
+            `mlx_rtx.training.ranks.Ranks.broadcast_bytes`.
         remedy: returns the remedy for the error message if a process is lost.
     """
 

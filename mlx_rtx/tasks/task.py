@@ -183,7 +183,7 @@ class Task(ABC):
             UserError: the data is missing or invalid.
         """
 
-    def settled(self) -> "Task":
+    def with_absolute_paths(self) -> "Task":
         """Return the settings with absolute paths."""
         return self
 
@@ -206,6 +206,6 @@ class StoredTask(Task):
     data: str | None = None
     """File or folder of the data; None: that of the environment variable MLX_RTX_DATA, else it is downloaded."""
 
-    def settled(self) -> "StoredTask":
+    def with_absolute_paths(self) -> "StoredTask":
         """Return the settings with an absolute path to the data."""
         return replace(self, data=self.data and absolute(self.data))

@@ -107,8 +107,8 @@ class TextTask(StoredTask):
             return TextData(self, text, text_file.find(data, self.column, named, self.documents), vocabulary)
         return TextData(self, text, text_file.find(named, self.column, flag="--validation"), vocabulary)
 
-    def settled(self) -> "TextTask":
-        """Return the settings with absolute paths; see `Task.settled`."""
+    def with_absolute_paths(self) -> "TextTask":
+        """Return the settings with absolute paths; see `Task.with_absolute_paths`."""
         validation = absolute(self.validation) if isinstance(self.validation, str) else self.validation
         tokenizer = self.tokenizer and absolute(self.tokenizer)
         return replace(self, data=self.data and absolute(self.data), validation=validation, tokenizer=tokenizer)

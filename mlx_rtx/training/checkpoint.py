@@ -53,7 +53,7 @@ class RunFolder:
         self.training = self.path / "training.safetensors"
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Return a context that locks the folder against other processes, and creates it if it is missing.
 
         Raises:
@@ -166,7 +166,7 @@ class RunFolder:
         model.load_weights(list(arrays.items()))
 
     @property
-    def unjudged(self) -> str | None:
+    def weights_note(self) -> str | None:
         """Note about the weights if the run was stopped before its first validation, otherwise None."""
         if self.model.exists() or not self.training.exists():
             return None
@@ -255,7 +255,7 @@ def load(path: str | os.PathLike) -> tuple[Transformer, ModelConfig]:
     """
     folder = RunFolder(path)
     model = folder.make_model()
-    if folder.unjudged:
+    if folder.weights_note:
         folder.read_latest(model)
     else:
         found = os.path.lexists(folder.model)

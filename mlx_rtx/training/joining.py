@@ -26,7 +26,7 @@ HOW = "start them with mlx.launch -n 2 --backend ring -- python -m mlx_rtx.train
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
+def join_ranks() -> Iterator[Ranks]:
     """Return a context with the ranks of this training, in which all ranks end if one is lost.
 
     Raises:
@@ -74,7 +74,7 @@ def _connect(expected: int) -> tuple[ManyRanks, Lifeline]:
         )
         one_each = "MLX_WORLD_SIZE" not in os.environ or mx.device_count(mx.gpu) == 1
         require(one_each, f"{where}: sees several GPUs; set CUDA_VISIBLE_DEVICES to one per rank, as mlx.launch does")
-        lifeline = Lifeline(ranks.rank, ranks.size, _address(), ranks.bytes_of_first, lambda: ranks.remedy)
+        lifeline = Lifeline(ranks.rank, ranks.size, _address(), ranks.broadcast_bytes, lambda: ranks.remedy)
     except RuntimeError as error:
         raise UserError(f"{where}: the ranks cannot reach each other ({error}); check network and ports") from None
     ranks.lifeline = lifeline
@@ -91,7 +91,7 @@ def _address() -> str:
     return os.environ["NCCL_HOST_IP"]
 
 
-def share_of(ranks: Ranks, settings: RunConfig) -> RunConfig:
+def rank_settings(ranks: Ranks, settings: RunConfig) -> RunConfig:
     """Return the settings with one rank's share of the batch.
 
     Raises:
@@ -120,7 +120,7 @@ class CopiedFolder(RunFolder):
 
 
 @contextlib.contextmanager
-def own_folder(ranks: Ranks, path: Path, resume: bool) -> Iterator[RunFolder]:
+def rank_folder(ranks: Ranks, path: Path, resume: bool) -> Iterator[RunFolder]:
     """Return a context with the run folder: ``path`` for the first rank, a temporary folder for the others.
 
     If the run is to resume, the temporary folder contains a copy of the first rank's files.
@@ -136,9 +136,9 @@ def own_folder(ranks: Ranks, path: Path, resume: bool) -> Iterator[RunFolder]:
             if ranks.lifeline:  # its thread may remove the folder while the main thread is doing so
                 ranks.lifeline.last = directory.cleanup
         files = [folder.config, folder.tokenizer, folder.metrics, folder.model, folder.training] if resume else []
-        with ranks.united():
+        with ranks.fail_together():
             contents = [file.read_bytes() if file.is_file() else b"" for file in files]
-        for file, content in zip(files, ranks.bytes_of_first(contents), strict=True):
+        for file, content in zip(files, ranks.broadcast_bytes(contents), strict=True):
             if content and not ranks.first:
                 file.write_bytes(content)
         yield folder

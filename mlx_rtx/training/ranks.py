@@ -43,7 +43,7 @@ class Ranks:
         self.remedy = "call again"
         """Remedy to name in the message when a rank is lost."""
 
-    def ask(self, stop: Callable[[], bool], save: Callable[[], bool]) -> None:
+    def set_votes(self, stop: Callable[[], bool], save: Callable[[], bool]) -> None:
         """Set the functions that return this rank's votes."""
         self._wants_stop, self._wants_save = stop, save
 
@@ -78,11 +78,11 @@ class Ranks:
             return [key] * parts
         return list(mx.random.split(key, total)[self.rows(total)])
 
-    def share(self, tree: Any) -> Any:
+    def own_rows(self, tree: Any) -> Any:
         """Return this rank's rows of arrays (B, …)."""
         return tree
 
-    def whole(self, tree: Any) -> Any:
+    def all_rows(self, tree: Any) -> Any:
         """Return the arrays (B, …) of all ranks, given this rank's share of their rows (an all-gather)."""
         return tree
 
@@ -90,10 +90,10 @@ class Ranks:
         """Return loss and gradients averaged over ranks, with this rank's own carry."""
         return gradient
 
-    def heed(self) -> None:
+    def read_votes(self) -> None:
         """Read the votes sent with all gradients but the last, which have already arrived."""
 
-    def forget(self) -> None:
+    def discard_votes(self) -> None:
         """Discard all votes so far, because they have been acted on."""
 
     def gather(self, own: mx.array, count: int) -> mx.array:
@@ -104,16 +104,16 @@ class Ranks:
         """
         return own
 
-    def of_first(self, tree: Any) -> Any:
+    def broadcast(self, tree: Any) -> Any:
         """Return the first rank's tree of float32 arrays, given a tree of the same structure."""
         return tree
 
-    def bytes_of_first(self, contents: list[bytes]) -> list[bytes]:
+    def broadcast_bytes(self, contents: list[bytes]) -> list[bytes]:
         """Return the first rank's byte strings, given a list of the same length."""
         return contents
 
     @contextmanager
-    def united(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """Return a context that ends on all ranks if it fails on any; one of the failing ranks reports its error."""
         yield
 
@@ -141,11 +141,11 @@ class ManyRanks(Ranks):
         """Whether the ranks have agreed to save."""
         return self._agreed[1]
 
-    def share(self, tree: Any) -> Any:
+    def own_rows(self, tree: Any) -> Any:
         """Return this rank's rows of arrays (B, …)."""
         return _each(lambda array: array[self.rows(len(array))], tree)
 
-    def whole(self, tree: Any) -> Any:
+    def all_rows(self, tree: Any) -> Any:
         """Return the arrays (B, …) of all ranks, given this rank's share of their rows (an all-gather)."""
         found = _each(lambda array: mx.distributed.all_gather(array, group=self.group), tree)
         mx.eval(found)  # collectives must run in the same order on all ranks, even if the result is not used
@@ -158,12 +158,12 @@ class ManyRanks(Ranks):
         self._cast.append(votes)
         return Gradient(loss, tree_unflatten(list(zip(names, means, strict=True))), gradient.carry)
 
-    def heed(self) -> None:
+    def read_votes(self) -> None:
         """Read the votes sent with all gradients but the last, which have already arrived."""
         while len(self._cast) > 1:
             self._count(self._cast.pop(0))
 
-    def forget(self) -> None:
+    def discard_votes(self) -> None:
         """Discard all votes so far, because they have been acted on."""
         self._cast, self._agreed = [], [False] * VOTES
 
@@ -181,7 +181,7 @@ class ManyRanks(Ranks):
             raise Stopped
         return found
 
-    def of_first(self, tree: Any) -> Any:
+    def broadcast(self, tree: Any) -> Any:
         """Return the first rank's tree of float32 arrays, given a tree of the same structure."""
         names, arrays = zip(*flat(tree).items(), strict=True)
         given = arrays if self.first else [mx.zeros_like(array) for array in arrays]
@@ -189,7 +189,7 @@ class ManyRanks(Ranks):
         mx.eval(found)
         return tree_unflatten(list(zip(names, found, strict=True)))
 
-    def bytes_of_first(self, contents: list[bytes]) -> list[bytes]:
+    def broadcast_bytes(self, contents: list[bytes]) -> list[bytes]:
         """Return the first rank's byte strings, given a list of the same length."""
         given = contents if self.first else [b""] * len(contents)
         sizes = np.array(self._all_sum(mx.array([len(one) for one in given], mx.int64)))
@@ -202,7 +202,7 @@ class ManyRanks(Ranks):
         return [came[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
     @contextmanager
-    def united(self) -> Iterator[None]:
+    def fail_together(self) -> Iterator[None]:
         """Return a context that ends on all ranks if it fails on any; one of the failing ranks reports its error."""
         failure: Exception | None = None
         try:

@@ -147,7 +147,7 @@ class TrainingStep:
             self.average.update(taken)
         self.execution.queue(self.model.parameters(), self.state, found.loss, taken)
         self.execution.wait(self._in_flight)
-        self.ranks.heed()
+        self.ranks.read_votes()
         self._in_flight = found.loss
         usable = mx.isfinite(found.loss)  # else the sequences restart: a carry that is not finite would remain so
         carry = found.carry and tree_map(lambda part: mx.where(usable, part, 0), found.carry)
@@ -162,7 +162,7 @@ class TrainingStep:
         N = self.accumulate
         if self.masked:
             settings["total"] = count_targets(targets) / (N * self.ranks.size)  # parts may have unequal numbers of them
-        tokens, targets = self.ranks.share((tokens, targets))
+        tokens, targets = self.ranks.own_rows((tokens, targets))
         B = len(tokens) // N
         keys = self.ranks.part_keys(key, N)
         if N == 1:

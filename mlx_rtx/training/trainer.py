@@ -28,7 +28,7 @@ from mlx_rtx.training.ranks import Ranks
 from mlx_rtx.training.settings import RunConfig
 from mlx_rtx.training.step import TrainingStep
 from mlx_rtx.training.tally import Tally
-from mlx_rtx.training.validation import Candidate, put_in, score_candidates, write_sample
+from mlx_rtx.training.validation import Candidate, score_candidates, using_weights, write_sample
 
 import mlx.core as mx
 
@@ -54,7 +54,7 @@ class Trainer:
         mx.random.seed(config.training.seed)
         self.model = MODELS[config.model](config.model_config(data))
         self._requests: list[int] = []  # stop requests
-        self.ranks.ask(
+        self.ranks.set_votes(
             lambda: bool(self._requests) or self.log.lost, lambda: time.perf_counter() - self._saved > SAVE_SECONDS
         )
         self.execution = BreakableExecution(lambda: self.ranks.stop)
@@ -101,7 +101,7 @@ class Trainer:
                 self._start()
                 self._train()
                 kept = self._best if self._chosen else self.model.trainable_parameters()
-                with put_in(self.model, kept):
+                with using_weights(self.model, kept):
                     return self._score("final", self.data, self.config.progress.test_samples, self._key("test"))
             except Stopped:
                 self.save()
@@ -139,8 +139,8 @@ class Trainer:
             step=self.step, finished=self.finished, due=self._due, progress=self.progress.state(),
             tally=self._tally.state(), signs=self._signs.lasted,
         )  # fmt: skip
-        self.folder.write_training(self.model, self.train_step.state, counters, self.ranks.whole(self._carry))
-        self.ranks.forget()
+        self.folder.write_training(self.model, self.train_step.state, counters, self.ranks.all_rows(self._carry))
+        self.ranks.discard_votes()
         self._saved = time.perf_counter()
 
     def _restore(self) -> None:
@@ -150,7 +150,7 @@ class Trainer:
             folder.read_model(self.model)
             self._best, self._chosen = self.model.trainable_parameters(), True
         self.train_step.state, carry, counters = folder.read_training(self.model, self.train_step.state, rows)
-        self._carry = self.ranks.share(carry)
+        self._carry = self.ranks.own_rows(carry)
         require(best or not counters.chosen, f"{folder.model}: not found, though this run chose weights; {AGAIN}")
         self.step, self.finished, self._due = counters.step, counters.finished, counters.due
         self._signs.lasted = counters.signs
@@ -229,7 +229,7 @@ class Trainer:
     def _validate(self) -> None:
         """Score the weights, then keep them, begin the next stage, return to the best weights, or end the run."""
         self._report()
-        self.model.update(self.ranks.of_first(self.model.trainable_parameters()))
+        self.model.update(self.ranks.broadcast(self.model.trainable_parameters()))
         tally, where = self._tally, self._where
         with self.log.all_or_none():  # the slow part comes first: if it is interrupted, nothing has changed
             candidates = score_candidates(self.model, self.train_step.average, self._score_at_stage)
@@ -271,13 +271,13 @@ class Trainer:
     def _keep(self, chosen: Candidate) -> None:
         """Make these the best weights, and save them."""
         self._best, self._chosen = chosen.weights, True
-        with put_in(self.model, chosen.weights):
+        with using_weights(self.model, chosen.weights):
             self.folder.write_model(self.model)
 
     def _confirm(self, candidate: Candidate) -> bool:
         """Return whether these weights get every sequence right on a second set of fresh sequences too."""
         fresh, samples = mx.random.split(self._key("test"))[0], self.config.progress.test_samples
-        with put_in(self.model, candidate.weights):
+        with using_weights(self.model, candidate.weights):
             scores = self._score("confirmation", self.data, samples, fresh, candidate.averaged)
         return scores.sequence_accuracy == 1
 

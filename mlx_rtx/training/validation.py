@@ -25,7 +25,7 @@ class Candidate(NamedTuple):
 
 
 @contextmanager
-def put_in(model: nn.Module, weights: dict[str, Any]) -> Iterator[None]:
+def using_weights(model: nn.Module, weights: dict[str, Any]) -> Iterator[None]:
     """Return a context in which ``model`` has other weights."""
     own = model.trainable_parameters()
     model.update(weights)
@@ -47,7 +47,7 @@ def score_candidates(
     """
     own, found = model.trainable_parameters(), []
     for weights in [own, average.weights] if average else [own]:
-        with put_in(model, weights):
+        with using_weights(model, weights):
             found.append(Candidate(score(weights is not own), weights, weights is not own))
     return found
 

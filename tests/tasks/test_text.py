@@ -111,7 +111,7 @@ def test_a_name_not_found_here_is_looked_for_in_the_folder_of_the_variable(file,
         text_file.load(file.name)
     monkeypatch.setenv("MLX_RTX_DATA", str(file.parent))
     assert text_file.load(file.name) == (TEXT, file)
-    task = TextTask(data=file.name).settled()
+    task = TextTask(data=file.name).with_absolute_paths()
     assert task.data == file.name  # what a run keeps says nothing of the machine
     Path(file.name).write_text("what lies here goes before it")
     assert text_file.load(file.name)[0] == "what lies here goes before it"

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from mlx_rtx.training.checkpoint import RunFolder
-from mlx_rtx.training.joining import own_folder, share_of
+from mlx_rtx.training.joining import rank_folder, rank_settings
 from mlx_rtx.training.ranks import Ranks
 
 import numpy as np
@@ -119,7 +119,7 @@ def test_a_copied_folder_is_removed_although_another_thread_has_begun_to_remove_
         rmdir(*arguments, **others)
 
     def leave():
-        with own_folder(ranks, tmp_path / "run", resume=False) as folder:
+        with rank_folder(ranks, tmp_path / "run", resume=False) as folder:
             folder.config.touch()
 
     monkeypatch.setattr(os, "rmdir", slowly)
@@ -145,10 +145,10 @@ def test_what_one_rank_alone_finds_wrong_is_said_once(tmp_path, monkeypatch):
 def test_a_batch_that_cannot_be_shared_out_is_refused():
     ranks = Ranks()
     ranks.size = 3
-    said = complains(share_of, ranks, TINY)
+    said = complains(rank_settings, ranks, TINY)
     assert said == "--batch 16: must be a multiple of the 3 ranks, for example 18"
     ranks.size = 4
-    assert share_of(ranks, TINY).training.batch == 4
+    assert rank_settings(ranks, TINY).training.batch == 4
 
 
 def test_a_world_that_is_none_is_refused(capsys, monkeypatch):

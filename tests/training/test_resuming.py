@@ -294,6 +294,6 @@ def test_settings_that_do_not_change_leave_the_configuration_alone(run):
 def test_a_folder_that_cannot_be_locked_is_said(tmp_path):
     (tmp_path / "run").mkdir()
     os.symlink(tmp_path / "elsewhere", tmp_path / "run" / ".lock")
-    with pytest.raises(UserError, match=r"\.lock: cannot be written"), RunFolder(tmp_path / "run").alone():
+    with pytest.raises(UserError, match=r"\.lock: cannot be written"), RunFolder(tmp_path / "run").locked():
         pass
     assert not (tmp_path / "elsewhere").exists()

@@ -13,7 +13,7 @@ from mlx_rtx import evaluate, generate, load, train
 from mlx_rtx.support.trees import flat
 from mlx_rtx.training.curriculum import CurriculumConfig
 from mlx_rtx.training.log import RunLog
-from mlx_rtx.training.validation import put_in
+from mlx_rtx.training.validation import using_weights
 
 import mlx.core as mx
 import numpy as np
@@ -127,7 +127,7 @@ def test_a_run_stopped_before_its_first_validation_can_be_used(kind, tmp_path, c
 def test_other_weights_are_put_in_for_a_while(tmp_path):
     trainer = make_trainer(tmp_path, TINY)
     own = trainer.model.trainable_parameters()
-    with contextlib.suppress(ZeroDivisionError), put_in(trainer.model, tree_map(mx.negative, own)):
+    with contextlib.suppress(ZeroDivisionError), using_weights(trainer.model, tree_map(mx.negative, own)):
         1 / 0  # noqa: B018
     for name, array in flat(trainer.model.trainable_parameters()).items():
         assert array is flat(own)[name]
