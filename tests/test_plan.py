@@ -1,4 +1,4 @@
-"""The planner: what fits, what it proposes, how it predicts time, and what the command says."""
+"""The planner: what fits, its proposal, predicted times, and the output of the command."""
 
 import itertools
 import re
@@ -44,7 +44,7 @@ def test_a_regular_transformer_has_no_segments():
     assert row.segment == 16
 
 
-def test_a_proposal_gives_up_segments_before_sequences():
+def test_a_proposal_shortens_segments_before_it_reduces_the_batch():
     planner = Planner(settings(batch=64, segment=12))
     own = planner.memory(64, 12).peak
     assert planner.proposal(own) == (64, 12)
@@ -57,8 +57,8 @@ def test_a_proposal_gives_up_segments_before_sequences():
     assert planner.proposal(1e5) is None
 
 
-def test_the_time_of_a_long_step_follows_from_two_short_ones(monkeypatch):
-    """Time is linear in length here, and the last steps timed are a sixteenth of it."""
+def test_the_time_of_a_long_step_is_extrapolated_from_two_short_ones(monkeypatch):
+    """Time is made linear in length; the timed lengths are at most an eighth of the full one."""
     timed = []
 
     def measure(trial, batch, length, targets, repeats):
@@ -73,7 +73,7 @@ def test_the_time_of_a_long_step_follows_from_two_short_ones(monkeypatch):
     assert timed[-1] == (64, 256, 256)
 
 
-def test_work_on_a_machine_not_at_hand_counts_what_kernels_multiply():
+def test_work_on_another_machine_includes_the_multiply_adds_of_kernels():
     planner = Planner(settings(IMAGE), MACHINES["m4"])
     assert planner.memory(120, 16).queued > 0
     assert planner.work(120, 16).multiply_adds == planner.benchmark(16).executed(120, 1024, 1)
@@ -126,7 +126,7 @@ def test_a_plan_from_end_to_end(capsys):
     assert "a curriculum begins with short ones" in said
 
 
-def test_a_plan_for_a_machine_not_at_hand_runs_nothing(capsys, monkeypatch):
+def test_a_plan_for_another_machine_runs_nothing(capsys, monkeypatch):
     monkeypatch.setattr(StepBenchmark, "measure", None)
     plan.main([*TINY, "--machine", "m4"])
     said = capsys.readouterr().out
@@ -134,7 +134,7 @@ def test_a_plan_for_a_machine_not_at_hand_runs_nothing(capsys, monkeypatch):
     assert re.search(r"a step takes [0-9.]+ to [0-9.]+ s, an estimate: .* launches\n", said)
 
 
-def test_an_overview_says_of_each_recipe_what_the_readme_has(capsys, monkeypatch):
+def test_an_overview_prints_the_times_in_the_readme(capsys, monkeypatch):
     monkeypatch.setattr(StepBenchmark, "measure", None)
     plan.main(["--machine", "m4"])
     time = r"([0-9.]+ to [0-9.]+ (?:s|min|h))"
@@ -144,8 +144,8 @@ def test_an_overview_says_of_each_recipe_what_the_readme_has(capsys, monkeypatch
     assert {(name.replace("-", " "), text) for name, text in said} == set(page)
 
 
-def test_recipes_were_solved_about_when_it_is_said():
-    """By the metrics that are kept of them; seeds differ by as much."""
+def test_the_samples_of_solved_recipes_match_their_results():
+    """Compared with the stored metrics, within the variation between seeds."""
     for task, solved in SOLVED.items():
         samples = tokens = 0
         runs = list((ROOT / "results" / "table4").glob(f"{task}-default-*"))
@@ -163,12 +163,12 @@ def test_a_plan_of_a_regular_transformer_names_no_segment(capsys):
     assert "the run's own settings fit: --batch 2\n" in capsys.readouterr().out
 
 
-def test_a_plan_that_does_not_fit_says_what_does(capsys):
+def test_a_plan_that_does_not_fit_proposes_one_that_does(capsys):
     plan.main(["copy", "--batch", "1024", "--memory", "1GB", "--machine", "m4"])
     assert "the run's own settings do not fit; use: --batch" in capsys.readouterr().out
 
 
-def test_verification_fails_where_memory_is_off(capsys, monkeypatch):
+def test_verification_fails_if_memory_differs_from_the_prediction(capsys, monkeypatch):
     planner = Planner(settings())
     predicted = planner.memory(32, 8).peak
     monkeypatch.setattr(Planner, "verify", lambda *_: StepTiming(1.1, 1, 1, 1, round(1.1 * predicted)))

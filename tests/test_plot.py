@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what the runs reported, and what cannot be drawn is said."""
+"""Plots: they show what the runs reported, and runs that cannot be plotted give an error."""
 
 import itertools
 import math
@@ -19,14 +19,14 @@ from tiny import FLAGS, complains, complaint, events
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Short runs of both models, the first with stages."""
+    """Return short runs of both models, the first with stages."""
     path = tmp_path_factory.mktemp("runs")
     train.main([*FLAGS, "--layers=2", "--advance-below=5", "--out", str(path / "recurrent")])
     train.main([*FLAGS, "--model=regular", "--layers=2", "--samples=160", "--out", str(path / "regular")])
     return path
 
 
-def test_of_weights_and_their_average_the_better_is_shown(runs, tmp_path):
+def test_the_better_of_weights_and_average_is_plotted(runs, tmp_path):
     folder, expected, factors = tmp_path / "averaged", [], itertools.cycle([0.5, 2, math.nan])
     shutil.copytree(runs / "recurrent", folder)
     log = RunLog(folder / "metrics.jsonl", 640)
@@ -41,7 +41,7 @@ def test_of_weights_and_their_average_the_better_is_shown(runs, tmp_path):
     assert read_history(folder).validation_loss.tolist() == expected
 
 
-def test_a_history_is_what_was_reported(runs):
+def test_a_history_matches_the_reports(runs):
     run = read_history(runs / "recurrent")
     reports, checks = events(runs / "recurrent", "train"), events(runs / "recurrent", "validation")
     assert (run.name, run.description) == ("recurrent", "copy, recurrent, 2 layers")
@@ -62,7 +62,7 @@ def test_a_history_is_what_was_reported(runs):
 
 
 def test_reports_of_different_numbers_of_alphas_are_refused(runs, tmp_path):
-    """As they may stand in a log of before there were checksums, if somebody changed it."""
+    """As in a modified log of a version without checksums."""
     shutil.copytree(runs / "recurrent", tmp_path / "run")
     log = RunLog(tmp_path / "run" / "metrics.jsonl", 640)
     last = read_lines(log.path)[-1]
@@ -70,13 +70,13 @@ def test_reports_of_different_numbers_of_alphas_are_refused(runs, tmp_path):
     complains(read_history, tmp_path / "run", words=r"its reports have \[1, 2\] values of α")
 
 
-def test_what_is_drawn(runs):
+def test_contents_of_the_plots(runs):
     histories = [read_history(runs / name) for name in ("recurrent", "regular")]
     first = histories[0]
     axes = figures.training(histories).axes
     assert (
         axes[1].get_legend()._loc_real > 0
-    )  # the best place is looked for on and on, and where it takes long it warns
+    )  # searching for the best place of a legend may take long and then gives a warning
     assert len(axes) == 4
     assert np.array_equal(axes[0].lines[0].get_xydata(), np.stack([first.samples, first.loss], axis=1))
     assert np.array_equal(axes[0].lines[1].get_ydata(), first.validation_loss)
@@ -104,7 +104,7 @@ def test_files(runs, tmp_path, capsys, monkeypatch):
     assert len(list((tmp_path / "plots").iterdir())) == 6
 
 
-def test_what_cannot_be_drawn(runs, tmp_path, capsys, monkeypatch):
+def test_runs_that_cannot_be_plotted(runs, tmp_path, capsys, monkeypatch):
     said = complaint([], capsys, monkeypatch, plot.main)
     assert "name at least one run folder" in said
     assert "no such run folder" in complaint([str(tmp_path / "none")], capsys, monkeypatch, plot.main)

@@ -1,4 +1,4 @@
-"""The command line: what a user types wrong gets one line, exit code 2, and changes nothing."""
+"""The command line: a user's mistake gives one line and exit code 2, and changes nothing."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def test_wrong_config_files(text, words, capsys, monkeypatch, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_flags_go_over_the_config_file_over_the_recipe(tmp_path):
+def test_flags_override_the_config_file_which_overrides_the_recipe(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text('recipe = "paper"\nnoise = 8\nbatch = 3\ntrain_alpha = false\npositions = "none"\n')
     command, task = train.read_command(["selective-copy", "--config", str(path), "--batch", "5"])
@@ -88,14 +88,14 @@ def test_help_is_shown(arguments, capsys):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A short finished run, from the command line as it is typed."""
+    """Return a short finished run from the command line, and its output."""
     path = tmp_path_factory.mktemp("runs") / "first"
     command = [sys.executable, "-m", "mlx_rtx.train", *FLAGS, "--samples", "160", "--out", str(path)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return path, done.stdout
 
 
-def test_a_run_says_what_it_does(run):
+def test_output_of_a_run(run):
     path, said = run
     for words in (
         "task=copy noise=12",
@@ -108,7 +108,7 @@ def test_a_run_says_what_it_does(run):
     ):
         assert words in said
     assert f"--out {path} --resume" in said
-    assert "\r" not in said  # no bar into a pipe
+    assert "\r" not in said  # no progress bar in a pipe
     assert {"versions", "device", "git_revision"} <= json.loads((path / "config.json").read_text())[
         "environment"
     ].keys()
@@ -118,7 +118,7 @@ def contents(path):
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
-def test_a_folder_that_holds_a_run_is_left_alone(run, capsys, monkeypatch):
+def test_a_folder_with_a_run_is_not_changed(run, capsys, monkeypatch):
     path, before = run[0], contents(run[0])
     assert "already holds a run; add --resume" in complaint([*FLAGS, "--out", str(path)], capsys, monkeypatch)
     said = complaint(["copy", "--out", str(path), "--resume", "--dim", "32"], capsys, monkeypatch)
@@ -156,7 +156,7 @@ def test_evaluate_scores_any_noise(run, capsys):
     assert "sequences=8" in said
 
 
-def test_evaluate_writes_its_scores_for_programs(run, tmp_path, capsys):
+def test_evaluate_writes_its_scores_as_json(run, tmp_path, capsys):
     flags = ["--noise", "20", "--samples", "8", "--batch", "4"]
     evaluate.main([str(run[0]), *flags, "--json", str(tmp_path / "scores.json")])
     said = capsys.readouterr().out
@@ -171,8 +171,8 @@ def test_evaluate_writes_its_scores_for_programs(run, tmp_path, capsys):
     assert json.loads((tmp_path / "scores.json").read_text())["scores"]["loss_se"] is None  # of one sequence
 
 
-def test_scores_go_to_what_is_no_file_as_it_stands(run, tmp_path, capsys):
-    """A pipe, or /dev/stdout, which is not replaced by a file; a folder is refused."""
+def test_scores_are_written_to_special_files_without_replacing_them(run, tmp_path, capsys):
+    """To a pipe or /dev/stdout; a folder is refused."""
     os.mkfifo(tmp_path / "pipe")
     flags = [str(run[0]), "--noise", "8", "--samples", "4", "--json"]
     with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True) as reader:
@@ -183,7 +183,7 @@ def test_scores_go_to_what_is_no_file_as_it_stands(run, tmp_path, capsys):
         evaluate.main([*flags, str(tmp_path)])
 
 
-def test_the_revision_says_whether_sources_were_changed(tmp_path, monkeypatch):
+def test_the_revision_shows_whether_sources_were_modified(tmp_path, monkeypatch):
     file = tmp_path / "mlx_rtx" / "support" / "backend.py"
     file.parent.mkdir(parents=True)
     (tmp_path / "results").mkdir()
@@ -225,7 +225,7 @@ def test_wrong_input_to_evaluate(arguments, words, run, capsys, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a device that is always full")
-def test_a_full_disk_is_said_while_logging(tmp_path):
+def test_a_full_disk_during_logging_is_reported(tmp_path):
     log = RunLog(tmp_path / "metrics.jsonl", 10)
     log.path = Path("/dev/full")
     with pytest.raises(UserError, match="free some space"):
@@ -246,14 +246,14 @@ def test_numbers_are_short():
         (0.5, 2.0, [0.5], "validation loss far above training loss"),
     ],
 )
-def test_failure_signs_are_said_once_when_they_last(train_loss, loss, alphas, words):
+def test_lasting_signs_of_failure_give_one_warning(train_loss, loss, alphas, words):
     signs = FailureSigns(chance=2.639, patience=3)
     said = [signs.observe(train_loss, loss, alphas) for _ in range(6)]
     assert [len(warnings) for warnings in said] == [0, 0, 1, 0, 0, 0]
     assert words in said[2][0]
 
 
-def test_a_healthy_run_shows_no_sign():
+def test_a_healthy_run_gives_no_warning():
     signs = FailureSigns(chance=2.639, patience=1)
     assert signs.observe(1.0, 1.1, [0.5]) == []
     assert signs.observe(1.0, 1.1, []) == []

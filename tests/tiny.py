@@ -33,7 +33,7 @@ def make_config(**changes) -> ModelConfig:
 
 
 def make_model(kind=RecurrentTransformer, seed=0, implementation="auto", **changes):
-    """A model whose weights are large enough for every part of it to matter."""
+    """Return a model with weights large enough that every part of it has an effect."""
     mx.random.seed(seed)
     model = kind(make_config(**changes), implementation)
     alphas = [mx.array(layer.alpha) for layer in model.layers if "alpha" in layer]
@@ -82,7 +82,7 @@ def events(path, kind):
 
 
 def text_run(path, **changes):
-    """Settings of a run on a small text that repeats itself."""
+    """Return the settings of a run on a small repetitive text."""
     (path / "text.txt").write_text("".join(f"{i % 10} times {i % 7} is {i % 10 * (i % 7)}.\n" for i in range(300)))
     return replace(
         TINY,
@@ -93,7 +93,7 @@ def text_run(path, **changes):
 
 
 def complaint(arguments, capsys, monkeypatch, main=train.main):
-    """Run the command; its one line of complaint."""
+    """Run a command that must fail; return its one-line error."""
     monkeypatch.setattr(sys, "argv", ["train", *arguments])
     with pytest.raises(SystemExit) as stop:
         run_command(main)
@@ -105,7 +105,7 @@ def complaint(arguments, capsys, monkeypatch, main=train.main):
 
 
 def complains(call, *arguments, words="."):
-    """Make a call that must be refused; its one line."""
+    """Make a call that must raise UserError; return its one-line message."""
     with pytest.raises(UserError, match=words) as error:
         mx.eval(call(*arguments))
     assert "\n" not in str(error.value)
@@ -134,7 +134,7 @@ def fit_until(trainer, stop):
 
 
 def check_resuming(path, config, stop):
-    """A run that is stopped at a step and goes on must end bit-exactly as one that is not; its counters at the end."""
+    """Assert that a run stopped at a step and resumed equals an uninterrupted one; return its final counters."""
     make_trainer(path / "whole", config).fit()
     fit_until(make_trainer(path / "parts", config), stop)
     make_trainer(path / "parts", config, resume=True).fit()

@@ -1,4 +1,4 @@
-"""Processes that train together, for tests: over loopback, by MLX's ring, begun as ``mlx.launch`` begins them.
+"""Processes that train together, for tests: over loopback with MLX's ring, started as by ``mlx.launch``.
 
     python tests/two_ranks.py FOLDER
 
@@ -27,20 +27,20 @@ from mlx.utils import tree_map
 from kills import small_images
 from tiny import TINY
 
-STEPS = 11  # of each training
-POISONED = 4  # the step at which one rank has a gradient that is none
+STEPS = 11  # steps of each training
+POISONED = 4  # the step at which one rank's gradient is not finite
 STOPPED = 7  # the step at which one rank is asked to stop
 SHORT = replace(TINY.training, samples=STEPS * 16, validate_every=5)
 
 
 def make_data(path):
-    """A small text and small images."""
+    """Write a small text and small images."""
     (path / "text.txt").write_text("".join(f"{i % 10} times {i % 7} is {i % 10 * (i % 7)}.\n" for i in range(300)))
     small_images(path / "images.npz")
 
 
 def runs(path):
-    """Settings of all kinds of trainings, by name."""
+    """Return the settings of all kinds of trainings, by name."""
     small_images(path / f"of {os.getpid()}.npz")  # what it is to look like
     plain = replace(TINY, architecture=replace(TINY.architecture, dropout=0.0), training=SHORT)
     text = replace(plain, progress=ProgressConfig(), training=replace(SHORT, validate_samples=None))
@@ -65,7 +65,7 @@ def runs(path):
 
 
 def make_trainer(name, config, folder, ranks=None, stop=False):
-    """A trainer of a run; one rank has no gradient once, or is asked to stop."""
+    """Return a trainer in which one rank's gradient is once not finite, or which one rank is asked to stop."""
     data = config.task.load()
     if resume := folder.config.exists():
         config = replace(config)
@@ -91,7 +91,7 @@ def make_trainer(name, config, folder, ranks=None, stop=False):
 
 
 def start(words, folder, size=2, cwd=None):
-    """Begin as many processes of a command, each where ``cwd`` says."""
+    """Start ``size`` processes of a command, each in its folder of ``cwd`` if given."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(size)]
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{one.getsockname()[1]}"] for one in sockets]))
@@ -107,7 +107,7 @@ def start(words, folder, size=2, cwd=None):
 
 
 def finish(processes, seconds=300):
-    """Exit code, standard output and errors of each process; MLX's own remarks left out."""
+    """Return exit code, standard output and errors of each process, without MLX's own messages."""
     try:
         said = [process.communicate(timeout=seconds) for process in processes]
     finally:
@@ -121,7 +121,7 @@ def finish(processes, seconds=300):
 
 
 def main(path):
-    """All trainings, by one rank, which are saved at any moment."""
+    """Run all trainings as one rank, with a checkpoint every 0.02 s."""
     trainer_module.SAVE_SECONDS = 0.02
     with join_ranks() as ranks:
         for name, config in runs(path).items():

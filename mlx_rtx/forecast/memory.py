@@ -54,9 +54,9 @@ class Memory:
     optimizer: int
     """Total during the optimizer's update, when the arrays of the gradient are freed."""
     queued: int = 0
-    """On a GPU: maximum of arrays that are no longer needed but not freed yet."""
+    """On a GPU: maximum of arrays that are no longer needed but not freed yet, and of fused kernels' arrays."""
     queued_least: int = 0
-    """On a GPU: minimum of arrays that are no longer needed but not freed yet."""
+    """Minimum of the same arrays."""
 
     @property
     def peak(self) -> int:

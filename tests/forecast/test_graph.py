@@ -1,4 +1,4 @@
-"""The walk over a traced graph: what it counts, and that it sees all that is computed."""
+"""Traversal of a traced graph: what is counted, and that all computation is covered."""
 
 from mlx_rtx import ModelConfig, loss_and_grad
 from mlx_rtx.forecast.graph import CountedExecution, Work, count_work
@@ -15,14 +15,14 @@ from tiny import HISTORIES, K, make_model, make_tokens
 POSITIONS = ["absolute", "block", "axial", "none"]
 
 
-def test_a_walk_counts_by_hand():
-    """Two products and a sum; a transpose and a broadcast launch nothing and move nothing of their own."""
+def test_work_counted_by_hand():
+    """Two products and a sum; a transpose and a broadcast launch and move nothing."""
     a, b, row = mx.zeros((3, 4)), mx.zeros((5, 4)), mx.zeros((5,))
     product, total = 4 * (3 * 4 + 5 * 4 + 3 * 5), 4 * (3 * 5 + 5 + 3 * 5)
     assert count_work(lambda a, b, row: a @ b.T + row, a, b, row) == Work(2, 3 * 4 * 5, product + total)
 
 
-def test_trees_and_constants_are_taken_as_arguments():
+def test_trees_and_constants_are_accepted_as_arguments():
     def function(tree, factor, nothing):
         assert nothing is None
         return {"scaled": tree["x"] * factor, "as it is": tree["y"]}
@@ -31,8 +31,8 @@ def test_trees_and_constants_are_taken_as_arguments():
     assert count_work(function, tree, 3, None).launches == 1
 
 
-def test_functions_that_run_one_after_the_other_are_summed_up():
-    """Each is walked on its own, so what two of them compute alike counts twice."""
+def test_the_work_of_several_functions_is_summed():
+    """Each is traced separately, so that equal computations in two of them count twice."""
     execution, model, x = CountedExecution(), make_model(), mx.ones((8,))
 
     def double(model, x):
@@ -48,15 +48,15 @@ def test_functions_that_run_one_after_the_other_are_summed_up():
 
 @pytest.mark.parametrize("changes", [{"positions": p} for p in POSITIONS] + [{"attention_dropout": 0.1}], ids=str)
 @pytest.mark.parametrize("history", HISTORIES)
-def test_a_walk_sees_both_passes_over_a_segment(history, changes):
-    """A segment is run twice from the same arrays; the tracer, left alone, would merge the two."""
+def test_both_passes_over_a_segment_are_counted(history, changes):
+    """A segment runs twice on the same arrays, which the tracer would merge in a single graph."""
     benchmark = StepBenchmark(make_config(history=history, dropout=0.1, **changes), segment=2)
     assert benchmark.work(3, 64, 8).multiply_adds == benchmark.executed(3, 64, 8)
 
 
 @pytest.mark.parametrize("kind", ["recurrent", "regular"])
-def test_a_token_of_a_stream_copies_no_cache(kind):
-    """Beside the weights a token moves a cache four times: read and written to place its own row, then read."""
+def test_a_token_of_a_stream_does_not_copy_the_cache(kind):
+    """In addition to the weights, a token reads and writes each cache to insert its row, and then reads it."""
     model = MODELS[kind](make_config(block=64, positions="block"), "exportable")
     model.eval()
     state = model.initial_state(1)
@@ -73,7 +73,7 @@ def test_a_token_of_a_stream_copies_no_cache(kind):
 @pytest.mark.parametrize("model", ["recurrent", "regular"])
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("attention", [0.0, 0.1])
-def test_the_work_of_a_long_step_follows_from_short_ones(attention, batch, model, mode, targets, monkeypatch):
+def test_the_work_of_a_long_step_is_extrapolated_from_short_ones(attention, batch, model, mode, targets, monkeypatch):
     monkeypatch.setattr("mlx_rtx.forecast.step_benchmark.SEGMENT", 2)
     monkeypatch.setattr("mlx_rtx.training.evaluation.SEGMENT", 2)
     benchmark = StepBenchmark(make_config(dropout=0.1, attention_dropout=attention), model, mode, segment=2)
@@ -82,8 +82,8 @@ def test_the_work_of_a_long_step_follows_from_short_ones(attention, batch, model
 
 @pytest.mark.parametrize("more", [{}, {"alpha_kind": "head", "qk_norm": True}, {"alpha_kind": "gated"}], ids=str)
 @pytest.mark.parametrize("history", HISTORIES)
-def test_an_exportable_model_is_the_plain_one(history, more):
-    """Its loss, gradient and stream; what has a gradient of its own gives way to what MLX differentiates."""
+def test_an_exportable_model_equals_the_default_one(history, more):
+    """Loss and gradient agree; operations with custom gradients are replaced by those MLX differentiates."""
     changes = {"history": history, "state_norm": True, "alpha": 0.4, **more}
     plain, exportable = make_model(**changes), make_model(implementation="exportable", **changes)
     tokens = make_tokens(6 * K - 1)
@@ -92,7 +92,7 @@ def test_an_exportable_model_is_the_plain_one(history, more):
     named = dict(tree_flatten(found_gradients))
     for name, gradient in tree_flatten(gradients):
         assert mx.allclose(named[name], gradient, rtol=1e-4, atol=1e-5), name
-    if plain.config.alpha_kind != "gated":  # which has no gradient of its own
+    if plain.config.alpha_kind != "gated":  # it has no custom gradient
         with pytest.raises(ValueError, match="CustomTransforms"):
             count_work(lambda tokens: plain(tokens), tokens)
     assert count_work(lambda tokens: exportable(tokens), tokens).launches > 0
@@ -106,16 +106,16 @@ def make_config(**changes):
     ("segment", "length", "targets"), [(16, 4 * 44, 3), (33, 4 * 71 + 1, 4 * 71 + 1), (70, 4 * 70, 9)]
 )
 @pytest.mark.parametrize("history", HISTORIES)
-def test_the_work_of_long_segments_follows_from_short_ones(history, segment, length, targets, monkeypatch):
-    """Long segments grow with their square, and that is seen; so within a hundredth."""
+def test_the_work_of_long_segments_is_extrapolated_from_short_ones(history, segment, length, targets, monkeypatch):
+    """Within 1 %, although the bytes of long segments grow with the square of their length."""
     benchmark = StepBenchmark(make_config(history=history, max_len=300), segment=segment)
     found, exact = benchmark.work(2, length, targets), benchmark.count(2, length, targets)
     assert list(found) == pytest.approx(list(exact), rel=0.01)
     monkeypatch.setattr(StepBenchmark, "count", lambda self, batch, length, _: Work(length, self.segment, batch))
-    assert benchmark.work(2, 4 * 10**9, targets).launches == pytest.approx(4 * 10**9, rel=0.01)  # and at once
+    assert benchmark.work(2, 4 * 10**9, targets).launches == pytest.approx(4 * 10**9, rel=0.01)  # and quickly
 
 
-def test_layers_are_counted_by_two_models():
+def test_the_work_of_layers_is_extrapolated():
     few, many = (StepBenchmark(make_config(layers=layers), segment=2).work(2, 40, 3) for layers in (5, 1000))
     assert list(many) == pytest.approx([200 * a for a in few], rel=0.1)
     exact = StepBenchmark(make_config(layers=5), segment=2).count(2, 40, 3)

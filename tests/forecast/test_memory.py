@@ -1,4 +1,4 @@
-"""Predicted memory: against the measured peak on a CPU, and how it moves with what it is made of."""
+"""Predicted memory: compared with the measured peak on a CPU, and its dependence on the settings."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ WORDS = {"vocab_size": 65, "max_len": 128, "dim": 96, "heads": 6, "block": 16, "
 
 @pytest.fixture
 def on_cpu():
-    """The coefficients hold on a CPU, where arrays are no larger than what they hold."""
+    """Use the CPU, where the size of an allocation is that of its array."""
     before = mx.default_device()
     mx.set_default_device(mx.cpu)
     yield
@@ -47,7 +47,7 @@ def on_cpu():
         ("output", {**WORDS, "layers": 2}, 4, 128, 4),
     ],
 )
-def test_a_training_step_takes_what_was_predicted(on_cpu, history, sizes, batch, targets, segment):
+def test_a_training_step_takes_the_predicted_memory(on_cpu, history, sizes, batch, targets, segment):
     benchmark = StepBenchmark(ModelConfig(**sizes, history=history), segment=segment)
     check(benchmark, batch, sizes["max_len"], targets, within=0.2 if "dtype" in sizes else 0.15)
 
@@ -61,7 +61,7 @@ def test_a_training_step_takes_what_was_predicted(on_cpu, history, sizes, batch,
         ({**WORDS, "layers": 3}, 128),
     ],
 )
-def test_a_regular_training_step_takes_what_was_predicted(on_cpu, sizes, targets):
+def test_a_regular_training_step_takes_the_predicted_memory(on_cpu, sizes, targets):
     check(StepBenchmark(ModelConfig(**sizes), "regular"), 8, sizes["max_len"], targets)
 
 
@@ -70,19 +70,19 @@ def check(benchmark: StepBenchmark, batch: int, length: int, targets: int, withi
     assert measured == pytest.approx(benchmark.memory(batch, length, targets, gpu=False).peak, rel=within)
 
 
-def test_a_forward_pass_of_a_long_sequence_takes_what_was_predicted(on_cpu):
+def test_a_forward_pass_of_a_long_sequence_takes_the_predicted_memory(on_cpu):
     benchmark = StepBenchmark(ModelConfig(**{**COPY, "max_len": 4128}), mode="forward")
-    check(benchmark, 4, 4128, 16, within=0.25)  # how far the host runs ahead shows more here
+    check(benchmark, 4, 4128, 16, within=0.25)  # depends more on how far the host runs ahead
 
 
-def test_a_large_model_on_a_small_batch_peaks_in_the_optimizer(on_cpu):
+def test_a_large_model_with_a_small_batch_peaks_in_the_optimizer(on_cpu):
     config = ModelConfig(**{**COPY, "max_len": 8000})
     memory = training_memory(config, 64, 1, 1, 1)
     assert memory.peak == memory.optimizer
     check(StepBenchmark(config, segment=1), 1, 64, 1)
 
 
-def test_what_memory_is_made_of():
+def test_parts_of_the_memory():
     config = ModelConfig(**COPY)
 
     def at(batch=8, segment=4, length=544):
@@ -98,15 +98,15 @@ def test_what_memory_is_made_of():
     assert forward_memory(config, 544, 8, 16).peak < at().peak
 
 
-def test_one_segment_of_a_long_sequence_takes_no_more_than_of_a_short_one():
+def test_the_memory_of_a_segment_does_not_depend_on_the_length():
     config = ModelConfig(**{**COPY, "positions": "block"})
     short, long = (training_memory(config, length, 8, 16, 8) for length in (2**12, 2**17))
     assert (short.segment, short.weights) == (long.segment, long.weights)
     assert forward_memory(config, 2**12, 8, 16).segment == forward_memory(config, 2**17, 8, 16).segment
 
 
-def test_a_gpu_holds_more():
-    """Arrays of 150 launches at segments of 8 blocks, fewer at others, and no more than a part of all there are."""
+def test_a_gpu_frees_arrays_later():
+    """Arrays of 150 launches at segments of 8 blocks, fewer at others, at most a fraction of all launches."""
     benchmark = StepBenchmark(ModelConfig(**COPY), segment=8)
     work = benchmark.work(8, 544, 16)
     cpu, gpu = (benchmark.memory(8, 544, 16, gpu=on) for on in (False, True))
@@ -128,21 +128,21 @@ def test_a_gpu_holds_more():
 
 
 @pytest.mark.parametrize("plain", [{"alpha_kind": "gated"}, {"dtype": "bfloat16"}])
-def test_kernels_are_weighed_where_they_are_used(monkeypatch, plain):
+def test_the_memory_of_kernels_is_predicted_if_they_are_used(monkeypatch, plain):
     monkeypatch.setattr(kernels, "available", lambda: True)
     fused, other = StepBenchmark(ModelConfig(**COPY)), StepBenchmark(ModelConfig(**COPY, **plain))
     assert fused.memory(8, 544, 16) == kernel_memory(fused.config, 544, 8, 16)
     assert other.memory(8, 544, 16).segment == training_memory(other.config, 544, 8, 16).segment > 0
 
 
-def test_dropping_attention_weights_takes_memory():
+def test_attention_dropout_takes_memory():
     without, dropping = (training_memory(ModelConfig(**COPY, attention_dropout=p), 544, 8, 16) for p in (0.0, 0.05))
     assert dropping.segment > 1.1 * without.segment
     assert replace(dropping, segment=0) == replace(without, segment=0)
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-def test_dropping_attention_weights_takes_memory_with_kernels(history):
+def test_attention_dropout_takes_memory_with_kernels(history):
     without, dropping = (
         kernel_memory(ModelConfig(**COPY, history=history, attention_dropout=p), 544, 8, 16) for p in (0.0, 0.05)
     )
@@ -151,7 +151,7 @@ def test_dropping_attention_weights_takes_memory_with_kernels(history):
     assert replace(dropping, queued=0, queued_least=0) == replace(without, queued=0, queued_least=0)
 
 
-def test_how_far_a_peak_is_off_a_range():
+def test_ratio_of_a_peak_to_a_range():
     memory = Memory(weights=1, carries=2, segment=97, optimizer=10, queued=100, queued_least=50)
     assert [memory.ratio(measured) for measured in (75, 150, 180, 200, 250)] == [0.5, 1, 1, 1, 1.25]
 
@@ -164,7 +164,7 @@ def test_parameters_are_counted_without_a_model():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "segment", "peaks"),  # GB on NVIDIA H200s, by fused kernels, at the recipes' batches
+    ("recipe", "segment", "peaks"),  # GB on NVIDIA H200s with fused kernels, at the recipes' batches
     [
         (COPY_PAPER, 2, [0.60]),
         (COPY_PAPER, 4, [0.846]),
@@ -176,10 +176,10 @@ def test_parameters_are_counted_without_a_model():
         (TEXT, 8, [2.85]),
     ],
 )
-def test_kernels_took_what_is_predicted(recipe, segment, peaks):
+def test_kernels_took_the_predicted_memory(recipe, segment, peaks):
     shape = recipe.task.shape
     config, batch = recipe.model_config(shape), 120 if recipe is IMAGE_PAPER else 64
-    config = replace(config, attention_dropout=0.0)  # as the recipes were then
+    config = replace(config, attention_dropout=0.0)  # as in the recipes at that time
     memory = kernel_memory(config, shape.length, batch, shape.targets, segment)
     assert [memory.ratio(1e9 * peak) for peak in peaks] == pytest.approx([1] * len(peaks), abs=0.15)
     assert memory.peak < 3 * memory.least

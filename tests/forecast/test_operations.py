@@ -1,4 +1,4 @@
-"""Counts of operations: against the paper's figures, and against a walk over the traced graph."""
+"""Counts of operations, compared with the paper's figures and with the traced graph."""
 
 from mlx_rtx import RecurrentTransformer, RegularTransformer, UserError
 from mlx_rtx.forecast.graph import CountedExecution, count_work
@@ -43,7 +43,7 @@ def test_true_multiply_adds_by_hand(model, expected):
 @pytest.mark.parametrize("last", [None, 1, K, K + 1])
 @pytest.mark.parametrize("length", [K - 1, K, 2 * K, 5 * K - 1])
 @pytest.mark.parametrize("history", HISTORIES)
-def test_what_is_executed_is_what_the_graph_holds(kind, history, length, last, close):
+def test_executed_operations_match_the_graph(kind, history, length, last, close):
     model, batch = make_model(kind, implementation="exportable", history=history, layers=2, positions="block"), 3
     mx.eval(model.parameters())
     last = None if last is None else min(last, length)
@@ -55,7 +55,7 @@ def test_what_is_executed_is_what_the_graph_holds(kind, history, length, last, c
 @pytest.mark.parametrize("segment", [None, 1, 2, 3])
 @pytest.mark.parametrize("targets", [1, K + 1, 5 * K - 1])
 @pytest.mark.parametrize("history", HISTORIES)
-def test_what_training_executes_is_what_its_graph_holds(kind, history, targets, segment):
+def test_training_operations_match_the_graph(kind, history, targets, segment):
     model = make_model(kind, implementation="exportable", history=history, layers=2, positions="block")
     length, batch, execution = 5 * K - 1, 3, CountedExecution()
     tokens, classes = make_tokens(length, batch), make_tokens(targets, batch, seed=2)
@@ -63,6 +63,6 @@ def test_what_training_executes_is_what_its_graph_holds(kind, history, targets, 
     assert execution.work.multiply_adds == batch * training_ops(model.config, length, targets, NAMES[kind], segment)
 
 
-def test_reading_more_than_there_is():
+def test_more_outputs_than_positions_are_refused():
     with pytest.raises(UserError, match="last=9"):
         executed_ops(make_model().config, 8, last=9)

@@ -1,4 +1,4 @@
-"""What cannot fit into memory is refused in one line; what may fit is not."""
+"""Runs that cannot fit into memory are refused in one line; runs that may fit are not."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def test_a_training_that_cannot_fit_is_refused(monkeypatch):
         require_training_room(with_batch(COPY, 1024), COPY.task.load())
 
 
-def test_scoring_takes_a_segment_at_a_time(monkeypatch):
+def test_evaluation_needs_the_memory_of_one_segment(monkeypatch):
     monkeypatch.setattr(backend, "memory_gb", lambda: 1.0)
     long = replace(COPY.task, noise=2**30)
     require_evaluation_room(replace(COPY, task=long), long, 8)
@@ -31,19 +31,19 @@ def test_scoring_takes_a_segment_at_a_time(monkeypatch):
         require_evaluation_room(COPY, COPY.task, 2**20)
 
 
-def test_places_that_cannot_be_drawn_are_refused(monkeypatch):
+def test_positions_that_do_not_fit_into_memory_are_refused(monkeypatch):
 
     monkeypatch.setattr(backend, "memory_gb", lambda: 1.0)
     with pytest.raises(UserError, match="noise=1000000000: drawing positions takes 64 GB of 1; use a smaller --batch"):
         next(SelectiveCopyTask(noise=10**9).held_out("fresh", 8, 8, mx.random.key(0)))
 
 
-def test_limits_of_a_process_count(monkeypatch):
+def test_memory_limits_of_the_process_are_respected(monkeypatch):
     monkeypatch.setattr(backend.resource, "getrlimit", lambda _: (2 * 10**9, 0))
     assert 2 * 10**9 in backend._limits()
 
 
-def test_all_recipes_fit_a_machine_of_16_gb(monkeypatch):
+def test_all_recipes_fit_into_16_gb(monkeypatch):
     monkeypatch.setattr(backend, "memory_gb", lambda: 16.0)
     require_training_room(COPY, COPY.task.load())
     require_training_room(IMAGE, replace(COPY.task, noise=992))

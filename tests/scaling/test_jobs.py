@@ -1,4 +1,4 @@
-"""Processes side by side: their exit codes, and that none outlives an interruption."""
+"""Parallel processes: their exit codes, and their end after an interruption."""
 
 import os
 import signal
@@ -12,12 +12,12 @@ from mlx_rtx.support.stopping import Interrupted, interruptible
 import pytest
 
 
-def test_exit_codes_come_in_order():
+def test_exit_codes_are_in_order():
     assert run_all([[sys.executable, "-c", f"raise SystemExit({code})"] for code in (3, 0, 1)], 2) == [3, 0, 1]
 
 
-def test_an_interruption_ends_them(tmp_path):
-    """Those that run and those that wait."""
+def test_an_interruption_ends_all_processes(tmp_path):
+    """Running and waiting ones."""
     code = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
     files = [tmp_path / str(i) for i in range(3)]
 

@@ -1,4 +1,4 @@
-"""The scaling law: the paper's numbers, fits that find what losses were made with, and the commands."""
+"""Scaling law: the paper's numbers, fits that recover known constants, and the commands."""
 
 import json
 import sys
@@ -28,13 +28,13 @@ def test_the_papers_numbers():
 
 
 @pytest.mark.parametrize("beta", [0, -0.3, 1, 1.2])
-def test_no_exponent(beta):
+def test_invalid_exponents(beta):
     with pytest.raises(UserError, match=f"beta={beta}: must lie between 0 and 1"):
         gamma(beta)
 
 
-def test_the_bounds_of_lemma_1_are_those_of_theorem_1_at_the_loss_of_equation_3():
-    """With N without bound Δ = B/D^β; what Theorem 1 bounds by |S|/D and its root is that, at the ends of γ."""
+def test_lemma_1_follows_from_theorem_1_and_equation_3():
+    """As N → ∞, Δ = B/D^β; at the ends of γ it equals the bounds |S|/D and √(|S|/D) of Theorem 1."""
     for D in (1e6, 1e9, 1e12):
         excess = D**-0.28
         low, high = unique_bounds(0.28, D)
@@ -53,8 +53,8 @@ def test_the_optimum_is_the_least_loss_of_its_operations():
     assert sum(CHINCHILLA.exponents()) == pytest.approx(1)
 
 
-def test_published_fits_agree_with_themselves():
-    """What a source prints of N ∝ C^a is what its own exponents give, within their rounding."""
+def test_published_fits_are_consistent():
+    """The exponent a of N ∝ C^a printed in a source follows from its own exponents, within their rounding."""
     both = [one for one in PUBLISHED if one.fit and one.allocation]
     assert len(both) >= 2
     for one in both:
@@ -69,7 +69,7 @@ def surface(noise=0.0, fit=CHINCHILLA):
     return N, D, fit.loss(N, D) * np.exp(noise * np.random.default_rng(0).normal(size=len(N)))
 
 
-def test_a_fit_finds_the_constants_that_losses_were_made_with():
+def test_a_fit_recovers_known_constants():
     found = fit_losses(*surface(), resamples=20)
     assert found.fit == pytest.approx(CHINCHILLA, rel=0.02)
     assert found.spread < 1e-5
@@ -77,7 +77,7 @@ def test_a_fit_finds_the_constants_that_losses_were_made_with():
     assert (low.value, high.value) == pytest.approx((0.44, 0.72), abs=0.01)
 
 
-def test_intervals_hold_what_losses_were_made_with():
+def test_intervals_contain_the_known_constants():
     found = fit_losses(*surface(noise=0.003), resamples=100)
     for name, exact in CHINCHILLA._asdict().items():
         value, low, high = found.interval(name)
@@ -87,7 +87,7 @@ def test_intervals_hold_what_losses_were_made_with():
     assert found.report()["beta"]["low"] == found.interval("beta").low
 
 
-def test_an_outlier_hardly_moves_a_fit():
+def test_an_outlier_hardly_changes_a_fit():
     N, D, losses = surface()
     losses[7] *= 1.3
     assert fit_losses(N, D, losses, resamples=20).fit.beta == pytest.approx(0.28, abs=0.01)
@@ -98,7 +98,7 @@ def test_fewer_runs_than_constants_are_refused():
     with pytest.raises(UserError, match="runs=5: five constants need six runs or more"):
         fit_losses(N[:5], D[:5], losses[:5])
     with pytest.raises(UserError, match="three sizes of model and of data"):
-        fit_losses(N[:6], D[:6], losses[:6])  # all of one D
+        fit_losses(N[:6], D[:6], losses[:6])  # a single D
 
 
 TEXT = "".join(f"{i % 10} times {i % 7} is {i % 10 * (i % 7)}.\n" for i in range(1200))
@@ -111,7 +111,7 @@ def text(tmp_path):
     return path
 
 
-def test_a_grid_is_trained_and_goes_on_where_it_was_stopped(text, tmp_path, capsys):
+def test_a_grid_is_trained_and_continues_after_a_stop(text, tmp_path, capsys):
     arguments = ["train", str(text), "--dims", "4", "8", "--halvings", "1", "--lrs", "5e-3", "--out", str(tmp_path)]
     command.main([*arguments, "--models", "recurrent"])
     assert "4 runs, 0 done before" in capsys.readouterr().out
@@ -128,20 +128,20 @@ def test_a_grid_is_trained_and_goes_on_where_it_was_stopped(text, tmp_path, caps
     assert json.loads(losses[0].row())["dim"] in (4, 8)
 
 
-def test_a_grid_in_processes(text, tmp_path, capfd):
+def test_a_grid_in_several_processes(text, tmp_path, capfd):
     arguments = ["--dims", "4", "8", "--halvings", "0", "--models", "recurrent", "--jobs", "2", "--out", str(tmp_path)]
     command.main(["train", str(text), *arguments])
     assert {loss.point.dim for loss in grid.read_losses(tmp_path / "losses.jsonl")} == {4, 8}
 
 
-def test_of_learning_rates_the_best_counts():
+def test_the_best_learning_rate_counts():
     point = grid.GridPoint("recurrent", 1, 8, 1000, 1e-3)
     rows = [grid.Loss(replace(point, lr=lr), 2, 1, 1000, 2, loss, 0.1, 1.0, "") for lr, loss in ((1e-3, 2), (2e-3, 1))]
     other = replace(rows[0], point=replace(point, dim=4))
     assert grid.best_runs([*rows, other]) == [rows[1], other]
 
 
-def test_what_a_seed_moves():
+def test_noise_between_seeds():
     point = grid.GridPoint("recurrent", 1, 8, 1000, 1e-3)
     runs = [a_loss(replace(point, seed=seed), np.exp(seed / 100)) for seed in range(3)]
     assert grid.seed_noise(runs) == pytest.approx(0.01)
@@ -194,12 +194,12 @@ def test_theory_from_end_to_end(capsys):
     command.main([])
     said = capsys.readouterr().out
     assert "0.44 … 0.72" in said
-    assert "0.27 … 0.63" in said  # the fit done anew
+    assert "0.27 … 0.63" in said  # the refitted constants
     command.main(["theory", "--beta", "0.28"])
     assert "grow as D^0.44 to D^0.72" in capsys.readouterr().out
 
 
-def test_of_a_short_text_the_lengths_that_it_has_are_counted(tmp_path, capsys):
+def test_only_the_lengths_that_a_short_text_has_are_counted(tmp_path, capsys):
     (tmp_path / "short.txt").write_text("the quick brown fox jumps over the lazy dog")
     command.main(["count", str(tmp_path / "short.txt"), "--no-made", "--starts=2", "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out
@@ -209,7 +209,7 @@ def test_of_a_short_text_the_lengths_that_it_has_are_counted(tmp_path, capsys):
     assert growth["lengths"] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32]
 
 
-def test_a_picture_that_cannot_be_drawn_is_left_out(tmp_path, capsys, monkeypatch):
+def test_a_plot_that_cannot_be_drawn_is_left_out(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     command.main(["count", "--size=200", "--starts=2", "--lengths", "1", "2", "--out", str(tmp_path)])
     assert "picture gamma skipped (plot: needs matplotlib" in capsys.readouterr().err
@@ -247,8 +247,8 @@ def test_wrong_input_gets_one_line(arguments, words, tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_a_row_that_a_crash_cut_off_costs_no_other(tmp_path, capsys):
-    """The whole file was refused, so a grid could not go on."""
+def test_a_row_truncated_by_a_crash_does_not_affect_others(tmp_path, capsys):
+    """Regression test: the whole file was refused, so that a grid could not continue."""
     kept = LOSSES.read_bytes().splitlines(keepends=True)[:3]
     path = tmp_path / "losses.jsonl"
     path.write_bytes(b"".join(kept) + kept[0][:40])
@@ -262,8 +262,8 @@ def test_a_row_that_a_crash_cut_off_costs_no_other(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("wrong", [{"loss": 0.0}, {"loss": -1}, {"tokens": 0}, {"parameters": 5, "embeddings": 5}])
-def test_a_row_that_no_run_can_have_made_is_left_out(wrong, tmp_path, capsys):
-    """Its logarithm ended a fit in a traceback."""
+def test_an_impossible_row_is_left_out(wrong, tmp_path, capsys):
+    """Regression test: its logarithm made a fit end with a traceback."""
     row = json.loads(LOSSES.read_bytes().splitlines()[0])
     (tmp_path / "losses.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps({**row, **wrong})}\n")
     assert len(grid.read_losses(tmp_path / "losses.jsonl")) == 1

@@ -1,4 +1,4 @@
-"""Unique sequences: counted as plain counting does, and in corpora whose counts are known in closed form."""
+"""Unique sequences: compared with direct counting, and with counts known in closed form."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ def test_counts_known_in_closed_form():
     assert np.array_equal(periodic, np.minimum(sizes, 7)[None].repeat(4, 0))
 
 
-def test_every_word_of_a_de_bruijn_sequence_comes_once():
+def test_every_word_of_a_de_bruijn_sequence_occurs_once():
     order, tokens = 6, []
     for p in range(1, order + 1):  # Lyndon words whose length divides the order, one after the other
         tokens += [w for w in itertools.product(range(2), repeat=p) if order % p == 0 and lyndon(w)]
@@ -63,12 +63,12 @@ def lyndon(word):
         (10, [1], [], "sizes="),
     ],
 )
-def test_what_cannot_be_counted(tokens, lengths, sizes, words):
+def test_invalid_lengths_and_sizes(tokens, lengths, sizes, words):
     with pytest.raises(UserError, match=words):
         unique_sequences(np.arange(tokens), lengths, sizes)
 
 
-def test_tokens_are_counted_from_0():
+def test_tokens_out_of_range():
     for tokens in (np.array([0, -1]), np.array([0, 2**31])):
         with pytest.raises(UserError, match=r"tokens: must lie in 0 … 2147483647"):
             unique_sequences(tokens, [1], [1])
@@ -84,22 +84,22 @@ def test_a_missing_library_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(("power", "offset"), [(1.0, 2.7), (1.5, 0.0), (2.3, 2.7)])
-def test_zipf_has_as_many_as_are_expected(power, offset):
+def test_zipf_has_the_expected_number_of_distinct_ranks(power, offset):
     ranks, sizes = 100_000, [100, 1000, 10_000, 100_000]
     counts = unique_sequences(corpora.zipf(100_000, power, offset, ranks, seed=1), [1], sizes)[0]
     for size, count in zip(sizes, counts, strict=True):
         expected = corpora.expected_unique(corpora.zipf_weights(power, offset, ranks), size)
-        assert abs(count - expected) < 5 * np.sqrt(expected)  # no more than a Poisson count would be off
+        assert abs(count - expected) < 5 * np.sqrt(expected)  # five standard deviations of a Poisson count
 
 
-def test_the_exponent_of_zipf_is_one_over_its_own():
-    """Ranks without end: |S| ∝ D^(1/s) for s above 1, the paper's band for s from 1.39 to 2.27."""
+def test_the_exponent_of_unique_ranks_is_the_inverse_of_zipfs():
+    """With unlimited ranks |S| ∝ D^(1/s) for s > 1, which is in the paper's band for s from 1.39 to 2.27."""
     weights, sizes = corpora.zipf_weights(2.0, 0.0, 1_000_000), [10_000, 100_000, 1_000_000]
     counts = np.array([corpora.expected_unique(weights, size) for size in sizes])
     assert exponent(sizes, counts) == pytest.approx(0.5, abs=0.01)
 
 
-def test_a_chain_has_only_the_sequences_that_its_choices_allow():
+def test_a_markov_chain_has_at_most_the_possible_sequences():
     tokens = corpora.markov(20_000, states=20, choices=2)
     counts = unique_sequences(tokens, [1, 2, 3, 4], [10_000])[:, 0]
     assert all(counts <= 20 * 2 ** np.arange(4))
@@ -113,7 +113,7 @@ def test_copies():
     assert len(fresh) == 10_000
 
 
-def test_a_power_law_gives_its_exponent_and_decades():
+def test_the_exponent_of_a_power_law():
     sizes = rising_sizes(10_000, decades=3, per_decade=2)
     assert sizes == [10, 32, 100, 316, 1000, 3162, 10_000]
     assert exponent(sizes, 3 * np.array(sizes) ** 0.6) == pytest.approx(0.6)

@@ -1,4 +1,4 @@
-"""Copy and selective copy: what a batch holds, and that a key fixes it."""
+"""Copy and selective copy: contents of a batch, and its dependence on the key."""
 
 from mlx_rtx import UserError
 from mlx_rtx.tasks import CopyTask, SelectiveCopyTask
@@ -12,7 +12,7 @@ TASKS = [CopyTask, SelectiveCopyTask]
 
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize(("noise", "payload", "alphabet"), [(1, 1, 4), (40, 16, 16), (128, 5, 9)])
-def test_a_batch_asks_for_its_payload(kind, noise, payload, alphabet):
+def test_targets_are_the_payload(kind, noise, payload, alphabet):
     task = kind(noise=noise, payload=payload, alphabet=alphabet)
     tokens, targets = (np.array(a) for a in task.draw(mx.random.key(3), 50))
     assert tokens.shape == (50, task.length) == (50, noise + 2 * payload)
@@ -25,7 +25,7 @@ def test_a_batch_asks_for_its_payload(kind, noise, payload, alphabet):
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_chance_is_the_loss_of_a_guess_among_the_payload_symbols(kind):
+def test_chance_is_the_loss_of_guessing_among_the_payload_symbols(kind):
     assert kind().chance == pytest.approx(2.639, abs=5e-4)  # ln 14
     task = kind(noise=3, alphabet=7)
     symbols = np.unique(np.array(task.draw(mx.random.key(0), 200)[1]))
@@ -40,13 +40,13 @@ def test_copy_puts_the_payload_first():
 def test_selective_copy_spreads_it_evenly():
     task = SelectiveCopyTask(noise=12, payload=4)
     tokens = np.array(task.draw(mx.random.key(0), 4000)[0])[:, :16]
-    share = (tokens != 0).mean(axis=0)  # 1/4 at each of 16 places, standard error 0.007
+    share = (tokens != 0).mean(axis=0)  # 1/4 at each of 16 positions, standard error 0.007
     assert np.abs(share - 0.25).max() < 0.035
     assert len({tuple(row) for row in tokens != 0}) > 1000  # of 1820 choices
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_a_key_fixes_a_batch(kind):
+def test_a_key_determines_a_batch(kind):
     task = kind(noise=20)
     first, same, other = (task.draw(mx.random.key(seed), 4)[0] for seed in (1, 1, 2))
     assert mx.array_equal(first, same)
@@ -54,14 +54,14 @@ def test_a_key_fixes_a_batch(kind):
 
 
 @pytest.mark.parametrize("wrong", [{"noise": 0}, {"payload": 0}, {"alphabet": 3}])
-def test_sizes_that_make_no_task_are_refused(wrong):
+def test_invalid_sizes_are_refused(wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
         CopyTask(**wrong)
 
 
 @pytest.mark.parametrize("kind", TASKS)
-def test_what_is_held_out_can_be_read_in_any_pieces(kind):
-    """No piece but the one that is read exists, so any noise fits in memory."""
+def test_held_out_sequences_can_be_read_in_pieces(kind):
+    """Only the piece that is read is generated, so that any noise fits into memory."""
     task = kind(noise=30, payload=5)
     parts = list(task.held_out("fresh", 7, 3, mx.random.key(4)))
     assert [len(part.targets) for part in parts] == [3, 3, 1]

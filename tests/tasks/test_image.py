@@ -1,4 +1,4 @@
-"""Images: loaded from every kind of source, checked, and cut into batches; small stand-ins made on the spot."""
+"""Images: loading from every kind of source, checks, and batches, on a small synthetic data set."""
 
 import io
 import sys
@@ -18,7 +18,7 @@ COUNTS = {"train": 100, "test": 20}
 
 @pytest.fixture
 def colours():
-    """Colour images and labels of a data set in small."""
+    """Return colour images and labels of a small data set."""
     generator = np.random.default_rng(0)
     return {
         name: (generator.integers(0, 256, (count, 32, 32, 3), np.uint8), np.arange(count, dtype=np.uint8) % 10)
@@ -28,7 +28,7 @@ def colours():
 
 @pytest.fixture(autouse=True)
 def small(colours, monkeypatch, tmp_path):
-    """Take the small data set for CIFAR-10, and keep downloads to this test."""
+    """Replace CIFAR-10 by the small data set, and use a temporary cache."""
     monkeypatch.setattr(cifar, "COUNTS", COUNTS)
     monkeypatch.setattr(cifar, "LABELS", {name: sha256(labels) for name, (_, labels) in colours.items()})
     monkeypatch.setattr(cifar, "GREY", {name: cifar.grey(rgb).mean() for name, (rgb, _) in colours.items()})
@@ -52,7 +52,7 @@ def npz(colours, tmp_path):
 
 @pytest.fixture
 def hub(colours):
-    """What the hub's data set is, in small."""
+    """Return a small data set in the format of the hub's."""
     parts = {}
     for name, (rgb, labels) in colours.items():
         pictures = [{"bytes": png(picture), "path": None} for picture in rgb]
@@ -68,7 +68,7 @@ def png(picture):
 
 
 def same(data, colours):
-    """Whether ``data`` holds the small data set."""
+    """Assert that ``data`` is the small data set."""
     for split, name, rows in (("validation", "train", slice(90, 100)), ("test", "test", slice(0, 20))):
         rgb, labels = (array[rows] for array in colours[name])
         read = list(data.held_out(split, None, 7, mx.random.key(0)))
@@ -79,7 +79,7 @@ def same(data, colours):
 
 
 def test_grey_is_rounded_as_documented():
-    """Against the formula in float64, but for what lies within float32 of a step."""
+    """Compared with the formula in float64, except within float32 rounding error of a step."""
     rgb = np.random.default_rng(1).integers(0, 256, (5000, 3), np.uint8)
     exact = rgb @ np.array([0.2989, 0.5870, 0.1140]) / 255 * 255.5
     clear = np.abs(exact - np.round(exact)) > 1e-4
@@ -91,7 +91,7 @@ def test_from_an_npz(npz, colours):
     same(ImageTask(data=str(npz)).load(), colours)
 
 
-def test_from_a_folder_that_holds_one(npz, colours, monkeypatch):
+def test_from_a_folder_with_an_npz(npz, colours, monkeypatch):
     same(ImageTask(data=str(npz.parent)).load(), colours)
     monkeypatch.setenv("MLX_RTX_DATA", str(npz.parent))
     same(ImageTask().load(), colours)
@@ -104,7 +104,7 @@ def test_from_a_copy_of_the_hubs(hub, colours, tmp_path, monkeypatch):
         table.to_parquet(folder / f"{name}-00000-of-00001.parquet")
     same(ImageTask(data=str(tmp_path / "copy")).load(), colours)
     monkeypatch.setattr(cifar, "_convert", None)
-    same(ImageTask(data=str(tmp_path / "copy")).load(), colours)  # converted once, it is kept
+    same(ImageTask(data=str(tmp_path / "copy")).load(), colours)  # the conversion is cached
     for file in folder.iterdir():
         file.write_bytes(b"no parquet")
     with pytest.raises(UserError, match=r"--data .*plain_text: could not be loaded"):
@@ -152,7 +152,7 @@ def test_no_datasets_package(monkeypatch):
     ],
     ids=["missing", "short", "shape", "type", "counts", "order", "grey"],
 )
-def test_what_is_not_cifar_is_refused(colours, tmp_path, change, words):
+def test_data_other_than_cifar_is_refused(colours, tmp_path, change, words):
     wrong = arrays(colours)
     change(wrong)
     np.savez(tmp_path / "wrong.npz", **wrong)
@@ -160,13 +160,13 @@ def test_what_is_not_cifar_is_refused(colours, tmp_path, change, words):
         ImageTask(data=str(tmp_path / "wrong.npz")).load()
 
 
-def test_files_that_are_no_images(npz, tmp_path, monkeypatch):
+def test_invalid_image_files(npz, tmp_path, monkeypatch):
     whole = npz.read_bytes()
     npz.write_bytes(whole[:5000])
     with pytest.raises(UserError, match="truncated"):
         ImageTask(data=str(npz)).load()
     newer = bytearray(whole)
-    newer[whole.rindex(b"PK\x01\x02") + 6] = 210  # the version of zip that its directory asks for
+    newer[whole.rindex(b"PK\x01\x02") + 6] = 210  # the zip version that its directory requires
     npz.write_bytes(newer)
     with pytest.raises(UserError, match=r"truncated, or without train_images, .*zip file version"):
         ImageTask(data=str(npz)).load()
@@ -181,14 +181,14 @@ def test_files_that_are_no_images(npz, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("habit", "train", "validation"), [("held-out", 90, 10), ("test", 100, 20)])
-def test_what_trains_and_what_does_not(npz, colours, habit, train, validation):
+def test_training_and_held_out_images(npz, colours, habit, train, validation):
     data = ImageTask(data=str(npz), validate_on=habit).load()
     tokens, targets = (np.array(a) for a in data.draw(mx.random.key(1), 3000))
     assert tokens.shape == (3000, 1024)
     assert targets.shape == (3000, 1)
     known = {row.tobytes(): label for row, label in zip(*arrays_of(colours, train), strict=True)}
     drawn = {row.astype(np.uint8).tobytes() for row in tokens}
-    assert drawn == known.keys()  # every training image, and no other
+    assert drawn == known.keys()  # exactly the training images
     assert all(known[row.astype(np.uint8).tobytes()] == label for row, (label,) in zip(tokens, targets, strict=True))
     held_out = list(data.held_out("validation", None, 64, mx.random.key(0)))
     assert sum(len(part.targets) for part in held_out) == validation
@@ -202,7 +202,7 @@ def mirrored(images):
 
 
 def test_half_of_the_training_images_are_mirrored(npz):
-    """Each by a draw of its own, fixed by the key; which images are drawn does not hang on it."""
+    """Each independently, determined by the key, which draws the same images without mirroring."""
     plain, data = ImageTask(data=str(npz)).load(), ImageTask(data=str(npz), mirror=True).load()
     key, other = mx.random.key(1), mx.random.key(2)
     (as_is, labels), (tokens, same_labels) = ([np.array(a) for a in each.draw(key, 3000)] for each in (plain, data))
@@ -212,29 +212,29 @@ def test_half_of_the_training_images_are_mirrored(npz):
     assert np.array_equal(tokens[turned], mirrored(as_is[turned]))
     assert abs(turned.mean() - 0.5) < 4 * 0.5 / 3000**0.5
     both = {(row.tobytes(), turn) for row, turn in zip(as_is, turned, strict=True)}
-    assert len(both) == 2 * 90  # each image comes both ways
+    assert len(both) == 2 * 90  # each image occurs in both orientations
     assert np.array_equal(tokens, data.draw(key, 3000)[0])
     (again, _), (unturned, _) = data.draw(other, 3000), plain.draw(other, 3000)
-    assert (np.array(again != unturned).any(axis=1) != turned).mean() > 0.4  # drawn anew each time
+    assert (np.array(again != unturned).any(axis=1) != turned).mean() > 0.4  # drawn independently each time
 
 
 @pytest.mark.parametrize("habit", ["held-out", "test"])
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_what_is_held_out_is_never_mirrored(npz, habit, split):
+def test_held_out_images_are_never_mirrored(npz, habit, split):
     plain, data = (ImageTask(data=str(npz), validate_on=habit, mirror=mirror).load() for mirror in (False, True))
     for one, other in zip(*(each.held_out(split, None, 7, mx.random.key(3)) for each in (plain, data)), strict=True):
         assert mx.array_equal(one.read_tokens(0, 1024), other.read_tokens(0, 1024))
 
 
-def test_batches_are_mirrored_by_step_alone(npz):
-    """So a run that resumes reads what it would have read."""
+def test_mirroring_depends_on_seed_and_step_only(npz):
+    """So that a resumed run reads the same batches."""
     first, second = (ImageTask(data=str(npz), mirror=True).load() for _ in range(2))
     batches = [first.batch(5, step, 8).tokens for step in range(4)]
     assert mx.array_equal(second.batch(5, 3, 8).tokens, batches[3])
     assert not mx.array_equal(batches[2], batches[3])
 
 
-def test_chance_is_the_loss_of_a_guess_among_the_classes(npz):
+def test_chance_is_the_loss_of_guessing_among_the_classes(npz):
     assert ImageTask(data=str(npz)).load().chance == pytest.approx(2.3026, abs=1e-4)  # ln 10
 
 

@@ -1,4 +1,4 @@
-"""Text and copy problems side by side: each row is one of the two, and is scored as its own task would be."""
+"""Mixture of text and copy problems: each row is one of the two, and is scored like its own task."""
 
 from mlx_rtx import UserError
 from mlx_rtx.support.inputs import IGNORED
@@ -20,7 +20,7 @@ def data(tmp_path_factory):
     return MixtureTask(data=str(path), length=24, payload=3, alphabet=6, copy_share=0.25).load()
 
 
-def test_a_share_of_the_rows_copies_and_the_others_are_text(data):
+def test_a_fraction_of_the_rows_are_copy_problems_and_the_others_text(data):
     tokens, targets = (np.array(array) for array in data.draw(mx.random.key(0), 20))
     assert tokens.shape == targets.shape == (20, 24)
     assert data.vocab_size == V + 6
@@ -38,7 +38,7 @@ def test_a_share_of_the_rows_copies_and_the_others_are_text(data):
     assert data.draw(mx.random.key(0), 1)[0].max() < V  # a single row is text
 
 
-def test_what_is_held_out_of_each(data):
+def test_held_out_splits(data):
     key = mx.random.key(1)
     copies = list(data.held_out("copy", 7, 4, key))
     assert [len(part.targets) for part in copies] == [4, 3]
@@ -54,7 +54,7 @@ def test_what_is_held_out_of_each(data):
         data.held_out("test", 7, 4, key)
 
 
-def test_copies_of_another_noise_are_scored_and_what_trains_stays(data):
+def test_another_noise_changes_the_scored_but_not_the_training_problems(data):
     longer = data.at_stage({"noise": 40})
     (part,) = longer.held_out("copy", 2, 2, mx.random.key(1))
     assert (part.length, longer.stage, longer.length) == (46, {"noise": 40}, 24)
@@ -63,13 +63,13 @@ def test_copies_of_another_noise_are_scored_and_what_trains_stays(data):
     assert data.at_stage({}) is data
 
 
-def test_the_data_are_those_of_the_text(data):
+def test_fingerprint_and_description_are_those_of_the_text(data):
     assert data.fingerprint == data.text.fingerprint
     assert data.chance == pytest.approx(np.log(V))
     assert data.describe()["noise"] == 18
 
 
 @pytest.mark.parametrize("wrong", [{"copy_share": 0.0}, {"copy_share": 1.0}, {"length": 32}, {"alphabet": 3}])
-def test_sizes_that_make_no_mixture_are_refused(wrong):
+def test_invalid_sizes_are_refused(wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
         MixtureTask(**wrong)

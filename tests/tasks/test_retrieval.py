@@ -1,4 +1,4 @@
-"""Tasks of retrieval: a plain reference, which reads token by token, tells every answer that is asked for."""
+"""Retrieval tasks: a reference implementation that reads token by token finds every target."""
 
 from mlx_rtx import UserError
 from mlx_rtx.support.inputs import IGNORED
@@ -26,7 +26,7 @@ SIZE = 40
 
 
 def mqar(task, tokens):
-    """Values that were told, wherever their key stands again."""
+    """Return the values of keys that occur again."""
     told = dict(zip(tokens[: 2 * task.pairs : 2], tokens[1 : 2 * task.pairs : 2], strict=True))
     assert len(told) == task.pairs == len(set(told.values()))
     return [told.get(token) for token in tokens]
@@ -39,7 +39,7 @@ def induction(task, tokens):
 
 
 def recall(task, tokens):
-    """At each token what a value's next symbol would be, were it to go on with one: keys end where values begin."""
+    """Return at each token the next symbol of the value, if it continues; a key ends where its value begins."""
     half, told, answers = task.alphabet // 2, {}, []
     key, value = (), ()
     for token in tokens:
@@ -70,7 +70,7 @@ def drawn(task, seed=3, size=SIZE):
 
 
 @pytest.mark.parametrize("task", TASKS, ids=repr)
-def test_what_came_before_tells_every_answer(task):
+def test_preceding_tokens_determine_every_target(task):
     tokens, targets = drawn(task)
     assert tokens.shape == (SIZE, task.length)
     assert targets.shape == (SIZE, task.targets)
@@ -82,11 +82,11 @@ def test_what_came_before_tells_every_answer(task):
             if answer != IGNORED:
                 assert known[i] == answer
                 asked += 1
-    assert asked >= SIZE / 4  # of short sequences some ask nothing
+    assert asked >= SIZE / 4  # some short sequences have no targets
 
 
 @pytest.mark.parametrize("task", TASKS, ids=repr)
-def test_a_key_fixes_a_batch(task):
+def test_a_key_determines_a_batch(task):
     for same, other in zip(drawn(task, 1), drawn(task, 1), strict=True):
         assert np.array_equal(same, other)
     assert not np.array_equal(drawn(task, 1)[0], drawn(task, 2)[0])
@@ -95,16 +95,16 @@ def test_a_key_fixes_a_batch(task):
 
 
 @pytest.mark.parametrize("task", TASKS, ids=repr)
-def test_a_guess_among_the_answers_has_the_loss_that_is_said(task):
+def test_chance_is_the_loss_of_guessing_among_the_answers(task):
     _, targets = drawn(task, size=2000)
     answers = set(targets[targets != IGNORED].tolist())
     most = round(np.exp(task.chance))
-    assert max(1, most - 1) <= len(answers) <= most  # of those to memorize one has no key
+    assert max(1, most - 1) <= len(answers) <= most  # in memorization one value has no key
     assert max(answers) < task.vocab_size
 
 
 @pytest.mark.parametrize("task", TASKS, ids=repr)
-def test_held_out_sequences_are_of_the_task_and_can_be_read_in_pieces(task):
+def test_held_out_sequences_belong_to_the_task_and_can_be_read_in_pieces(task):
     parts = list(task.held_out("fresh", 7, 3, mx.random.key(4)))
     assert [len(part.targets) for part in parts] == [3, 3, 1]
     for part in parts:
@@ -119,7 +119,7 @@ def test_held_out_sequences_are_of_the_task_and_can_be_read_in_pieces(task):
         next(task.held_out("fresh", None, 3, mx.random.key(4)))
 
 
-def test_each_key_is_asked_for_once_and_early_places_most_by_the_power_law():
+def test_each_key_is_queried_once_and_positions_follow_the_power_law():
     task = MqarTask(length=64, pairs=4, alphabet=32)
     tokens, targets = drawn(task, size=4000)
     asked = targets != IGNORED
@@ -129,14 +129,14 @@ def test_each_key_is_asked_for_once_and_early_places_most_by_the_power_law():
     share = asked.mean(axis=0)
     assert (share[1::2] == 0).all()
     assert (np.diff(share[0:12:2]) < 0).all()
-    # the first key is drawn first: by its weight among all, 1/g over the harmonic number of 28 places
+    # the first key is drawn first, with probability 1/g divided by the harmonic number of 28 positions
     first = (tokens[:, 8:] == tokens[:, :1]) & asked
     assert first[:, 0].mean() == pytest.approx(1 / sum(1 / g for g in range(1, 29)), abs=0.03)
     alike = drawn(MqarTask(length=64, pairs=4, alphabet=32, power=1.0), size=4000)[1][:, ::2] != IGNORED
     assert np.abs(alike.mean(axis=0) - 4 / 28).max() < 0.025
 
 
-def test_batches_of_fewer_pairs_train_and_all_of_them_are_scored():
+def test_batches_may_have_fewer_pairs_and_held_out_sequences_have_all():
     task = MqarTask(length=64, pairs=6, alphabet=32, fewer=True)
     seen = []
     for step in range(60):
@@ -151,14 +151,14 @@ def test_batches_of_fewer_pairs_train_and_all_of_them_are_scored():
     assert ((part.targets != IGNORED).sum(axis=1) == 6).all()
 
 
-def test_the_trigger_stands_anywhere():
+def test_the_triggers_position_is_uniform():
     tokens, _ = drawn(InductionTask(noise=9, alphabet=4), size=4000)
     share = (tokens[:, :-1] == 3).mean(axis=0)
     assert np.abs(share[:10] - 0.1).max() < 0.02
-    assert share[10] == 0  # the answer's place at the latest
+    assert share[10] == 0  # the last possible position of the answer
 
 
-def test_all_that_has_come_before_is_asked():
+def test_all_keys_that_occurred_before_have_targets():
     task = RecallTask(length=40, alphabet=8)
     for row, answers in zip(*(each.tolist() for each in drawn(task)), strict=True):
         seen = [row[i] in row[:i:2] for i in range(0, 40, 2)]
@@ -166,7 +166,7 @@ def test_all_that_has_come_before_is_asked():
         assert all(answer == IGNORED for answer in answers[1::2])
 
 
-def test_words_are_of_all_lengths_and_noise_has_its_share():
+def test_words_have_all_lengths_and_noise_its_share():
     tokens, targets = drawn(RecallTask(length=400, alphabet=6, key_tokens=3, value_tokens=3), size=50)
     kinds = "".join("v" if token >= 3 else "k" for token in tokens.ravel())
     for other in "kv":
@@ -179,7 +179,7 @@ def test_words_are_of_all_lengths_and_noise_has_its_share():
     assert noisy.max() == 7
 
 
-def test_the_map_is_the_same_in_all_batches_and_another_by_another_seed():
+def test_the_mapping_is_the_same_in_all_batches_and_depends_on_its_seed():
     maps = []
     for seed in (0, 0, 1):
         task = MemorizationTask(alphabet=16, map_seed=seed)
@@ -202,6 +202,6 @@ def test_the_map_is_the_same_in_all_batches_and_another_by_another_seed():
         (MemorizationTask, {"map_seed": -1}),
     ],
 )  # fmt: skip
-def test_sizes_that_make_no_task_are_refused(kind, wrong):
+def test_invalid_sizes_are_refused(kind, wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
         kind(**wrong)

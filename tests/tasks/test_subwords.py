@@ -1,4 +1,4 @@
-"""Subwords: what is encoded comes back, each byte counts once, and no character is shown by halves."""
+"""Subwords: encoding and decoding are inverse, each byte counts once, and only whole characters are output."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ TEXT = "To be, or not to be: é, 中文, 🙂🙂 and naïve ﬁne.\r\n\n  Two\t
 
 
 def spaces():
-    """Unigram over words that begin with ▁, as SentencePiece has it; bytes of what it does not know."""
+    """Return a Unigram tokenizer of words that begin with ▁, as in SentencePiece, with a fallback to bytes."""
     pieces = [("<unk>", 0.0), *((f"<0x{byte:02X}>", -9.0) for byte in range(256))]
     pieces += [(piece, -len(piece) * 0.5) for piece in ("▁To", "▁", "▁be", "be", ",", "▁not", "o", "t", "n", "r")]
     tokenizer = Tokenizer(models.Unigram(pieces, 0, byte_fallback=True))
@@ -27,7 +27,7 @@ def spaces():
 
 
 def lowercase():
-    """Words of a text that is changed before it is cut."""
+    """Return a tokenizer of words that normalizes the text."""
     tokenizer = Tokenizer(
         models.WordPiece({"[UNK]": 0, "to": 1, "be": 2, ",": 3, "n": 4, "##ot": 5}, unk_token="[UNK]")
     )
@@ -42,7 +42,7 @@ def trained():
 
 
 @pytest.mark.parametrize("make", [trained, spaces])
-def test_what_is_encoded_comes_back(make):
+def test_encoding_and_decoding_are_inverse(make):
     vocabulary = make()
     tokens = vocabulary.encode(TEXT)
     assert vocabulary.decode(tokens) == TEXT
@@ -51,12 +51,12 @@ def test_what_is_encoded_comes_back(make):
 
 @pytest.mark.parametrize("make", [trained, spaces])
 def test_half_a_character_is_refused(make):
-    """As a shell passes bytes that are no UTF-8."""
+    """As a shell passes bytes that are not UTF-8."""
     with pytest.raises(UserError, match=r"prompt: '\\udcff' is not a character; leave it out"):
         make().encode("a\udcff", "prompt")
 
 
-def test_one_that_is_trained_knows_every_byte_and_the_same_text_trains_the_same():
+def test_a_trained_tokenizer_knows_every_byte_and_is_reproducible():
     vocabulary = trained()
     assert len(vocabulary) == 300
     assert (vocabulary.end, list(vocabulary.separator)) == (0, [0])
@@ -66,14 +66,14 @@ def test_one_that_is_trained_knows_every_byte_and_the_same_text_trains_the_same(
 
 
 @pytest.mark.parametrize("make", [trained, spaces, lowercase, lambda: Characters(TEXT)])
-def test_tokens_stand_for_all_bytes_of_the_text_once(make):
+def test_the_sizes_of_tokens_add_up_to_the_bytes_of_the_text(make):
     parts = [TEXT, "", "To be, not\n", "中"]
     for text, found in zip(parts, make().encode_all(parts, "text"), strict=True):
         assert len(found.sizes) == len(found.tokens)
         assert found.sizes.sum() == len(text.encode())
 
 
-def test_bytes_of_a_token_are_its_own():
+def test_bytes_of_a_token():
     vocabulary = trained()
     (found,) = vocabulary.encode_all([TEXT], "text")
     whole, at = TEXT.encode(), 0
@@ -83,18 +83,18 @@ def test_bytes_of_a_token_are_its_own():
 
 
 @pytest.mark.parametrize("make", [lambda: train_tokenizer([TEXT], 262), spaces, lambda: Characters(TEXT)])
-def test_a_stream_shows_whole_characters_and_all_of_them(make):
+def test_incremental_decoding_outputs_all_characters_as_a_whole(make):
     vocabulary = make()
     tokens = vocabulary.encode(TEXT).tolist()
     assert len(vocabulary.encode("🙂")) > 1 or isinstance(vocabulary, Characters)
-    for start in (0, 1, 2, 3):  # a prompt's end says whether a space comes after it
+    for start in (0, 1, 2, 3):  # the end of the prompt determines whether a space follows
         decode = vocabulary.decoder(tokens[:start])
         shown = [decode(token) for token in tokens[start:]]
         assert not any("\ufffd" in text for text in shown)
         assert vocabulary.decode(tokens[:start]) + "".join(shown) == TEXT
 
 
-def test_a_character_begun_before_is_ended():
+def test_a_character_that_the_prompt_began_is_completed():
     vocabulary = trained()
     first, *rest = vocabulary.encode("\u4e8c").tolist()  # 二, whose bytes are tokens
     decode = vocabulary.decoder([first])
@@ -103,7 +103,7 @@ def test_a_character_begun_before_is_ended():
     assert [decode(token) for token in (first, rest[0], *vocabulary.encode("a"))] == ["", "", "\ufffda"]
 
 
-def test_a_long_text_is_cut_where_tokens_end(monkeypatch):
+def test_a_long_text_is_cut_between_tokens(monkeypatch):
     vocabulary = trained()
     whole = vocabulary.encode(TEXT).tolist()
     monkeypatch.setattr(subwords, "PIECE", 60)
@@ -124,7 +124,7 @@ def test_files_are_read_back(tmp_path):
 
 
 def test_a_file_at_which_the_library_panics_is_refused(tmp_path):
-    """A panic in Rust is no `Exception`, and so it once was a traceback."""
+    """Regression test: a panic in Rust is not an `Exception`, and gave a traceback."""
     path = tmp_path / "tokenizer.json"
     trained().save(path)
     described = json.loads(path.read_text())
@@ -134,7 +134,7 @@ def test_a_file_at_which_the_library_panics_is_refused(tmp_path):
         read_vocabulary(path)
 
 
-def test_what_is_no_tokenizer(tmp_path, monkeypatch):
+def test_invalid_tokenizers(tmp_path, monkeypatch):
     (tmp_path / "t.json").write_text("{}")
     with pytest.raises(UserError, match=r"--tokenizer .*t\.json: is not a tokenizer \(.*name a tokenizer\.json"):
         find_tokenizer(str(tmp_path / "t.json"))

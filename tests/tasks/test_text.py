@@ -1,4 +1,4 @@
-"""Text: loaded from every kind of source, cut into windows, carried on from chunk to chunk."""
+"""Text: loading from every kind of source, windows, and stateful batches."""
 
 import functools
 import http.server
@@ -20,7 +20,7 @@ TEXT = "".join(f"The quick brown fox, no. {i},\njumps over the lazy dog.\n\n" fo
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
-    """Take a short text for tiny Shakespeare, and keep downloads to this test."""
+    """Replace tiny Shakespeare by a short text, and use a temporary cache."""
     monkeypatch.setattr(text_file, "SHA256", sha256(TEXT.encode()))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
@@ -40,7 +40,7 @@ def load(file, **settings):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A server on this machine that has the text where the project looks for it."""
+    """Run a local server that has the text at the expected address."""
     folder = tmp_path / "served"
     folder.mkdir()
     (folder / "input.txt").write_bytes(TEXT.encode())
@@ -62,7 +62,7 @@ def server(tmp_path, monkeypatch):
 def test_from_the_server_once(server):
     assert text_file.load(None)[0] == TEXT
     server.unlink()
-    assert text_file.load(None)[0] == TEXT  # kept
+    assert text_file.load(None)[0] == TEXT  # cached
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -92,27 +92,27 @@ def test_from_a_file_every_character_is_kept(file):
     assert text_file.load(str(file))[0] == text
 
 
-def test_what_goes_by_the_name_must_be_tiny_shakespeare(file, monkeypatch):
+def test_a_file_of_that_name_must_be_tiny_shakespeare(file, monkeypatch):
     named = file.rename(file.with_name("tinyshakespeare.txt"))
     assert text_file.load(str(named.parent))[0] == TEXT
     monkeypatch.setenv("MLX_RTX_DATA", str(named.parent))
     assert text_file.load(None)[0] == TEXT
     other = named.with_name("other.txt")
     other.write_text("something else")
-    assert text_file.load(str(other))[0] == "something else"  # --data goes before the variable
+    assert text_file.load(str(other))[0] == "something else"  # --data takes precedence over the variable
     named.write_bytes(TEXT.encode() + b"!")
     with pytest.raises(UserError, match=r"is not tiny Shakespeare .*rename it"):
         text_file.load(None)
 
 
-def test_a_name_not_found_here_is_looked_for_in_the_folder_of_the_variable(file, monkeypatch, tmp_path_factory):
+def test_a_missing_name_is_looked_for_in_the_folder_of_the_variable(file, monkeypatch, tmp_path_factory):
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     with pytest.raises(UserError, match="not found"):
         text_file.load(file.name)
     monkeypatch.setenv("MLX_RTX_DATA", str(file.parent))
     assert text_file.load(file.name) == (TEXT, file)
     task = TextTask(data=file.name).with_absolute_paths()
-    assert task.data == file.name  # what a run keeps says nothing of the machine
+    assert task.data == file.name  # the stored name does not depend on the machine
     Path(file.name).write_text("what lies here goes before it")
     assert text_file.load(file.name)[0] == "what lies here goes before it"
 
@@ -125,7 +125,7 @@ def test_a_name_not_found_here_is_looked_for_in_the_folder_of_the_variable(file,
         (b"short", "5 characters are too few for sequences of 16.*smaller --length"),
     ],
 )
-def test_files_that_are_no_text_to_train_on(file, content, words):
+def test_files_unsuitable_for_training(file, content, words):
     file.write_bytes(content)
     with pytest.raises(UserError, match=words):
         load(file)
@@ -152,24 +152,24 @@ def test_batches_come_from_the_first_nine_tenths(file):
 
 @pytest.fixture
 def counting(tmp_path):
-    """A text of 200 characters no two of which are alike, so that each tells its place; 180 of them train."""
+    """Return a text of 200 distinct characters, so that each shows its position; 180 are for training."""
     path = tmp_path / "counting.txt"
     path.write_text("".join(map(chr, range(0x4E00, 0x4E00 + 200))))
     return path
 
 
 @pytest.mark.parametrize("length", [1, 16, 179])
-def test_batches_begin_at_every_place_that_a_window_and_what_follows_fit_in(counting, length):
+def test_batches_begin_at_every_position_with_room_for_a_window_and_its_last_target(counting, length):
     tokens, targets = (np.array(a) for a in load(counting, length=length).draw(mx.random.key(0), 5000))
     begins = tokens[:, 0]
-    assert set(begins) == set(range(180 - length))  # the last target is the last character that trains
+    assert set(begins) == set(range(180 - length))  # the last target is the last training character
     assert np.array_equal(tokens, begins[:, None] + np.arange(length))
     assert np.array_equal(targets, tokens + 1)
 
 
 @pytest.mark.parametrize("reading", [{"stateful": True}, {"without_replacement": True}], ids=str)
-def test_each_turn_begins_somewhere_in_what_is_left_over(counting, reading):
-    """179 characters have one after them: 11 windows of 16 and 3 to spare, so a turn may begin at 4 places."""
+def test_each_epoch_begins_at_a_random_offset(counting, reading):
+    """179 characters have a successor: 11 windows of 16 and 3 left over, so an epoch can begin at 4 positions."""
     data = load(counting, **reading)
     turns = [data.batch(5, turn, 11) for turn in range(60)]  # of one batch each
     assert {int(turn.tokens[:, 0].min()) for turn in turns} == {0, 1, 2, 3}
@@ -182,7 +182,7 @@ def test_each_turn_begins_somewhere_in_what_is_left_over(counting, reading):
 @pytest.mark.parametrize("length", [7, 16, 53, 500])
 @pytest.mark.parametrize("split", ["validation", "stream"])
 def test_every_held_out_character_is_scored_once(file, split, length):
-    """All but the first, each after the characters that precede it."""
+    """All except the first, each after its preceding characters."""
     data, held_out = load(file, length=length), TEXT[int(0.9 * len(TEXT)) :]
     scored = ""
     for part in data.held_out(split, None, 3, mx.random.key(0)):
@@ -203,7 +203,7 @@ def test_fewer_windows_are_spread_over_the_text(file):
     assert rows == [held_out[10 * i : 10 * i + 10] for i in (0, round((whole - 1) / 2), whole - 1)]
 
 
-def test_a_stateful_run_reads_the_text_on(file):
+def test_a_stateful_run_reads_consecutive_windows(file):
     data, train = load(file, stateful=True), TEXT[: int(0.9 * len(TEXT))]
     rows, turns = ["", "", ""], []
     for step in range(40):
@@ -218,15 +218,15 @@ def test_a_stateful_run_reads_the_text_on(file):
     assert turns == list(range(0, 40, chunks))
     first = [data.batch(5, step, 3).tokens for step in range(chunks)]
     read = "".join(data.vocabulary.decode(row) for row in np.array(mx.concatenate(first, axis=1)))
-    assert read in train  # rows lie side by side, each character in one of them
+    assert read in train  # rows do not overlap
     assert len(read) == 3 * 16 * chunks
     with pytest.raises(UserError, match="batch=500: the text is too short"):
         data.batch(5, 0, 500)
 
 
-def test_each_window_comes_once_before_any_comes_again(file):
+def test_each_window_occurs_once_per_epoch(file):
     data = load(file, without_replacement=True)
-    data._windows = Windows(np.arange(16 * 20 + 5), 16, "without_replacement")  # so that a token tells its place
+    data._windows = Windows(np.arange(16 * 20 + 5), 16, "without_replacement")  # so that a token shows its position
     batches = 20 // 3
     turns = [[data.batch(5, turn * batches + i, 3)[:2] for i in range(batches)] for turn in range(3)]
     for turn in turns:
@@ -243,7 +243,7 @@ def test_each_window_comes_once_before_any_comes_again(file):
         data.batch(5, 0, 500)
 
 
-def test_training_on_less_leaves_what_is_held_out(file):
+def test_training_on_fewer_characters_does_not_change_the_held_out_text(file):
     whole, part = load(file), load(file, characters=100)
     assert part.describe()["train"] == 100
     assert part.describe()["validation"] == whole.describe()["validation"]
@@ -253,7 +253,7 @@ def test_training_on_less_leaves_what_is_held_out(file):
         load(file, characters=10)
 
 
-def test_training_on_less_reads_the_beginning(counting):
+def test_training_on_fewer_characters_uses_the_first_ones(counting):
     tokens, targets = (np.array(a) for a in load(counting, characters=50).draw(mx.random.key(0), 5000))
     assert set(tokens.ravel()) == set(range(49))
     assert targets.max() == 49

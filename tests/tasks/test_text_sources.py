@@ -1,4 +1,4 @@
-"""Text from anywhere: files, folders, patterns, JSON lines and data sets; what is held out; tokens in the cache."""
+"""Sources of text: files, folders, patterns, JSON lines and data sets; held-out text; cached tokens."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """The texts as files, as lines of JSON, and something else."""
+    """Return a folder with the texts as files, as JSON lines, and an unrelated file."""
     path = tmp_path / "data"
     (path / "more").mkdir(parents=True)
     for i, text in enumerate(TEXTS):
@@ -45,7 +45,7 @@ def load_text(data, **settings):
 
 
 def scored(data):
-    """The text of all targets, and the bytes they are said to stand for."""
+    """Return the text of all targets, and the number of bytes stated for them."""
     parts = list(data.held_out("validation", None, 3, mx.random.key(0)))
     rows = [row for part in parts for row in np.array(part.targets)]
     return data.vocabulary.decode(np.concatenate(rows)), int(sum(part.sizes.sum() for part in parts))
@@ -58,13 +58,13 @@ def test_files_are_joined_in_order_and_the_last_tenth_is_held_out(folder, tmp_pa
         text, size = scored(found)
         assert whole.endswith(text)
         assert abs(len(text) - len(whole) / 10) < 3
-        assert size == len(text.encode()) - text.count("\n\n")  # what was put between files is nobody's
+        assert size == len(text.encode()) - text.count("\n\n")  # separators between files count no bytes
         assert found.describe()["source"] == str(data)
     assert load_text(tmp_path / "lines.jsonl", column="body").fingerprint == found.fingerprint
     assert load_text(tmp_path / "lines.jsonl", column="body", documents=9).fingerprint != found.fingerprint
 
 
-def test_subwords_end_each_document_and_hold_out_the_same_text(folder):
+def test_subwords_separate_documents_and_have_the_same_held_out_text(folder):
     characters, subwords = (scored(load_text(folder, vocab_size=size)) for size in (None, 300))
     assert subwords[0].replace("<|endoftext|>", "\n")[-200:] == characters[0][-200:]
     assert abs(subwords[1] - characters[1]) < 20  # the first token is not scored, and is longer
@@ -74,11 +74,11 @@ def test_subwords_end_each_document_and_hold_out_the_same_text(folder):
 
 
 @pytest.mark.parametrize("wrong", [0.0, 1.0, "no.txt"])
-def test_what_is_held_out_can_be_a_share_or_other_text(folder, tmp_path, wrong):
+def test_the_held_out_text_can_be_a_fraction_or_another_text(folder, tmp_path, wrong):
     half, tenth = (len(scored(load_text(folder, validation=share))[0]) for share in (0.5, 0.1))
     assert half == pytest.approx(5 * tenth, rel=0.02)
     hashes = {load_text(folder, validation=share).fingerprint for share in (0.1, 0.2, 0.5)}
-    assert len(hashes) == 3  # a run that goes on may name its data anew, but not train on other parts of it
+    assert len(hashes) == 3  # a resumed run may rename its data, but not train on other parts
     (tmp_path / "other.txt").write_text("7 grüne Äpfel")
     other = load_text(folder, validation=str(tmp_path / "other.txt"))
     assert scored(other) == (" grüne Äpfel", 14)
@@ -89,7 +89,7 @@ def test_what_is_held_out_can_be_a_share_or_other_text(folder, tmp_path, wrong):
 
 
 def test_data_sets_are_read_once_by_split_and_column(folder, tmp_path, cache, capsys):
-    """A local one, as `datasets` reads it: the hub is the same with a name."""
+    """A local data set, which `datasets` reads like one of the hub."""
     mine = tmp_path / "mine"
     mine.mkdir()
     for split, texts in (("train", TEXTS), ("validation", TEXTS[:2])):
@@ -125,7 +125,7 @@ def test_data_that_cannot_be_read(tmp_path, name, content, words):
         load_text(tmp_path / name)
 
 
-def test_a_byte_that_is_no_text_is_told_by_its_place(tmp_path, monkeypatch):
+def test_invalid_utf8_is_reported_with_its_position(tmp_path, monkeypatch):
     monkeypatch.setattr(text_file, "BLOCK", 16)
     (tmp_path / "a.txt").write_bytes("grüne Flaschen\n".encode() * 5 + b"\xff")
     with pytest.raises(UserError, match=r"byte 0xff at 80"):
@@ -147,7 +147,7 @@ def test_reading_in_pieces_changes_nothing(folder, monkeypatch):
         assert mx.array_equal(again.batch(0, 0, 8).tokens, one.batch(0, 0, 8).tokens)
 
 
-def test_large_texts_are_encoded_once_and_mapped(folder, cache, monkeypatch):
+def test_large_texts_are_encoded_once_and_memory_mapped(folder, cache, monkeypatch):
     small = load_text(folder, vocab_size=300)
     monkeypatch.setattr(encoding, "IN_MEMORY", 10)
     first = load_text(folder, vocab_size=300)
@@ -163,8 +163,8 @@ def test_large_texts_are_encoded_once_and_mapped(folder, cache, monkeypatch):
     assert len(list((cache / "tokens").iterdir())) == 6
 
 
-def test_tokens_that_were_changed_where_they_are_kept_are_refused(folder, cache, monkeypatch):
-    """They would choose rows beyond the model's tables."""
+def test_modified_tokens_in_the_cache_are_refused(folder, cache, monkeypatch):
+    """They would index beyond the model's embedding tables."""
     monkeypatch.setattr(encoding, "IN_MEMORY", 10)
     load_text(folder, vocab_size=300)
     for path in (cache / "tokens").glob("*.tokens"):
@@ -176,7 +176,7 @@ def test_tokens_that_were_changed_where_they_are_kept_are_refused(folder, cache,
 
 
 @pytest.mark.parametrize("reading", ["drawn", "without_replacement", "contiguous"])
-def test_texts_too_large_for_the_device_are_read_alike(reading, monkeypatch):
+def test_texts_too_large_for_the_device_give_the_same_batches(reading, monkeypatch):
     tokens = np.arange(16 * 20 + 5, dtype=np.uint16)
     small = Windows(tokens, 16, reading)
     monkeypatch.setattr(windows, "ON_DEVICE", 100)
@@ -187,7 +187,7 @@ def test_texts_too_large_for_the_device_are_read_alike(reading, monkeypatch):
         assert mx.array_equal(batch.targets, batch.tokens + 1)
         assert batch.tokens.dtype == mx.int32
         begins += batch.tokens[:, 0].tolist()
-        if reading != "drawn":  # places are worked out by the same rule
+        if reading != "drawn":  # positions are computed in the same way
             assert mx.array_equal(batch.tokens, small.batch(5, step, 4).tokens)
             assert batch.continues == small.batch(5, step, 4).continues
     assert min(begins) < 20
@@ -199,7 +199,7 @@ def test_texts_too_large_for_the_device_are_read_alike(reading, monkeypatch):
 
 
 def test_commands_on_subwords(folder, tmp_path, capsys):
-    """Train by a tokenizer from a file, go on, evaluate on other text, generate, export, without that file."""
+    """Train with a tokenizer from a file; resume, evaluate on another text, generate and export without that file."""
     train_tokenizer(TEXTS, 280).save(tmp_path / "t.json")
     run = tmp_path / "run"
     common = ["text", "--data", str(folder), *SIZES, "--validate-every=2", "--out", str(run)]
@@ -220,7 +220,7 @@ def test_commands_on_subwords(folder, tmp_path, capsys):
         )
     capsys.readouterr()
     generate.main(["--model", str(run), "--prompt", "中", "--max-tokens=40", "--temp=1.5"])
-    assert "\ufffd" not in capsys.readouterr().out.rstrip()[-1:]  # nothing begins that does not end
+    assert "\ufffd" not in capsys.readouterr().out.rstrip()[-1:]  # no incomplete character at the end
     export.main([str(run), str(tmp_path / "out")])
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
@@ -232,7 +232,7 @@ def test_commands_on_subwords(folder, tmp_path, capsys):
     assert (tmp_path / "graph" / "tokenizer.json").exists()
 
 
-def test_a_vocabulary_made_on_the_spot_is_that_of_what_trains(folder, tmp_path):
+def test_a_tokenizer_is_trained_on_the_training_text_only(folder, tmp_path):
     data = load_text(folder, vocab_size=290)
     train_part = "".join(TEXTS)[: int(0.9 * len("".join(TEXTS)))]
     assert data.describe()["tokens"] == 290

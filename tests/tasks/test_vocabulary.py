@@ -1,4 +1,4 @@
-"""Characters as tokens: round trips, what is unknown, and the file against the library whose format it has."""
+"""Characters as tokens: round trips, unknown characters, and the file format of the tokenizers library."""
 
 import json
 
@@ -10,7 +10,7 @@ import tokenizers
 TEXT = "To be, or not\n\tto be: é, 中, 🙂 and ' \" \\ too.\r\n"
 
 
-def test_what_is_encoded_comes_back():
+def test_encoding_and_decoding_are_inverse():
     vocabulary = Characters(TEXT)
     tokens = vocabulary.encode(TEXT)
     assert vocabulary.decode(tokens) == TEXT
@@ -28,7 +28,7 @@ def test_unknown_characters_are_named(text):
         Characters(TEXT).encode(text, "prompt")
 
 
-def test_the_file_is_a_tokenizers_file(tmp_path):
+def test_the_file_can_be_read_by_the_tokenizers_library(tmp_path):
     vocabulary = Characters(TEXT)
     vocabulary.save(tmp_path / "tokenizer.json")
     assert Characters.load(tmp_path / "tokenizer.json").characters == vocabulary.characters
@@ -42,7 +42,7 @@ def test_the_file_is_a_tokenizers_file(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"{}", b"\xff", b'{"model": {"vocab": {"ab": 0}}}', b'{"model": {"vocab": {"a": 1}}}', b"[1]"]
 )
-def test_a_file_that_is_none(tmp_path, content):
+def test_invalid_files(tmp_path, content):
     path = tmp_path / "tokenizer.json"
     with pytest.raises(UserError, match=r"tokenizer\.json: not found"):
         Characters.load(path)

@@ -1,4 +1,4 @@
-"""The moving average of the weights: what it is, when it stands still, and when it is what is kept."""
+"""Moving average of the weights: its formula, when it is updated, and when it is kept."""
 
 import math
 from dataclasses import replace
@@ -43,7 +43,7 @@ def advance(trainer):
 
 
 def scoring(trainer, monkeypatch, losses, **others):
-    """Let the weights and their average have the next of these pairs of losses, validation by validation."""
+    """Make each validation return the next of these pairs of losses, of the weights and of their average."""
     real, pairs, present = trainer._score, iter(losses), []
 
     def score(event, data, samples, key, averaged=False):
@@ -64,7 +64,7 @@ def scoring(trainer, monkeypatch, losses, **others):
         (RecurrentTransformer, {"weight_decay": 0.1}),
     ],
 )
-def test_it_is_the_exponential_average_of_the_weights_after_each_step(kind, changes):
+def test_average_matches_its_formula_after_each_step(kind, changes):
     model, tokens, targets = make_model(kind), make_tokens(4 * K), make_tokens(3, seed=2)
     step = TrainingStep(model, OptimizerConfig(average=BETA, **changes), segment=1)
     expected = weights(model.trainable_parameters())
@@ -76,18 +76,18 @@ def test_it_is_the_exponential_average_of_the_weights_after_each_step(kind, chan
         expected = {name: decay * average + (1 - decay) * now[name] for name, average in expected.items()}
     assert_equal(weights(step.average.weights), expected, atol=1e-5)
     apart = {name: np.abs(now[name] - average).max() for name, average in expected.items()}
-    assert max(apart.values()) > 1e-3  # else equal to the weights would do
+    assert max(apart.values()) > 1e-3  # otherwise weights would pass as their average
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_it_is_of_what_is_trained(frozen):
+def test_only_trainable_parameters_are_averaged(frozen):
     model = make_model(train_alpha=not frozen)
     average = WeightAverage(model, BETA, Execution())
     assert flat(average.weights).keys() == flat(model.trainable_parameters()).keys()
     assert ("layers.0.alpha" in flat(average.weights)) is not frozen
 
 
-def test_a_step_that_is_not_taken_does_not_move_it():
+def test_a_skipped_step_does_not_change_the_average():
     model, tokens, targets = make_model(), make_tokens(4 * K), make_tokens(3, seed=2)
     step = TrainingStep(model, OptimizerConfig(average=BETA), segment=1)
     for _ in range(3):
@@ -100,8 +100,8 @@ def test_a_step_that_is_not_taken_does_not_move_it():
     assert step.average.state["steps"].item() == steps
 
 
-def test_training_goes_the_same_way_with_it(tmp_path):
-    """Where no collapse goes back to it, it is looked at alone."""
+def test_averaging_does_not_change_training(tmp_path):
+    """As long as no collapse restores the average."""
     make_trainer(tmp_path / "with", ONE_STAGE).fit()
     make_trainer(tmp_path / "without", replace(ONE_STAGE, optimizer=OptimizerConfig(lr=1e-2))).fit()
     (found, counted), (expected, others) = saved(tmp_path / "with"), saved(tmp_path / "without")
@@ -112,7 +112,7 @@ def test_training_goes_the_same_way_with_it(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [5, 14, 33])
-def test_a_run_with_it_goes_on_bit_exactly(tmp_path, stop):
+def test_a_run_with_averaging_resumes_bit_exactly(tmp_path, stop):
     config = replace(TINY, optimizer=ONE_STAGE.optimizer)
     check_resuming(tmp_path, config, stop)
     kept = [weights(load(tmp_path / run)[0].parameters()) for run in ("parts", "whole")]
@@ -120,7 +120,7 @@ def test_a_run_with_it_goes_on_bit_exactly(tmp_path, stop):
 
 
 def test_both_are_scored_on_the_same_sequences(tmp_path, monkeypatch, capsys):
-    """At rate 0 they are the same weights; so each pair of scores is one."""
+    """With a learning rate of 0 both are the same weights, so their scores must be equal."""
     trainer = make_trainer(tmp_path, ONE_STAGE)
     monkeypatch.setattr(trainer, "_rate", lambda: 0.0)
     trainer.fit()
@@ -131,7 +131,7 @@ def test_both_are_scored_on_the_same_sequences(tmp_path, monkeypatch, capsys):
     assert len(read_history(tmp_path).validation_loss) == 6
 
 
-def test_what_is_kept_has_the_lowest_loss_of_all_that_was_scored(tmp_path, monkeypatch):
+def test_the_weights_kept_have_the_lowest_loss_of_all_scored(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, ONE_STAGE)
     pairs = [(2.0, 2.1), (1.9, 1.5), (1.6, 1.7), (1.4, 1.3), (1.2, math.nan), (math.inf, 1.1)]
     scoring(trainer, monkeypatch, pairs)
@@ -143,14 +143,14 @@ def test_what_is_kept_has_the_lowest_loss_of_all_that_was_scored(tmp_path, monke
         assert_equal(weights(load(tmp_path)[0].parameters()), kept)
     trainer._take_step()
     average = weights(trainer.train_step.average.weights)
-    trainer._validate()  # a collapse of the weights, at which their average is the best yet
+    trainer._validate()  # the weights collapse, but their average is the best so far
     assert len(events(tmp_path, "collapse")) == 1
     assert_equal(weights(load(tmp_path)[0].parameters()), average)
     assert_equal(weights(trainer.model.parameters()), average)
 
 
-def test_a_stage_leaves_its_best_weights_though_they_are_not_its_last(tmp_path, monkeypatch):
-    """What passes a stage is the loss of the weights; what is kept of it may be an earlier average."""
+def test_a_stage_keeps_its_best_weights_even_if_not_its_last(tmp_path, monkeypatch):
+    """The loss of the weights ends a stage; an earlier average may be what is kept."""
     trainer = make_trainer(tmp_path, replace(ONE_STAGE, progress=replace(TINY.progress, advance_below=1.0)))
     scoring(trainer, monkeypatch, [(1.5, 0.5), (0.9, 0.7), (0.8, 0.6)])
     advance(trainer)
@@ -159,11 +159,11 @@ def test_a_stage_leaves_its_best_weights_though_they_are_not_its_last(tmp_path, 
     advance(trainer)
     assert trainer.progress.passed == 1
     assert_equal(weights(load(tmp_path)[0].parameters()), earlier)
-    advance(trainer)  # in the next stage all is compared anew
+    advance(trainer)  # the next stage starts without a best loss
     assert_equal(weights(load(tmp_path)[0].parameters()), weights(trainer.train_step.average.weights))
 
 
-def test_it_starts_anew_where_training_goes_back_to(tmp_path):
+def test_the_average_restarts_from_the_restored_weights(tmp_path):
     trainer = make_trainer(tmp_path, ONE_STAGE)
     for _ in range(3):
         advance(trainer)
@@ -175,8 +175,8 @@ def test_it_starts_anew_where_training_goes_back_to(tmp_path):
 
 @pytest.mark.parametrize("sequence_accuracy", [1.0, 0.99])
 @pytest.mark.parametrize("losses", [(0.2, 0.1), (0.1, 0.2), (0.6, 0.1), (0.1, 0.6)])
-def test_the_average_is_what_ends_a_run(tmp_path, monkeypatch, losses, sequence_accuracy):
-    """Whatever the loss of the weights themselves, and though an earlier validation had a lower one."""
+def test_the_scores_of_the_average_end_a_run(tmp_path, monkeypatch, losses, sequence_accuracy):
+    """Independently of the loss of the weights, and even if an earlier validation had a lower loss."""
     trainer = make_trainer(tmp_path, replace(ONE_STAGE, progress=replace(ONE_STAGE.progress, stop_loss=0.5)))
     scoring(trainer, monkeypatch, [losses], sequence_accuracy=1.0)
     real, confirmed = trainer._score, []

@@ -1,4 +1,4 @@
-"""The bar: it fits, tells what lies ahead, and moves while sequences are scored."""
+"""Progress bar: it fits the terminal, shows the time left, and moves during scoring."""
 
 import io
 import os
@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
 
 
 def drawn(out):
-    """The bar as it stood, each time."""
+    """Return all states of the bar."""
     return [text.rstrip() for text in re.split(r"[\r\n]", out.getvalue()) if "%|" in text]
 
 
@@ -43,7 +43,7 @@ def test_a_curriculum_on_a_terminal(width, tmp_path, monkeypatch):
     assert reports[-1].startswith("100%|")
 
 
-def test_without_a_terminal_there_is_none(tmp_path, capsys):
+def test_no_bar_without_a_terminal(tmp_path, capsys):
     log = RunLog(tmp_path / "metrics.jsonl", 10)
     parts = [type("Part", (), {"targets": mx.zeros((2, 1))})()] * 3
     assert list(log.scoring("validation", parts)) == parts

@@ -1,4 +1,4 @@
-"""Run folders: what is written comes back, and what is broken is named."""
+"""Run folders: files are read back as written, and damaged files are reported."""
 
 import os
 from dataclasses import asdict
@@ -32,7 +32,7 @@ def test_load_gives_the_model_back(folder):
     assert mx.array_equal(model(make_tokens(9)), expected(make_tokens(9)))
 
 
-def test_training_state_comes_back_to_the_bit(folder):
+def test_training_state_is_restored_bit_exactly(folder):
     model = make_model(history="output", state_norm=True)
     optimizer = make_optimizer(OptimizerConfig(), model)
     apply_gradients(model, optimizer, model.trainable_parameters(), OptimizerConfig())
@@ -68,7 +68,7 @@ def test_a_foreign_folder(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
-def test_a_cut_off_file(folder, share):
+def test_a_truncated_file(folder, share):
     whole = folder.model.read_bytes()
     folder.model.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(UserError, match="truncated or not a safetensors file"):
@@ -102,7 +102,7 @@ def test_a_configuration_with_unknown_keys(folder):
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), RuntimeError("[write] Unable to write")])
-def test_a_full_disk_leaves_the_last_checkpoint_whole(folder, monkeypatch, failure):
+def test_a_full_disk_leaves_the_last_checkpoint_intact(folder, monkeypatch, failure):
     before = folder.model.read_bytes()
 
     def full(descriptor):

@@ -24,7 +24,7 @@ def make(noise=4096, lr=5e-4, chance=CHANCE, **changes):
     return Curriculum(CurriculumConfig(**changes), noise, lr, chance)
 
 
-def test_noise_doubles_up_to_the_tasks_own():
+def test_noise_doubles_up_to_the_tasks_noise():
     curriculum, seen = make(noise=3000), []
     for _ in range(7):
         seen.append(curriculum.noise)
@@ -33,7 +33,7 @@ def test_noise_doubles_up_to_the_tasks_own():
     assert curriculum.final
 
 
-def test_noise_grows_by_the_factor_that_is_set():
+def test_noise_grows_by_the_given_factor():
     curriculum, seen = make(noise=100, start_noise=2, growth=5), []
     for _ in range(4):
         seen.append(curriculum.noise)
@@ -52,7 +52,7 @@ def test_the_papers_learning_rates():
         curriculum.observe(0.29)
         rates.append(round(curriculum.lr * 1e4, 2))
     assert rates == [4.84, 4.54, 3.97, 2.98, 1.49]
-    curriculum.observe(0.1)  # at full noise: lr0 (1 - e^-loss), never up again
+    curriculum.observe(0.1)  # at full noise: lr0 (1 - e^-loss), without rising again
     base = 5e-4 * math.prod(1 - 0.5 * noise / 4096 for noise in (256, 512, 1024, 2048, 4096))
     assert curriculum.lr == pytest.approx(base * (1 - math.exp(-0.1)))
     lowest = curriculum.lr
@@ -84,48 +84,48 @@ def test_only_a_better_validation_is_best():
     ]
 
 
-def test_a_step_up_that_comes_to_nothing_is_a_collapse():
+def test_a_stage_without_progress_is_a_collapse():
     curriculum = make(collapse_patience=3)
     assert curriculum.observe(0.2) is Verdict.ADVANCED
-    lr, poor = curriculum.lr, [2.2, 2.3, 2.5, CHANCE]  # one lowest, three that are not
+    lr, poor = curriculum.lr, [2.2, 2.3, 2.5, CHANCE]  # one new minimum, three that are not
     assert [curriculum.observe(loss) for loss in poor] == [Verdict.GOING] * 3 + [Verdict.COLLAPSED]
     assert curriculum.lr == lr / 2
-    assert curriculum.noise == 256  # it tries the same stage again
-    assert [curriculum.observe(loss) for loss in poor[:3]] == [Verdict.GOING] * 3  # with patience anew
+    assert curriculum.noise == 256  # the stage is repeated
+    assert [curriculum.observe(loss) for loss in poor[:3]] == [Verdict.GOING] * 3  # patience restarts
     assert curriculum.observe(1.0) is Verdict.BEST
 
 
-def test_a_slow_recovery_is_no_collapse():
+def test_a_slow_recovery_is_not_a_collapse():
     curriculum = make(collapse_patience=2)
     curriculum.observe(0.2)
     losses = [2.5 - 0.01 * i + 0.005 * (i % 2) for i in range(100)]
     assert Verdict.COLLAPSED not in [curriculum.observe(loss) for loss in losses]
 
 
-def test_a_plateau_that_does_the_task_is_no_collapse():
+def test_a_plateau_at_a_low_loss_is_not_a_collapse():
     curriculum = make(collapse_patience=2)
     curriculum.observe(0.2)
     assert [curriculum.observe(0.8) for _ in range(9)] == [Verdict.BEST] + [Verdict.GOING] * 8
 
 
-def test_a_first_stage_that_is_lost_again_is_a_collapse():
+def test_unlearning_the_first_stage_is_a_collapse():
     curriculum = make(collapse_patience=2)
     losses = [1.0, CHANCE, CHANCE]
     assert [curriculum.observe(loss) for loss in losses] == [Verdict.BEST, Verdict.GOING, Verdict.COLLAPSED]
 
 
-def test_a_run_that_never_left_a_guess_has_not_collapsed():
+def test_a_run_that_never_learned_has_not_collapsed():
     curriculum = make(collapse_patience=2)
     assert Verdict.COLLAPSED not in [curriculum.observe(CHANCE) for _ in range(20)]
 
 
-def test_a_loss_that_is_no_number_is_a_collapse_at_once():
+def test_a_loss_that_is_not_finite_is_a_collapse_at_once():
     assert make().observe(math.nan) is Verdict.COLLAPSED
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_collapse_lowers_all_rates_to_come(loss):
-    """Else the next stage, or the loss at full noise, would bring the rate back that training collapsed at."""
+def test_a_collapse_lowers_all_later_rates(loss):
+    """Otherwise the next stage, or the loss at full noise, would restore the rate of the collapse."""
     for rule, noise, rate in (("settle", 128, 0.3), ("paper", 256, 0.5)):
         curriculum = make(noise=noise, lr=1e-3, lr_rule=rule)
         assert curriculum.observe(loss) is Verdict.COLLAPSED
@@ -134,15 +134,15 @@ def test_a_collapse_lowers_all_rates_to_come(loss):
         assert curriculum.lr == pytest.approx(rate * 5e-4)
 
 
-def test_what_a_stage_ends_with_is_no_measure_of_the_next():
-    """Its first good validation is its best, however much better the stage before had become."""
+def test_the_best_loss_of_a_stage_does_not_apply_to_the_next():
+    """The first good validation of a stage is its best, even if the previous stage reached a lower loss."""
     curriculum = make(collapse_patience=2)
     assert [curriculum.observe(loss) for loss in (0.01, 0.9, 1.0, 0.8)] == [
         Verdict.ADVANCED, Verdict.BEST, Verdict.GOING, Verdict.BEST
     ]  # fmt: skip
 
 
-def test_patience_begins_again_with_a_stage():
+def test_collapse_patience_restarts_with_a_stage():
     curriculum = make(collapse_patience=2, advance_below=0.9)
     assert [curriculum.observe(loss) for loss in (1.0, 2.0, 0.5, 2.0, 2.1, 2.0)] == [
         Verdict.BEST, Verdict.GOING, Verdict.ADVANCED, Verdict.GOING, Verdict.GOING, Verdict.COLLAPSED
@@ -155,31 +155,31 @@ BEST, GOING, ADVANCED, COLLAPSED = Verdict.BEST, Verdict.GOING, Verdict.ADVANCED
 @pytest.mark.parametrize(
     ("losses", "verdicts"),
     [
-        ([0.25, 0.2499], [BEST, ADVANCED]),  # a stage ends below its threshold, not at it
-        ([0.5, 0.5], [BEST, GOING]),  # the best is better than the one before
-        ([0.1, 1.0, 0.999], [ADVANCED, GOING, BEST]),  # half of a guess's loss is not good yet
-        ([0.1, 1.5, 1.5, 1.5], [ADVANCED, GOING, GOING, COLLAPSED]),  # as low as the lowest is no progress
-        ([0.1, 1.0, 1.0, 1.0], [ADVANCED, GOING, GOING, COLLAPSED]),  # nor is half of a guess's loss
-        ([1.0, 1.5, 1.5, 1.5], [BEST, GOING, GOING, GOING]),  # what was never good cannot collapse
-        ([0.999, 1.5, 1.5], [BEST, GOING, COLLAPSED]),  # the first to last as long as patience does
-        ([0.999, 1.5, 0.999, 1.5, 1.5], [BEST, GOING, GOING, GOING, COLLAPSED]),  # in a row
+        ([0.25, 0.2499], [BEST, ADVANCED]),  # a stage ends below the threshold, not at it
+        ([0.5, 0.5], [BEST, GOING]),  # an equal loss is not better
+        ([0.1, 1.0, 0.999], [ADVANCED, GOING, BEST]),  # half the loss of guessing is not low enough
+        ([0.1, 1.5, 1.5, 1.5], [ADVANCED, GOING, GOING, COLLAPSED]),  # equal to the minimum is not progress
+        ([0.1, 1.0, 1.0, 1.0], [ADVANCED, GOING, GOING, COLLAPSED]),  # nor is half the loss of guessing
+        ([1.0, 1.5, 1.5, 1.5], [BEST, GOING, GOING, GOING]),  # without a low loss before there is no collapse
+        ([0.999, 1.5, 1.5], [BEST, GOING, COLLAPSED]),  # after as many validations as patience
+        ([0.999, 1.5, 0.999, 1.5, 1.5], [BEST, GOING, GOING, GOING, COLLAPSED]),  # consecutive
     ],
     ids=str,
 )
 def test_each_threshold_belongs_to_one_side(losses, verdicts):
-    """With a guess's loss of 2, a stage that ends below 0.25 and patience for two, all exact in binary."""
+    """With a chance loss of 2, an end of stages below 0.25 and a patience of two, all exact in binary."""
     curriculum = make(chance=2.0, advance_below=0.25, collapse_patience=2)
     assert [curriculum.observe(loss) for loss in losses] == verdicts
 
 
 @pytest.mark.parametrize("patience", [1, 2, 5])
-def test_a_collapse_takes_as_many_validations_as_are_set(patience):
+def test_a_collapse_takes_the_given_number_of_validations(patience):
     progress = Progress(ProgressConfig(collapse_patience=patience), 1e-3, CHANCE)
     verdicts = [progress.observe(loss) for loss in (0.1, *[CHANCE] * patience)]
     assert verdicts == [BEST, *[GOING] * (patience - 1), COLLAPSED]
 
 
-def test_at_full_noise_there_is_no_stage_to_pass():
+def test_the_last_stage_does_not_advance():
     curriculum = make(noise=256)
     assert [curriculum.observe(loss) for loss in (0.2, 0.2, 0.1)] == [ADVANCED, BEST, BEST]
     assert (curriculum.noise, curriculum.passed) == (256, 1)
@@ -191,21 +191,21 @@ def test_at_full_noise_there_is_no_stage_to_pass():
         (0.0, 1.0, 128, True),
         (0.25, 1.0, 128, True),  # at most this
         (0.2501, 1.0, 128, False),
-        (0.0, 0.999, 128, False),  # some sequences are wrong, however low the loss
-        (0.0, 1.0, 256, False),  # more noise is to come
+        (0.0, 0.999, 128, False),  # some sequences are wrong, despite a low loss
+        (0.0, 1.0, 256, False),  # not the last stage
     ],
 )
 def test_solved_is_a_low_loss_and_every_sequence_right_at_full_noise(loss, right, noise, solved):
     assert make(noise=noise, stop_loss=0.25).solved(loss, right) is solved
 
 
-def test_a_run_that_uses_all_samples_names_no_other_end():
+def test_a_run_that_uses_all_samples_has_no_other_stop_condition():
     assert make(stop_loss=0).stop_condition == ""
     assert "noise 4096" in make(stop_loss=0.01).stop_condition
     assert Progress(ProgressConfig(), 1e-3, CHANCE).stop_condition == ""
 
 
-def test_the_state_goes_through_json():
+def test_the_state_survives_json():
     first, second = make(), make()
     for loss in (2.0, 0.2, CHANCE):
         first.observe(loss)
@@ -234,13 +234,13 @@ def test_bad_settings_are_refused(wrong):
         CurriculumConfig(**wrong)
 
 
-def test_the_least_settings_are_taken():
+def test_the_smallest_settings_are_accepted():
     least = {"start_noise": 1, "growth": 2, "collapse_patience": 1, "stop_loss": 0, "test_samples": 1}
     assert CurriculumConfig(**least, advance_below=1e-9, lr_floor=0, plateau_patience=1).test_samples == 1
 
 
-def test_without_stages_the_best_is_kept_and_a_collapse_seen():
-    """A loss that never falls below half of a guess's, as of images, is no collapse."""
+def test_best_weights_and_collapse_without_stages():
+    """A loss that never falls below half the loss of guessing, as for images, is not a collapse."""
     progress = Progress(ProgressConfig(collapse_patience=2), 1e-3, CHANCE)
     assert progress.stage == {}
     assert [progress.observe(loss) for loss in (2.5, 2.0, 2.1, 2.2, 1.9)] == [
@@ -252,7 +252,7 @@ def test_without_stages_the_best_is_kept_and_a_collapse_seen():
 
 
 @pytest.mark.parametrize(("decay", "rates"), [("none", [1, 1, 1]), ("cosine", [1, 0.55, 0.1])])
-def test_the_rate_over_the_samples(decay, rates):
+def test_learning_rate_decay_over_the_samples(decay, rates):
     progress = Progress(ProgressConfig(lr_decay=decay), 1.0, CHANCE)
     assert [progress.rate(done) for done in (0, 0.5, 1)] == pytest.approx(rates)
 
@@ -270,7 +270,7 @@ def plateau(**changes):
     return make(lr=1.0, **{"lr_rule": "plateau", "advance_below": 0.03, "plateau_patience": 3, **changes})
 
 
-def test_the_plateau_rule_falls_with_the_length():
+def test_the_plateau_rule_lowers_the_rate_with_the_noise():
     """The rate is lr √(128/N) above 128 noise tokens."""
     curriculum, rates = plateau(start_noise=32), {}
     while not curriculum.final:
@@ -279,7 +279,7 @@ def test_the_plateau_rule_falls_with_the_length():
     assert rates == pytest.approx({n: min(1.0, math.sqrt(128 / n)) for n in (32, 64, 128, 256, 512, 1024, 2048)})
 
 
-def test_the_plateau_rule_halves_the_rate_of_a_stage_that_stands_still():
+def test_the_plateau_rule_halves_the_rate_on_a_plateau():
     curriculum = plateau()
     seen = []
     for loss in (1.0, 0.98, 0.975, 0.971, 0.8, 0.79, 0.785, 0.78):  # only the fifth falls by 3 %
@@ -287,19 +287,19 @@ def test_the_plateau_rule_halves_the_rate_of_a_stage_that_stands_still():
         seen.append(curriculum.rate(0.0))
     assert seen == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25]
     curriculum.observe(0.02)
-    assert curriculum.rate(0.0) == pytest.approx(math.sqrt(0.5))  # a new stage begins with its whole rate
+    assert curriculum.rate(0.0) == pytest.approx(math.sqrt(0.5))  # a new stage begins with its full rate
 
 
-def test_the_plateau_rule_goes_back_after_a_spike_that_lasts():
+def test_the_plateau_rule_restores_the_best_weights_after_a_lasting_spike():
     curriculum = plateau(plateau_patience=20)
-    losses = (0.5, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0)  # far above 1.6 times the best; two in a row are forgiven
+    losses = (0.5, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0)  # far above 1.6 times the best; two consecutive ones are tolerated
     verdicts = [curriculum.observe(loss) for loss in losses]
     assert verdicts == [Verdict.BEST, *[Verdict.GOING] * 5, Verdict.COLLAPSED]
     assert curriculum.rate(0.0) == 0.5
 
 
-def test_the_plateau_rules_thresholds_belong_to_one_side():
-    """A loss must fall by more than 3 % to count, and stand above 1.6 times the level and 0.05 to be far above it."""
+def test_the_thresholds_of_the_plateau_rule():
+    """An improvement is more than 3 %; a spike is a loss above 1.6 times the level plus 0.05."""
     fallen, far = (1 - PLATEAU_GAIN) * 0.5, SPIKE * 0.5 + SPIKE_LEAST
     for loss, cut in ((fallen, 0.5), (math.nextafter(fallen, 0), 1.0)):
         curriculum = plateau(plateau_patience=2)
@@ -311,7 +311,7 @@ def test_the_plateau_rules_thresholds_belong_to_one_side():
         assert [curriculum.observe(observed) for observed in (0.5, loss, loss, loss)][-1] is last
 
 
-def test_the_plateau_rule_goes_through_json_and_older_runs_lack_its_state():
+def test_the_plateau_rules_state_survives_json_and_may_be_absent():
     first, second = plateau(), plateau()
     for loss in (0.5, 0.5, 1.0):
         first.observe(loss)
@@ -326,11 +326,11 @@ def test_the_plateau_rule_goes_through_json_and_older_runs_lack_its_state():
     assert third.cut == 1.0
 
 
-def test_a_run_that_is_to_use_all_samples_is_never_solved():
+def test_a_run_that_uses_all_samples_is_never_solved():
     assert not make(noise=128, stop_loss=0).solved(0.0, 1.0)
 
 
-def test_patience_counts_validations_without_better_weights_in_a_row():
+def test_patience_counts_consecutive_validations_without_better_weights():
     progress = Progress(ProgressConfig(patience=3), lr=1e-3, chance=2.3)
     progress.observe(2.0)
     for loss in (2.1, 2.1, 1.9, 2.0, 2.0):  # the third is better
@@ -349,7 +349,7 @@ def test_patience_counts_validations_without_better_weights_in_a_row():
     assert averaged.exhausted
 
 
-def test_patience_begins_anew_with_a_stage_and_after_a_collapse():
+def test_patience_restarts_with_a_stage_and_after_a_collapse():
     staged = Curriculum(CurriculumConfig(patience=2, start_noise=8), 32, 1e-3, 2.6)
     for loss in (0.9, 1.0, 0.2, 1.1, 1.2):  # the third ends a stage
         staged.observe(loss)
@@ -360,7 +360,7 @@ def test_patience_begins_anew_with_a_stage_and_after_a_collapse():
     assert staged.waited == 0
 
 
-def test_no_patience_waits_for_ever():
+def test_without_patience_a_run_never_ends_early():
     progress = Progress(ProgressConfig(), lr=1e-3, chance=2.3)
     for _ in range(100):
         progress.observe(2.0)

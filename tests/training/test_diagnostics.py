@@ -1,4 +1,4 @@
-"""Signs of failure: at what values, in which layers, and after how many validations in a row."""
+"""Signs of failure: at which values, in which layers, and after how many consecutive validations."""
 
 from mlx_rtx.training.diagnostics import FailureSigns
 
@@ -8,7 +8,7 @@ GOOD = (1.0, 1.0, [0.5])  # training loss, validation loss, α of each layer
 
 
 def said(*validations, patience=1, **settings):
-    """The warnings of validations, joined; a guess has a loss of 2."""
+    """Return the warnings of validations, joined; the chance loss is 2."""
     signs = FailureSigns(chance=2.0, patience=patience, **settings)
     return " ".join(text for validation in validations for text in signs.observe(*validation))
 
@@ -17,7 +17,7 @@ def said(*validations, patience=1, **settings):
     ("alphas", "words"),
     [
         ([1.0, 1.0], "pinned at 1"),
-        ([1.0, 0.5], ""),  # one layer still forgets
+        ([1.0, 0.5], ""),  # one layer still decays
         ([0.98], ""),
         ([0.0, 0.0], "pinned at 0"),
         ([0.0, 0.5], ""),  # one layer still remembers
@@ -25,13 +25,13 @@ def said(*validations, patience=1, **settings):
         ([], ""),  # a regular transformer
     ],
 )
-def test_alpha_is_pinned_where_it_is_so_in_every_layer(alphas, words):
+def test_alpha_counts_as_pinned_only_if_it_is_in_every_layer(alphas, words):
     found = said((1.0, 1.0, alphas))
     assert words in found
     assert bool(found) == bool(words)
 
 
-def test_forgetting_is_no_bad_sign_where_nothing_is_far_apart():
+def test_alpha_at_0_is_not_a_sign_in_short_range_tasks():
     assert not said((1.0, 1.0, [0.0]), long_range=False)
     assert "pinned at 1" in said((1.0, 1.0, [1.0]), long_range=False)
 
@@ -41,7 +41,7 @@ def test_forgetting_is_no_bad_sign_where_nothing_is_far_apart():
     [(1.95, 1.95, "loss stays at"), (1.93, 1.93, ""), (0.5, 1.11, "above training"), (0.5, 1.09, ""), (0.0, 0.09, "")],
 )
 def test_losses_are_signs_beyond_their_thresholds(train_loss, loss, words):
-    """A loss above 97 % of a guess's; a validation above twice the training loss and 0.1."""
+    """A loss above 97 % of that of guessing; a validation loss above twice the training loss plus 0.1."""
     found = said((train_loss, loss, [0.5]))
     assert words in found
     assert bool(found) == bool(words)

@@ -1,4 +1,4 @@
-"""Scores of models whose scores are known."""
+"""Scores of models with known scores."""
 
 import math
 
@@ -20,7 +20,7 @@ TASK = CopyTask(noise=6, payload=3, alphabet=8)
 
 
 class Fixed(nn.Module):
-    """Says the payload, wrong in a share of its sequences' last token, with a given confidence."""
+    """Outputs the payload with a given confidence; a fraction of the sequences has a wrong last token."""
 
     def __init__(self, wrong=0.0, confidence=20.0):
         super().__init__()
@@ -54,7 +54,7 @@ class Fixed(nn.Module):
 
 @pytest.mark.parametrize("last", [1, K + 1, 6 * K - 1])
 @pytest.mark.parametrize("history", HISTORIES)
-def test_pieces_give_what_the_whole_gives(history, last, kind, monkeypatch):
+def test_evaluation_in_segments_equals_evaluation_of_the_whole(history, last, kind, monkeypatch):
     monkeypatch.setattr(evaluation, "SEGMENT", 2)
     model, tokens = make_model(kind, history=history, layers=2), make_tokens(6 * K - 1)
     assert mx.allclose(
@@ -73,7 +73,7 @@ def test_a_perfect_model():
     assert scores.sequence_accuracy_se == 0
 
 
-def test_a_model_that_knows_nothing_scores_a_guess():
+def test_a_uniform_model_scores_the_chance_loss():
     scores = evaluate(Fixed(confidence=0.0), TASK.held_out("fresh", 20, 20, mx.random.key(0)))
     assert scores.loss == pytest.approx(math.log(8), rel=1e-5)
     assert scores.loss_se == pytest.approx(0, abs=1e-6)
@@ -90,14 +90,14 @@ def test_one_sample_has_no_standard_error():
     assert np.isnan(evaluate(Fixed(), TASK.held_out("fresh", 1, 8, mx.random.key(0))).loss_se)
 
 
-def test_the_mode_is_kept():
+def test_the_models_mode_is_restored():
     model = Fixed()
     model.train()
     evaluate(model, TASK.held_out("fresh", 2, 2, mx.random.key(0)))
     assert model.training
 
 
-def test_nothing_is_dropped_in_any_mode(kind):
+def test_no_dropout_in_any_mode(kind):
     scores = []
     for training in (True, False):
         model = make_model(kind, dropout=0.5, vocab_size=8)
@@ -113,8 +113,8 @@ def test_no_samples_are_refused():
         evaluate(Fixed(), TASK.held_out("fresh", 0, 2, mx.random.key(0)))
 
 
-def test_sequences_of_several_lengths_count_by_their_targets():
-    """Means are over targets; the error is that of a ratio, which is the plain one where lengths agree."""
+def test_sequences_are_weighted_by_their_number_of_targets():
+    """Means are over targets; the error is that of a ratio, equal to the usual one for equal numbers of targets."""
     generator = np.random.default_rng(0)
     model, parts = make_model(), []
     for n in (3, 3, 5):
@@ -139,5 +139,5 @@ def test_sequences_of_several_lengths_count_by_their_targets():
     ("right", "count", "low", "high"), [(0, 10, 0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1)]
 )
 def test_wilsons_interval(right, count, low, high):
-    """Against values printed in textbooks."""
+    """Compared with values printed in textbooks."""
     assert interval(right / count, count) == pytest.approx((low, high), abs=2e-4)

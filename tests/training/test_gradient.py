@@ -1,4 +1,4 @@
-"""The segmented gradient is the plain one, in bounded memory, whatever is dropped or cut."""
+"""The segmented gradient equals the plain gradient, also with dropout and truncation, in bounded memory."""
 
 import itertools
 
@@ -16,7 +16,7 @@ from tiny import HISTORIES, K, make_model, make_tokens
 
 
 def plain(model, tokens, targets, key):
-    """Loss and gradient by MLX alone, of the whole unrolled sequence."""
+    """Return loss and gradient of the whole unrolled sequence, computed by MLX alone."""
 
     def loss(model):
         logits = model(tokens, last=targets.shape[1], key=key)
@@ -68,7 +68,7 @@ def test_every_parameter_receives_gradient(history, positions, kind):
         assert float(mx.abs(gradient).max()) > 1e-7, name
 
 
-def test_one_alpha_gradient_a_layer_reaches_back_through_all_segments():
+def test_the_alpha_gradient_of_each_layer_covers_all_segments():
     model, tokens = make_model(), make_tokens(6 * K)
     _, exact = loss_and_grad(model, tokens, tokens[:, -1:], 1)
     _, cut = loss_and_grad(model, tokens, tokens[:, -1:], 1, detach=1)
@@ -77,7 +77,7 @@ def test_one_alpha_gradient_a_layer_reaches_back_through_all_segments():
 
 @pytest.mark.parametrize("detach", [1, 2])
 def test_detach_equals_a_stopped_carry(detach):
-    """Cut every ``detach`` segments from the end = run the sequence in pieces with a constant carry."""
+    """Stopping the gradient every ``detach`` segments equals running pieces of the sequence with a constant carry."""
     model, tokens = make_model(), make_tokens(5 * K)
     targets = make_tokens(5 * K, seed=2)
     _, gradients = loss_and_grad(model, tokens, targets, 1, detach=detach)
@@ -108,7 +108,7 @@ def test_memory_is_that_of_a_segment():
     assert peaks[4] < peaks[None] / 8
 
 
-def test_dropout_draws_anew_and_only_in_training():
+def test_dropout_draws_new_masks_and_only_in_training():
     model, tokens = make_model(dropout=0.5), make_tokens(3 * K)
     assert mx.array_equal(model(tokens), model(tokens))
     model.train()
@@ -118,7 +118,7 @@ def test_dropout_draws_anew_and_only_in_training():
 
 
 def test_dropout_keeps_the_mean():
-    """Averaged over many masks, dropped embeddings are the embeddings."""
+    """The mean over many masks of embeddings with dropout equals the embeddings."""
     from mlx_rtx.model.dropout import draw_scales
 
     factors = np.array(draw_scales(mx.random.split(mx.random.key(0), 3), 0.25, (200, 200)))
@@ -127,7 +127,7 @@ def test_dropout_keeps_the_mean():
     assert not np.array_equal(factors[0], factors[1])
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_not_changed():
     model = make_model()
     before = dict(tree_flatten(model.parameters()))
     loss_and_grad(model, make_tokens(9), make_tokens(9), 1)
@@ -143,8 +143,8 @@ def test_bad_arguments_are_refused(wrong):
 
 @pytest.mark.parametrize("segment", [None, 1, 2])
 @pytest.mark.parametrize("history", HISTORIES)
-def test_a_sequence_in_two_goes_on_from_its_carry(history, segment):
-    """Losses and carry are those of the whole sequence; no gradient passes from one part to the other."""
+def test_a_sequence_in_two_parts_continues_from_its_carry(history, segment):
+    """Losses and carry equal those of the whole sequence; no gradient flows between the parts."""
     model = make_model(history=history, layers=2, positions="block")
     tokens, targets = make_tokens(6 * K), make_tokens(6 * K, seed=2)
     carry, losses = None, []

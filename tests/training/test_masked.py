@@ -1,4 +1,4 @@
-"""Targets that are ignored: loss, gradient and scores are those of the others alone."""
+"""Ignored targets: loss, gradient and scores depend on the other targets only."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ TOKENS = make_tokens(L, B)
 
 
 def mask(targets, seed):
-    """Targets of which about two thirds are ignored, unequally many a row."""
+    """Return targets of which about two thirds are ignored, with different numbers per row."""
     ignored = np.random.default_rng(seed).random(targets.shape) < np.linspace(0.4, 0.9, len(targets))[:, None]
     ignored[0, -1] = False
     return mx.where(mx.array(ignored), IGNORED, targets)
@@ -33,7 +33,7 @@ def mask(targets, seed):
 
 @pytest.mark.parametrize("segment", [None, 1, 2])
 @pytest.mark.parametrize("implementation", ["plain", "exportable"])
-def test_the_gradient_is_that_of_what_is_asked(kind, segment, implementation):
+def test_the_gradient_is_that_of_the_targets_that_count(kind, segment, implementation):
     model = make_model(kind, implementation=implementation)
     targets = mask(make_tokens(2 * K + 1, B, 2), 0)
     asked = mx.array(np.argwhere(np.array(targets).ravel() != IGNORED).ravel())
@@ -51,7 +51,7 @@ def test_the_gradient_is_that_of_what_is_asked(kind, segment, implementation):
         assert mx.allclose(a, b, rtol=1e-4, atol=1e-6), name
 
 
-def test_parts_that_ask_unequally_much_come_to_the_whole():
+def test_parts_with_unequal_numbers_of_targets_give_the_gradient_of_the_whole():
     targets = mask(make_tokens(L, B, 2), 1)
     results = []
     for parts in (1, 2, 4):
@@ -65,20 +65,20 @@ def test_parts_that_ask_unequally_much_come_to_the_whole():
             assert mx.allclose(a, b, atol=2e-4)
 
 
-def test_where_nothing_is_ignored_nothing_changes(kind):
+def test_masking_without_ignored_targets_changes_nothing(kind):
     model, targets = make_model(kind), make_tokens(L, B, 2)
     plain, masked = (loss_and_grad(model, TOKENS, targets, 2, masked=masked) for masked in (False, True))
     for (_, a), (_, b) in zip(tree_flatten(plain), tree_flatten(masked), strict=True):
         assert mx.array_equal(a, b)
 
 
-def test_a_batch_that_asks_nothing_changes_nothing():
+def test_a_batch_without_targets_has_zero_gradient():
     loss, gradients = loss_and_grad(make_model(), TOKENS, mx.full((B, 3), IGNORED), masked=True)
     assert float(loss) == 0
     assert all(mx.all(array == 0) for _, array in tree_flatten(gradients))
 
 
-def test_scores_are_of_what_is_asked():
+def test_scores_are_over_the_targets_that_count():
     model = make_model()
     targets = mask(make_tokens(L, B, 2), 2)
     targets[1] = IGNORED
@@ -96,7 +96,7 @@ def test_scores_are_of_what_is_asked():
     complains(evaluate, model, [nothing], words="nothing to score")
 
 
-def test_a_task_that_ignores_some_trains(tmp_path):
+def test_a_task_with_ignored_targets_trains(tmp_path):
     task = MemorizationTask(length=4, alphabet=6)
     progress = ProgressConfig(test_samples=32)
     training = replace(TINY.training, samples=16 * 120, accumulate=2)

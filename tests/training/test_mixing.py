@@ -40,35 +40,35 @@ def test_a_share_of_the_steps_is_of_earlier_stages_each_as_often(passed, mix):
         assert abs(counts[stage] / 4000 - expected) < 4 * (expected * (1 - expected) / 4000) ** 0.5
 
 
-def test_the_draw_is_fixed_by_seed_and_step():
+def test_the_drawn_stage_depends_on_seed_and_step_only():
     curriculum = at_stage(3, start_noise=100, mix=0.5)
     assert drawn(curriculum, 200) == drawn(curriculum, 200)
     assert drawn(curriculum, 200) != drawn(curriculum, 200, seed=1)
 
 
 @pytest.mark.parametrize("curriculum", [at_stage(0, mix=0.9), at_stage(3)], ids=["first", "off"])
-def test_nothing_is_mixed_into_a_first_stage_or_without_the_setting(curriculum):
+def test_no_mixing_in_the_first_stage_or_without_the_setting(curriculum):
     assert set(drawn(curriculum, 200)) == {curriculum.noise}
 
 
-def test_training_without_stages_has_nothing_to_mix():
+def test_no_mixing_without_stages():
     assert Progress(ProgressConfig(), lr=1e-3, chance=2.3).drawn_stage(0, 5) == {}
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1.0])
-def test_a_share_that_is_none_is_refused(wrong):
+def test_invalid_shares_are_refused(wrong):
     with pytest.raises(UserError, match="mix"):
         CurriculumConfig(mix=wrong)
 
 
 @pytest.mark.parametrize("stop", [11, 24, 33])
-def test_a_run_goes_on_bit_exactly(tmp_path, stop):
+def test_a_run_with_mixing_resumes_bit_exactly(tmp_path, stop):
     counters = check_resuming(tmp_path, MIXED, stop)
-    assert counters["progress"]["stage"] == 2  # else nothing was mixed in
+    assert counters["progress"]["stage"] == 2  # otherwise nothing would have been mixed in
 
 
-def test_reports_and_validations_are_of_the_present_stage(tmp_path, monkeypatch):
-    """Each step reads the noise that was drawn for it; the reported loss leaves the others out."""
+def test_reports_and_validations_are_of_the_current_stage(tmp_path, monkeypatch):
+    """Each step trains on the stage drawn for it; the reported loss excludes steps on other stages."""
     steps, scored = [], []
     batch, held_out = CopyTask.batch, CopyTask.held_out
 
@@ -100,7 +100,7 @@ def test_reports_and_validations_are_of_the_present_stage(tmp_path, monkeypatch)
     trainer.fit()
     assert steps == [trainer.progress.drawn_stage(0, number)["noise"] for number in range(40)]
     assert {3, 6, 12} == set(steps)
-    assert scored == [12, 12, 12]  # two validations and the end
+    assert scored == [12, 12, 12]  # two validations and the final scores
     reports = events(tmp_path, "train")
     assert {report["noise"] for report in reports} == {12}
     start = 0
@@ -112,8 +112,8 @@ def test_reports_and_validations_are_of_the_present_stage(tmp_path, monkeypatch)
         assert report["tokens_per_s"] == pytest.approx(report["samples_per_s"] * report["length"])
 
 
-def test_steps_on_earlier_stages_alone_make_no_report(tmp_path, monkeypatch):
-    """They are in the next one."""
+def test_no_report_if_all_steps_were_on_earlier_stages(tmp_path, monkeypatch):
+    """The next report includes these steps."""
     trainer = make_trainer(tmp_path, MIXED)
     trainer.progress.noise, trainer.progress.passed = 6, 1
     drawn = iter([3, 3, 6])

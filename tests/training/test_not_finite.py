@@ -1,4 +1,4 @@
-"""Numbers that are not finite are found where they are made or enter; nothing is trained on them, and runs go on."""
+"""Numbers that are not finite are detected and never trained on, and runs recover from them."""
 
 import math
 from dataclasses import replace
@@ -32,8 +32,8 @@ def kept(*trees):
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 @pytest.mark.parametrize("what", ["rate", "moments"])
-def test_a_step_to_weights_that_are_not_finite_is_not_taken(optimizer, what):
-    """Of a gradient that is. One such step once left nothing to train."""
+def test_a_step_to_weights_that_are_not_finite_is_skipped(optimizer, what):
+    """Even if the gradient is finite. Regression test: such a step made all weights NaN."""
     model = make_model()
     config = OptimizerConfig(optimizer=optimizer, weight_decay=0.1)
     opt = make_optimizer(config, model)
@@ -52,8 +52,8 @@ def test_a_step_to_weights_that_are_not_finite_is_not_taken(optimizer, what):
 
 @pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_carry_that_is_not_finite_lasts_one_step(history, bad):
-    """It once stayed until the text began again, and no step was taken until then."""
+def test_a_carry_that_is_not_finite_is_reset_after_one_step(history, bad):
+    """Regression test: it remained until the text restarted, and all steps until then were skipped."""
     step = TrainingStep(make_model(history=history, positions="block"), OptimizerConfig(), segment=1)
     tokens = make_tokens(3 * K)
     carry = spoilt(step(tokens, tokens, 1e-3, close=False).carry, bad)
@@ -64,7 +64,7 @@ def test_a_carry_that_is_not_finite_lasts_one_step(history, bad):
 
 
 def spoil(trainer, what):
-    """Let some of what training goes by be no numbers."""
+    """Make a part of the training state NaN."""
     step = trainer.train_step
     if what == "moments":
         step.optimizer.state = spoilt(step.optimizer.state)
@@ -80,8 +80,8 @@ def spoil(trainer, what):
     ("what", "kind"), [("moments", "restart"), ("average", "restart"), ("norms", "restart"), ("weights", "collapse")]
 )
 @pytest.mark.parametrize("stored", [False, True], ids=["on the way", "in a checkpoint"])
-def test_a_run_goes_on_without_them(what, kind, stored, tmp_path):
-    """Found by the next report or validation, or where the run is taken up; averages and norms once stayed so."""
+def test_a_run_recovers_from_them(what, kind, stored, tmp_path):
+    """At the next report, validation or resume. Regression test: averages and norms remained NaN."""
     training = replace(TINY.training, report_every=3, validate_every=10, samples=16 * 20)
     config = replace(TINY, optimizer=GUARDED, training=training)
     trainer = make_trainer(tmp_path, config)
@@ -101,8 +101,8 @@ def test_a_run_goes_on_without_them(what, kind, stored, tmp_path):
     assert trainer.step == 20
 
 
-def test_weights_that_are_frozen_and_not_finite_end_the_run(tmp_path):
-    """There is nothing to go back to: the reason in one line."""
+def test_frozen_weights_that_are_not_finite_end_the_run(tmp_path):
+    """No finite weights are left to restore; the reason is printed in one line."""
     trainer = make_trainer(tmp_path, replace(TINY, architecture=replace(TINY.architecture, train_alpha=False)))
     trainer.model.layers[0].alpha = mx.array(math.nan)
     with pytest.raises(UserError, match=r"layers\.0\.alpha.* is not finite, and no finite weights are saved") as error:
@@ -110,8 +110,8 @@ def test_weights_that_are_frozen_and_not_finite_end_the_run(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_validation_of_such_weights_writes_no_sample(tmp_path):
-    """But says why not, and goes back to the best weights."""
+def test_a_validation_of_such_weights_generates_no_sample(tmp_path):
+    """It prints the reason, and the best weights are restored."""
     trainer = make_trainer(tmp_path / "run", text_run(tmp_path))
     for _ in range(2):
         trainer._take_step()
@@ -122,8 +122,8 @@ def test_a_validation_of_such_weights_writes_no_sample(tmp_path):
     assert len(events(tmp_path / "run", "collapse")) == 1
 
 
-def test_tokens_that_are_scored_by_no_numbers_are_wrong():
-    """The likeliest of no numbers is class 0: of images one in ten once was right."""
+def test_tokens_with_scores_that_are_not_finite_count_as_wrong():
+    """Regression test: argmax of NaN is class 0, so one image in ten counted as right."""
     model = make_model()
     model.layers[0].alpha = mx.array(math.nan)
     tokens, targets = make_tokens(3 * K), mx.zeros((2, 1), mx.int32)
@@ -134,7 +134,7 @@ def test_tokens_that_are_scored_by_no_numbers_are_wrong():
 
 @pytest.mark.parametrize("sampler", [make_sampler(), make_sampler(temp=1.0)], ids=["likeliest", "drawn"])
 def test_generation_ends_on_logits_that_are_not_finite(kind, sampler, monkeypatch):
-    """It once wrote the first character for ever. From the start, or once a state has grown beyond all numbers."""
+    """From the start, or after the state overflowed. Regression test: the first character was repeated endlessly."""
     model = make_model(kind, positions="block")
     model.embedding.norm.weight = model.embedding.norm.weight * mx.nan
     with pytest.raises(UserError, match=r"^model: its logits before token 3 are not finite"):
@@ -156,7 +156,7 @@ def test_generation_ends_on_logits_that_are_not_finite(kind, sampler, monkeypatc
         draw(1000)
     assert 20 <= len(drawn) <= 20 + decoding.CHECK_EVERY
     monkeypatch.setattr(decoding, "CHECK_EVERY", 1000)
-    with pytest.raises(UserError, match="not finite"):  # at the end, whenever it last looked
+    with pytest.raises(UserError, match="not finite"):  # at the end, independently of the last check
         draw(30)
     assert len(drawn) == 29
 

@@ -1,4 +1,4 @@
-"""Adam as the books have it, clipping, and the guard."""
+"""Adam, Muon, clipping, and the guard against updates that are not finite."""
 
 from mlx_rtx import ModelConfig, RecurrentTransformer, UserError
 from mlx_rtx.support.compiled import Execution
@@ -15,7 +15,7 @@ from tiny import make_model
 
 
 def adam(w, gradients, lr, clip, beta2=0.999, decay=0.0):
-    """Kingma and Ba, with bias correction, after clipping by the norm; decay as Loshchilov and Hutter have it."""
+    """Adam of Kingma and Ba with bias correction, after clipping by the norm; decay as in Loshchilov and Hutter."""
     m = v = np.zeros_like(w)
     for t, g in enumerate(gradients, 1):
         norm = np.sqrt((g**2).sum())
@@ -28,7 +28,7 @@ def adam(w, gradients, lr, clip, beta2=0.999, decay=0.0):
 @pytest.mark.parametrize(
     ("clip", "beta2", "decay"), [(0, 0.999, 0), (0.5, 0.999, 0), (100.0, 0.95, 0), (0.5, 0.95, 2.0)]
 )
-def test_steps_are_adams(clip, beta2, decay):
+def test_steps_match_a_reference_implementation_of_adam(clip, beta2, decay):
     model, generator = make_model(), np.random.default_rng(0)
     config = OptimizerConfig(lr=0.01, clip=clip, beta2=beta2, weight_decay=decay)
     optimizer = make_optimizer(config, model)
@@ -68,8 +68,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad, decay, kind):
     assert apply_gradients(model, optimizer, good, config).taken.item()
 
 
-def test_matrices_begin_where_products_on_a_gpu_want_them():
-    """As parts of a vector they began anywhere, after odd sizes and alphas: cuBLAS refused them."""
+def test_matrices_are_aligned_for_products_on_a_gpu():
+    """Regression test: as slices of a vector they had arbitrary offsets, which cuBLAS rejects."""
     model = make_model(layers=2, dim=6, heads=2, vocab_size=7)
     average = WeightAverage(model, 0.9, Execution())
     optimizer = make_optimizer(config := OptimizerConfig(), model)
@@ -93,7 +93,7 @@ def orthogonalised(matrix, steps=5):
 
 
 def muon(w, gradients, lr, decay):
-    """Muon with Nesterov momentum 0.95, scaled as Liu et al. (2025) have it, with decoupled decay."""
+    """Muon with Nesterov momentum 0.95, scaled as in Liu et al. (2025), with decoupled decay."""
     v = np.zeros_like(w)
     for g in gradients:
         v = 0.95 * v + 0.05 * g
@@ -104,8 +104,8 @@ def muon(w, gradients, lr, decay):
 
 @pytest.mark.parametrize("muon_lr", [None, 0.03])
 @pytest.mark.parametrize("decay", [0.0, 2.0])
-def test_layers_matrices_go_by_muon_and_all_else_by_adam(kind, decay, muon_lr):
-    """Queries, keys and values each by themselves; each optimizer at its own rate."""
+def test_muon_updates_the_layers_matrices_and_adam_all_other_parameters(kind, decay, muon_lr):
+    """Queries, keys and values separately; each optimizer has its own rate."""
     model, generator = make_model(kind, tie_embeddings=False), np.random.default_rng(0)
     config = OptimizerConfig(optimizer="muon", lr=0.01, muon_lr=muon_lr, clip=0, weight_decay=decay)
     matrix_lr = muon_lr or 0.01
@@ -128,8 +128,8 @@ def test_layers_matrices_go_by_muon_and_all_else_by_adam(kind, decay, muon_lr):
         assert np.abs(np.array(found) - expected).max() < 1e-4, name
 
 
-def test_updates_of_muon_and_adam_are_of_one_size():
-    """So one learning rate serves both: the root mean square of an update is 0.2 to 1.2 of the rate."""
+def test_updates_of_muon_and_adam_have_similar_sizes():
+    """The root mean square of an update is 0.2 to 1.2 times the rate, so one rate suits both."""
     model, generator = make_model(dim=32, heads=4), np.random.default_rng(0)
     config = OptimizerConfig(optimizer="muon", lr=0.01, clip=0)
     optimizer = make_optimizer(config, model)
@@ -142,8 +142,8 @@ def test_updates_of_muon_and_adam_are_of_one_size():
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_a_rate_of_muons_own_follows_the_schedule(decay):
-    """At half the rate that a step is given, both go half as far."""
+def test_muons_own_rate_follows_the_schedule(decay):
+    """At half the learning rate of a step, both updates are half as large."""
     moves = {}
     for rate in (0.01, 0.005):
         model, generator = make_model(), np.random.default_rng(0)
@@ -158,7 +158,7 @@ def test_a_rate_of_muons_own_follows_the_schedule(decay):
         assert np.abs(move - 2 * moves[0.005][name]).max() < 1e-5, name
 
 
-def test_one_rate_for_both_is_said_or_left_out(kind):
+def test_muon_lr_equal_to_lr_is_the_default(kind):
     after = []
     for muon_lr in (None, 0.02):
         model = make_model(kind)
@@ -195,7 +195,7 @@ def test_bad_settings_are_refused(wrong):
 
 
 def test_more_parameters_than_an_array_can_hold_are_refused():
-    """Before anything of them is computed."""
+    """Before any of them is computed."""
     model = RecurrentTransformer(ModelConfig(vocab_size=16, max_len=64, dim=2**14, heads=2, block=4))
     with pytest.raises(UserError, match="3,222,585,345 parameters: at most 2,147,483,647 can be trained"):
         make_optimizer(OptimizerConfig(), model)

@@ -1,4 +1,4 @@
-"""Two ranks train as one process does, to rounding, and end together."""
+"""Two ranks train like one process, up to rounding error, and end together."""
 
 import os
 import signal
@@ -26,12 +26,12 @@ KINDS = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder in which two ranks and one have trained the same."""
+    """Return the folder in which two ranks and a single process have trained the same runs."""
     path = tmp_path_factory.mktemp("ranks")
     two_ranks.make_data(path)
     assert list(two_ranks.runs(path)) == KINDS
     for name, config in two_ranks.runs(path).items():
-        if name == "dropout":  # a part of a step has the same masks, whoever takes it
+        if name == "dropout":  # a part of a step has the same masks on any rank
             training = config.training
             halves = {"batch": training.batch // 2, "accumulate": 2 * training.accumulate}
             config = replace(config, training=replace(training, **halves))
@@ -52,21 +52,21 @@ def fit(name, config, path, stop=False):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_two_ranks_train_as_one(trained, name):
-    """All weights, moments, averages and carries, whatever is trained; also where another number goes on."""
+def test_two_ranks_train_like_one_process(trained, name):
+    """All weights, moments, averages and carries agree, also if another number of ranks resumes."""
     (one, counted), (two, other) = saved(trained / "one" / name), saved(trained / "two" / name)
     assert one.keys() == two.keys()
     for key, array in one.items():
         assert np.allclose(array, two[key], rtol=2e-3, atol=3e-4), key
     assert other["step"] == counted["step"] == two_ranks.STEPS
-    if name != "dropout":  # whose validation is by other batches
+    if name != "dropout":  # its validation uses other batches
         first, second = (events(trained / of / name, "final")[-1] for of in ("one", "two"))
         assert second["loss"] == pytest.approx(first["loss"], rel=1e-4)
         assert second["sequences"] == first["sequences"]
 
 
 def command(*words):
-    """Two ranks of the command, as on two machines: only the first one sees the run folder."""
+    """Start two ranks of the command, as on two machines: only the first one has the run folder."""
     here, there = Path("here"), Path("there")
     for folder in (here, there):
         folder.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ def command(*words):
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_all_end_with_a_rank_that_is_killed_and_the_run_can_go_on(lost, tmp_path, monkeypatch):
+def test_all_ranks_end_if_one_is_killed_and_the_run_can_be_resumed(lost, tmp_path, monkeypatch):
     """One process reports it in one line; two processes resume the run, one of which has no files."""
     monkeypatch.chdir(tmp_path)
     Path("temporary").mkdir()
@@ -133,7 +133,7 @@ def test_a_copied_folder_is_removed_although_another_thread_has_begun_to_remove_
     assert left == []
 
 
-def test_what_one_rank_alone_finds_wrong_is_said_once(tmp_path, monkeypatch):
+def test_an_error_of_one_rank_is_reported_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("here").mkdir()
     Path("here", "one.toml").write_text("alphabet = 5\n")
@@ -142,7 +142,7 @@ def test_what_one_rank_alone_finds_wrong_is_said_once(tmp_path, monkeypatch):
     assert err.startswith("error: rank 1: --config one.toml")
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused():
+def test_a_batch_that_cannot_be_divided_is_refused():
     ranks = Ranks()
     ranks.size = 3
     said = complains(rank_settings, ranks, TINY)
@@ -151,7 +151,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused():
     assert rank_settings(ranks, TINY).training.batch == 4
 
 
-def test_a_world_that_is_none_is_refused(capsys, monkeypatch):
+def test_invalid_environments_are_refused(capsys, monkeypatch):
     monkeypatch.setenv("MLX_RANK", "1")
     for name in ("MLX_HOSTFILE", "MLX_IBV_DEVICES", "MLX_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)

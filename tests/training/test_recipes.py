@@ -15,7 +15,7 @@ import pytest
 TASKS = {"copy": CopyTask, "selective-copy": SelectiveCopyTask, "image": ImageTask, "text": TextTask}
 NAMES = ("default", "paper")
 
-# A - stands where a task has no such setting.
+# A - means that a task has no such setting.
 TABLE = """
                     copy                selective-copy        image                 text
                     default   paper     default    paper      default    paper      default   paper
@@ -92,7 +92,7 @@ seed                0         0         0          0          0          0      
 
 
 def column(task, name):
-    """The settings of a recipe by the table."""
+    """Return the settings of a recipe from the table."""
     at = list(TASKS).index(task) * len(NAMES) + NAMES.index(name)
     rows = [line.split() for line in TABLE.strip().splitlines()[2:] if line]
     assert {len(row) for row in rows} == {1 + len(TASKS) * len(NAMES)}
@@ -108,7 +108,7 @@ def read(text):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("task", TASKS)
-def test_a_recipe_is_as_the_table_has_it(task, name):
+def test_recipes_match_the_table(task, name):
     config = RECIPES[task][name]
     found: dict[str, object] = {}
     for concern, value in asdict(config).items():
@@ -122,7 +122,7 @@ def test_a_recipe_is_as_the_table_has_it(task, name):
 
 
 def flat(config):
-    """All settings of a recipe but those of its task."""
+    """Return all settings of a recipe except those of its task."""
     parts = asdict(config)
     del parts["task"]
     return {f"{part}.{name}": value for part, own in parts.items() if part != "model" for name, value in own.items()}
@@ -147,7 +147,7 @@ def test_the_recipes_of_retrieval():
         assert flat(RECIPES[task]["default"]) == {**flat(first), **changed}
 
 
-def test_a_task_has_its_default_recipe_where_there_is_none_of_that_name(monkeypatch):
+def test_tasks_without_a_recipe_use_their_default(monkeypatch):
     monkeypatch.setitem(RECIPES, "new", {"default": RECIPES["text"]["default"]})
     by_paper = recipes_by_task("paper")
     assert by_paper["new"] is RECIPES["text"]["default"]

@@ -1,4 +1,4 @@
-"""Run folders that go on: exactly as if they had never stopped, and never at the cost of what they hold."""
+"""Resuming runs: exactly as if they had never stopped, and without loss of data in the run folder."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from tiny import FLAGS, TINY, complaint, events, fit_until, make_model, make_trainer, same, saved, text_run
 
-TIMES = ("samples_per_s", "tokens_per_s", "peak_gb")  # what a report says of the machine
+TIMES = ("samples_per_s", "tokens_per_s", "peak_gb")  # fields of a report that depend on the machine
 SHORT = [*FLAGS, "--samples=160"]
 
 
@@ -31,7 +31,7 @@ def contents(path):
 
 
 def told(path):
-    """All that a log tells of the run and not of the machine, nor of stops."""
+    """Return a log without what depends on the machine or on stops."""
     lines = [line for line in read_lines(path / "metrics.jsonl") if line["kind"] != "resume"]
     return [json.dumps({name: value for name, value in line.items() if name not in TIMES}) for line in lines]
 
@@ -46,7 +46,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of it, to be damaged."""
+    """Return a copy of the run, to be damaged."""
     path = tmp_path / "run"
     path.mkdir()
     for name, content in contents(finished).items():
@@ -55,7 +55,7 @@ def run(finished, tmp_path):
 
 
 class Unlucky:
-    """Gradients that are not finite, or far too large, at certain steps, whichever trainer takes them."""
+    """Make gradients of certain steps not finite or far too large, in every trainer."""
 
     def __init__(self, monkeypatch, bad, factor):
         self.bad, self.factor, self.trainer = bad, factor, None
@@ -75,7 +75,7 @@ class Unlucky:
 
 @pytest.fixture(scope="module")
 def unlucky_runs(tmp_path_factory):
-    """Undisturbed runs in which steps are skipped: by kind the trouble, the settings and the folder."""
+    """Return uninterrupted runs with skipped steps: by kind the steps, the settings and the folder."""
     found = {}
     for name, factor, optimizer in (
         ("not finite", mx.nan, OptimizerConfig(lr=1e-2, average=0.9)),
@@ -93,8 +93,8 @@ def unlucky_runs(tmp_path_factory):
 @settings(max_examples=2)
 @example(stop=17)
 @given(stop=st.integers(1, 39))
-def test_a_run_stopped_amid_skipped_steps_is_the_undisturbed_one(trouble, stop, unlucky_runs, tmp_path_factory):
-    """A stop once forgot the steps that were skipped, the losses and the signs: such a run missed its collapse."""
+def test_a_run_stopped_amid_skipped_steps_equals_the_uninterrupted_run(trouble, stop, unlucky_runs, tmp_path_factory):
+    """Regression test: a stop lost the counts of skipped steps, losses and signs, so that a collapse was missed."""
     factor, config, whole = unlucky_runs[trouble]
     path = tmp_path_factory.mktemp("parts") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -108,7 +108,7 @@ def test_a_run_stopped_amid_skipped_steps_is_the_undisturbed_one(trouble, stop, 
 
 
 def test_a_sign_of_failure_outlasts_a_stop(tmp_path):
-    """It is one where it lasts for some validations, those before a stop as well."""
+    """Validations before a stop count towards its duration."""
     config = replace(
         TINY,
         optimizer=OptimizerConfig(lr=1e-9),
@@ -129,7 +129,7 @@ def test_a_sign_of_failure_outlasts_a_stop(tmp_path):
 
 @pytest.mark.parametrize("missing", [["training.safetensors"], ["training.safetensors", "model.safetensors"]])
 def test_a_resume_without_its_checkpoint_changes_nothing(missing, run, capsys, monkeypatch):
-    """It once began the run anew, emptied its log and wrote over its best weights."""
+    """Regression test: it restarted the run, emptied its log and overwrote its best weights."""
     for name in missing:
         (run / name).unlink()
     before = contents(run)
@@ -138,7 +138,7 @@ def test_a_resume_without_its_checkpoint_changes_nothing(missing, run, capsys, m
     assert contents(run) == before
 
 
-def test_a_resume_without_the_weights_that_were_chosen_changes_nothing(run, capsys, monkeypatch):
+def test_a_resume_without_the_best_weights_changes_nothing(run, capsys, monkeypatch):
     (run / "model.safetensors").unlink()
     before = contents(run)
     for main, arguments in ((train.main, ["copy", "--resume", "--out"]), (evaluate.main, [])):
@@ -147,15 +147,15 @@ def test_a_resume_without_the_weights_that_were_chosen_changes_nothing(run, caps
     assert contents(run) == before
 
 
-def test_a_run_of_which_nothing_came_begins(run):
+def test_a_run_that_wrote_no_output_can_start_again(run):
     for name in ("training.safetensors", "model.safetensors", "metrics.jsonl"):
         (run / name).unlink()
     train.main(["copy", "--resume", "--out", str(run)])
     assert saved(run)[1]["step"] == 10
 
 
-def test_a_run_killed_before_it_had_come_to_a_validation_goes_on(tmp_path):
-    """There are lines in its log, and only what it began with is saved."""
+def test_a_run_killed_before_its_first_validation_can_be_resumed(tmp_path):
+    """Its log has lines, and its checkpoint is that of step 0."""
     trainer = make_trainer(tmp_path / "run")
     trainer._validate = lambda: 1 / 0
     with pytest.raises(ZeroDivisionError):
@@ -166,7 +166,7 @@ def test_a_run_killed_before_it_had_come_to_a_validation_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("left", ["metrics.jsonl", "model.safetensors", "training.safetensors"])
-def test_a_new_run_writes_over_no_file_of_another(left, run, capsys, monkeypatch):
+def test_a_new_run_overwrites_no_files_of_another(left, run, capsys, monkeypatch):
     for name in contents(run).keys() - {left}:
         (run / name).unlink()
     before = contents(run)
@@ -174,8 +174,8 @@ def test_a_new_run_writes_over_no_file_of_another(left, run, capsys, monkeypatch
     assert contents(run) == before
 
 
-def test_a_damaged_line_takes_no_other_with_it(run, capsys):
-    """A bad byte in a log once cost all lines after it: deleted by a resume, missing in pictures."""
+def test_a_damaged_line_does_not_affect_others(run, capsys):
+    """Regression test: all lines after a bad byte were deleted by a resume, and missing in plots."""
     log, (_, before) = run / "metrics.jsonl", (read_history(run), read_lines(run / "metrics.jsonl"))
     lines = log.read_bytes().splitlines(keepends=True)
     lines[1] = lines[1].replace(b'"step"', b'"st\xffp"')
@@ -191,7 +191,7 @@ def test_a_damaged_line_takes_no_other_with_it(run, capsys):
 
 
 def test_a_log_only_grows(tmp_path):
-    """A run that goes on from before the end of its log repeats steps; readers leave out what it did before."""
+    """A run resumed from before the end of its log repeats steps; readers skip the earlier lines."""
     make_trainer(tmp_path / "whole").fit()
     trainer, log = make_trainer(tmp_path / "parts"), tmp_path / "parts" / "metrics.jsonl"
     fit_until(trainer, 16)
@@ -206,7 +206,7 @@ def test_a_log_only_grows(tmp_path):
     same(saved(tmp_path / "parts"), saved(tmp_path / "whole"))
 
 
-def test_a_line_of_a_later_step_than_what_follows_is_superseded(tmp_path):
+def test_a_line_is_superseded_by_a_later_line_of_an_earlier_step(tmp_path):
     log = RunLog(tmp_path / "metrics.jsonl", 10)
     for step in (1, 5, 9, 4, 6):
         log.note("sign", step=step)
@@ -214,7 +214,7 @@ def test_a_line_of_a_later_step_than_what_follows_is_superseded(tmp_path):
 
 
 def test_a_finished_run_is_not_scored_again(run, capsys, monkeypatch):
-    """Each resume once added a final score to the log."""
+    """Regression test: each resume added a final score to the log."""
     before = contents(run)
     monkeypatch.setattr(train.Trainer, "fit", None)
     train.main(["copy", "--resume", "--out", str(run)])
@@ -230,8 +230,8 @@ def test_a_run_that_ended_before_its_final_scores_gets_them(run):
     assert [event["step"] for event in events(run, "final")] == [10]
 
 
-def test_where_a_run_began_is_kept_and_where_it_went_on_is_noted(run, monkeypatch):
-    """Going on elsewhere once wrote over the first machine."""
+def test_the_first_environment_is_kept_and_that_of_each_resume_is_logged(run, monkeypatch):
+    """Regression test: resuming on another machine overwrote the first environment."""
     began = json.loads((run / "config.json").read_text())["environment"]
     monkeypatch.setattr(backend, "environment", lambda: {"device_name": "another", "git_revision": None})
     train.main(["copy", "--resume", "--out", str(run), "--samples=320"])
@@ -240,8 +240,8 @@ def test_where_a_run_began_is_kept_and_where_it_went_on_is_noted(run, monkeypatc
     assert (resumed["step"], resumed["environment"]["device_name"]) == (10, "another")
 
 
-def test_a_relative_place_of_data_is_kept_as_an_absolute_one(tmp_path, monkeypatch):
-    """From another folder the run could once not go on."""
+def test_relative_paths_of_data_are_stored_as_absolute_ones(tmp_path, monkeypatch):
+    """Regression test: the run could not be resumed from another folder."""
     text_run(tmp_path)
     monkeypatch.chdir(tmp_path)
     small = ["text", "--dim=16", "--heads=2", "--block=4", "--length=16", "--batch=16", "--sample=0"]
@@ -256,7 +256,7 @@ def test_a_relative_place_of_data_is_kept_as_an_absolute_one(tmp_path, monkeypat
     assert (kept["data"], kept["validation"]) == (str(tmp_path / "te?t.txt"), str(tmp_path / "held.txt"))
 
 
-def test_names_that_are_no_paths_stay_as_they_are(tmp_path, monkeypatch):
+def test_names_that_are_not_paths_are_not_changed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     for named, kept in (
@@ -269,7 +269,7 @@ def test_names_that_are_no_paths_stay_as_they_are(tmp_path, monkeypatch):
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path, capsys, monkeypatch):
-    """They once mixed their lines; and a lock that a killed process leaves is none."""
+    """Regression test: their lines were mixed. A lock file left by a killed process does not lock."""
     command = [sys.executable, "-u", "-m", "mlx_rtx.train", *FLAGS, "--samples=1600000", "--report-every=1"]
     with subprocess.Popen([*command, "--out", tmp_path / "run"], stdout=subprocess.PIPE, text=True) as first:
         next(line for line in first.stdout if line.startswith("step=2 "))
@@ -284,14 +284,14 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, capsys, monkeypatch)
     assert not [file for file in os.listdir(tmp_path / "run") if file.startswith(".")]
 
 
-def test_settings_that_do_not_change_leave_the_configuration_alone(run):
+def test_unchanged_settings_do_not_rewrite_the_configuration(run):
     before = (run / "config.json").read_bytes()
     fit_until(make_trainer(run, replace(TINY, training=replace(TINY.training, samples=16 * 20)), resume=True), 12)
     train.main(["copy", "--resume", "--out", str(run)])
     assert (run / "config.json").read_bytes() == before
 
 
-def test_a_folder_that_cannot_be_locked_is_said(tmp_path):
+def test_a_folder_that_cannot_be_locked_is_reported(tmp_path):
     (tmp_path / "run").mkdir()
     os.symlink(tmp_path / "elsewhere", tmp_path / "run" / ".lock")
     with pytest.raises(UserError, match=r"\.lock: cannot be written"), RunFolder(tmp_path / "run").locked():

@@ -1,4 +1,4 @@
-"""Steps whose gradient is far larger than those before: skipped, counted, said, and not for ever."""
+"""Steps whose gradient is far larger than the previous ones: skipped, counted and reported, but not forever."""
 
 import math
 from dataclasses import replace
@@ -19,7 +19,7 @@ GUARDED = replace(TINY, optimizer=OptimizerConfig(lr=1e-2, skip_above=3.0))
 
 
 def judge(norms, above=3.0):
-    """What a guard says of each of these norms, and the means that it goes by after them."""
+    """Return the guard's decision for each of these norms, and its mean after each."""
     guard, taken, means = SpikeGuard(make_model(), above, Execution()), [], []
     for norm in norms:
         taken.append(guard.accepts(mx.array(norm)).item())
@@ -27,8 +27,8 @@ def judge(norms, above=3.0):
     return taken, means
 
 
-def test_it_goes_by_a_running_mean_of_the_norms():
-    """Against the formula in float64: the plain mean of the first norms, then an exponential one."""
+def test_the_guard_compares_norms_with_their_running_mean():
+    """Compared with the formula in float64: the mean of the first norms, then an exponential mean."""
     generator = np.random.default_rng(0)
     norms = np.exp(generator.standard_normal(400)).astype(np.float32)
     mean, expected, said = 0.0, [], []
@@ -43,7 +43,7 @@ def test_it_goes_by_a_running_mean_of_the_norms():
     assert means == pytest.approx(expected, rel=1e-4)
 
 
-def test_what_is_not_finite_is_refused_and_leaves_the_mean():
+def test_norms_that_are_not_finite_are_rejected_and_leave_the_mean_unchanged():
     for norms in ([1.0] * 20, []):
         taken, means = judge([*norms, math.nan, math.inf, 1.0])
         assert taken[len(norms) :] == [False, False, True]
@@ -51,8 +51,8 @@ def test_what_is_not_finite_is_refused_and_leaves_the_mean():
 
 
 @pytest.mark.parametrize(("above", "times"), [(1.1, 20), (2.0, 20), (2.0, 1e6), (10.0, 1e6)])
-def test_it_does_not_block_for_ever(above, times):
-    """Each step that is skipped raises the mean by (F - 1) %, so the number of them is known."""
+def test_large_norms_are_accepted_after_a_while(above, times):
+    """Each skipped step raises the mean by (F - 1) %, so their number is known."""
     most = math.ceil(math.log(times / above) / math.log1p((above - 1) / MEMORY)) + 2
     taken, _ = judge([1.0] * 200 + [float(times)] * (most + 200), above)
     assert not taken[200]
@@ -61,7 +61,7 @@ def test_it_does_not_block_for_ever(above, times):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
-def test_a_step_that_is_skipped_changes_nothing_else(optimizer):
+def test_a_skipped_step_changes_nothing_else(optimizer):
     model = make_model()
     config = OptimizerConfig(optimizer=optimizer, skip_above=3.0)
     opt, guard = make_optimizer(config, model), SpikeGuard(model, 3.0, Execution())
@@ -78,7 +78,7 @@ def test_a_step_that_is_skipped_changes_nothing_else(optimizer):
     assert apply_gradients(model, opt, ones, config, guard).taken.item()
 
 
-def test_no_spike_no_difference(tmp_path):
+def test_the_guard_does_not_change_training_without_spikes(tmp_path):
     limits = {"guarded": 1e9, "plain": 0.0}
     for name, limit in limits.items():
         make_trainer(tmp_path / name, replace(TINY, optimizer=OptimizerConfig(lr=1e-2, skip_above=limit))).fit()
@@ -90,14 +90,14 @@ def test_no_spike_no_difference(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [6, 21, 30])
-def test_a_run_goes_on_bit_exactly(tmp_path, stop):
+def test_a_run_with_skipped_steps_resumes_bit_exactly(tmp_path, stop):
     config = replace(TINY, optimizer=OptimizerConfig(lr=1e-2, skip_above=1.05, average=0.9))
     check_resuming(tmp_path, config, stop)
-    assert events(tmp_path / "whole", "skipped")  # else nothing is shown
+    assert events(tmp_path / "whole", "skipped")  # otherwise nothing would be tested
 
 
-def test_skipped_steps_are_said_in_words_of_their_own(tmp_path, capsys):
-    """Beside those whose gradient was not finite; and they are no collapse."""
+def test_skipped_steps_are_reported_by_reason(tmp_path, capsys):
+    """Separately from steps that were not finite; and they do not count as a collapse."""
     config = replace(GUARDED, training=replace(TINY.training, samples=16 * 28))
     trainer = make_trainer(tmp_path, config)
     while trainer.step < 14:
@@ -124,7 +124,7 @@ def test_skipped_steps_are_said_in_words_of_their_own(tmp_path, capsys):
     assert not events(tmp_path, "collapse")
 
 
-def test_a_collapse_forgets_the_norms(tmp_path):
+def test_a_collapse_resets_the_norms(tmp_path):
     trainer = make_trainer(tmp_path, GUARDED)
     for _ in range(3):
         trainer._take_step()

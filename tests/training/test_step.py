@@ -1,4 +1,4 @@
-"""A training step: down the gradient of its batch, clipped, by the learning rate it is given."""
+"""Training step: it follows the clipped gradient of its batch with the given learning rate."""
 
 from mlx_rtx import loss_and_grad
 from mlx_rtx.support.trees import flat
@@ -18,7 +18,7 @@ def joined(tree):
 
 
 def take(lr=1e-3, decay=0.0, clip=0.0, detach=None, **settings):
-    """One step: its loss, and how far each weight moves."""
+    """Take one step; return its loss and the change of each weight."""
     model = make_model(dropout=0.4)
     before = joined(model.parameters())
     step = TrainingStep(model, OptimizerConfig(lr=1.0, clip=clip, weight_decay=decay), segment=1, detach=detach)
@@ -27,8 +27,8 @@ def take(lr=1e-3, decay=0.0, clip=0.0, detach=None, **settings):
 
 
 @pytest.mark.parametrize("settings", [{}, {"detach": 1}, {"close": False}, {"key": mx.random.key(8)}], ids=str)
-def test_the_first_step_goes_down_the_gradient(settings):
-    """By g / (|g| + 1e-8) times the rate: Adam's first step. The gradient is that of training, with dropout."""
+def test_the_first_step_follows_the_negative_gradient(settings):
+    """Adam's first step is g / (|g| + 1e-8) times the rate, where g is the gradient with dropout."""
     model = make_model(dropout=0.4)
     model.train()
     loss, gradients = loss_and_grad(model, TOKENS, TARGETS, 1, **{"key": KEY, **settings})
@@ -39,14 +39,14 @@ def test_the_first_step_goes_down_the_gradient(settings):
 
 
 def test_each_setting_changes_the_step():
-    """Else the test above would not notice one that is left out."""
+    """Otherwise the test above would not notice a setting that is ignored."""
     moves = [take(**settings)[1] for settings in ({}, {"detach": 1}, {"close": False}, {"key": mx.random.key(8)})]
     for other in moves[1:]:
         assert mx.abs(moves[0] - other).max() > 1e-4
 
 
-def test_gradients_are_clipped_as_the_settings_say():
-    """So far that what is left is far below Adam's epsilon, nothing moves; where they are below the limit, all does."""
+def test_gradients_are_clipped():
+    """Clipping far below Adam's epsilon gives no change; a limit above the norm has no effect."""
     _, unclipped = take()
     assert mx.array_equal(take(clip=1e9)[1], unclipped)
     assert mx.abs(unclipped).max() > 9e-4
@@ -55,13 +55,13 @@ def test_gradients_are_clipped_as_the_settings_say():
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_the_learning_rate_scales_the_step(decay):
-    """Decay too: at rate 0 nothing moves, and twice the rate goes twice as far."""
+    """And its decay: at rate 0 nothing changes, and twice the rate gives twice the change."""
     assert mx.abs(take(lr=0.0, decay=decay)[1]).max() == 0
     assert mx.allclose(take(lr=2e-3, decay=decay)[1], 2 * take(lr=1e-3, decay=decay)[1], atol=1e-6)
 
 
 def in_parts(accumulate, skip_above=0.0, implementation="plain", **settings):
-    """Two steps on 6 sequences: losses, norms, carry, and the weights after them."""
+    """Take two steps on 6 sequences; return losses, norms, carry, and the final weights."""
     model = make_model(implementation=implementation, dropout=0.0, positions="block")
     config = OptimizerConfig(optimizer="muon", lr=1e-2, clip=0.5, skip_above=skip_above)
     step = TrainingStep(model, config, segment=2, accumulate=accumulate)
@@ -76,8 +76,8 @@ def in_parts(accumulate, skip_above=0.0, implementation="plain", **settings):
 
 @pytest.mark.parametrize("settings", [{}, {"close": False}, {"skip_above": 5.0}], ids=str)
 @pytest.mark.parametrize("accumulate", [2, 3, 6])
-def test_a_step_in_parts_is_that_of_the_whole(accumulate, settings):
-    """To rounding: loss, norm before clipping, weights, and the state of each row, which goes on in the next step."""
+def test_a_step_in_parts_equals_a_step_on_the_whole_batch(accumulate, settings):
+    """Up to rounding error: loss, norm before clipping, weights, and the carry of each row."""
     (came, carry, weights), (whole, whole_carry, expected) = in_parts(accumulate, **settings), in_parts(1, **settings)
     for one, other in zip(came, whole, strict=True):
         assert mx.allclose(one, other, rtol=1e-5)
@@ -88,7 +88,7 @@ def test_a_step_in_parts_is_that_of_the_whole(accumulate, settings):
             assert mx.allclose(one, other, atol=1e-5)
 
 
-def test_parts_draw_dropout_masks_of_their_own():
+def test_parts_have_different_dropout_masks():
     model = make_model(dropout=0.4)
     tokens = mx.concatenate([TOKENS, TOKENS])
     step = TrainingStep(model, OptimizerConfig(lr=1e-9), segment=2, accumulate=2)

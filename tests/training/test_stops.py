@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere, a step or a validation in the middle, is at once done, can be used, and goes on."""
+"""Runs stopped anywhere, also during a step or a validation: they end at once, can be used, and can be resumed."""
 
 import contextlib
 import math
@@ -22,7 +22,7 @@ from mlx.utils import tree_map
 
 from tiny import FLAGS, TINY, events, make_trainer, same, saved, text_run
 
-# every validation is confirmed, no run ends by it: all that a validation does
+# each validation is followed by a confirmation, but none ends the run
 CONFIRMED = replace(
     TINY,
     progress=CurriculumConfig(start_noise=12, stop_loss=9.0, test_samples=32),
@@ -32,7 +32,7 @@ CONFIRMED = replace(
 
 
 def trainer_of(path, config, monkeypatch, resume=False):
-    """A trainer whose every validation finds all right, and whose every confirmation doesn't."""
+    """Return a trainer whose validations have every sequence right, and whose confirmations do not."""
     trainer = make_trainer(path, config, resume)
     real = trainer._score
 
@@ -44,7 +44,7 @@ def trainer_of(path, config, monkeypatch, resume=False):
 
 
 def places(trainer, interrupt):
-    """Call ``interrupt`` with the number of each place, from 0 on, at which a trainer may be broken off."""
+    """Call ``interrupt`` with the number, from 0, of each point at which a trainer can be interrupted."""
     real, passed = trainer.execution.poll, 0
 
     def poll():
@@ -63,8 +63,8 @@ def run_of(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["copy", "text"])
-def test_a_run_broken_off_anywhere_goes_on_bit_exactly(kind, tmp_path, monkeypatch):
-    """In the middle of a step, a validation, its confirmation, a sample of text, or the scoring at the end."""
+def test_a_run_interrupted_anywhere_resumes_bit_exactly(kind, tmp_path, monkeypatch):
+    """During a step, a validation, its confirmation, a sample of text, or the final scoring."""
     config, all_places = run_of(kind, tmp_path), []
     whole = trainer_of(tmp_path / "whole", config, monkeypatch)
     places(whole, all_places.append)
@@ -80,8 +80,8 @@ def test_a_run_broken_off_anywhere_goes_on_bit_exactly(kind, tmp_path, monkeypat
             assert events(tmp_path / str(at), event) == events(tmp_path / "whole", event), (at, event)
 
 
-def test_what_a_validation_that_was_broken_off_said_is_not_said_twice(tmp_path):
-    """Nor where the process died before it could save what the validation led to."""
+def test_an_interrupted_validation_is_not_logged_twice(tmp_path):
+    """Nor if the process died before it saved the result of the validation."""
     log = RunLog(tmp_path / "metrics.jsonl", 10)
     scores = {"samples": 9, "loss": 1.0, "accuracy": 0.5, "length": 4, "alpha": [], "next_noise": 6}
     for step, kind in ((7, "train"), (7, "validation"), (14, "train"), (14, "validation"), (14, "stage")):
@@ -96,7 +96,7 @@ def test_what_a_validation_that_was_broken_off_said_is_not_said_twice(tmp_path):
     assert not events(tmp_path, "stage")
 
 
-def test_steps_that_were_not_taken_are_remembered_when_a_run_goes_on(tmp_path):
+def test_skipped_steps_are_remembered_when_a_run_resumes(tmp_path):
     trainer = make_trainer(tmp_path, TINY)
     trainer.model.update(tree_map(lambda w: w * math.nan, trainer.model.parameters()))
     for _ in range(6):
@@ -124,7 +124,7 @@ def test_a_run_stopped_before_its_first_validation_can_be_used(kind, tmp_path, c
         assert len(printed.out) == 6
 
 
-def test_other_weights_are_put_in_for_a_while(tmp_path):
+def test_other_weights_are_used_temporarily(tmp_path):
     trainer = make_trainer(tmp_path, TINY)
     own = trainer.model.trainable_parameters()
     with contextlib.suppress(ZeroDivisionError), using_weights(trainer.model, tree_map(mx.negative, own)):
@@ -134,8 +134,8 @@ def test_other_weights_are_put_in_for_a_while(tmp_path):
 
 
 @pytest.mark.parametrize("output", ["pipe", "/dev/full"])
-def test_a_run_whose_output_nobody_can_read_saves_and_ends(output, tmp_path, capsys):
-    """A pipe that is closed, as head does, or a disk that is full."""
+def test_a_run_whose_output_cannot_be_written_saves_and_ends(output, tmp_path, capsys):
+    """A closed pipe, as with head, or a full disk."""
     command = [sys.executable, "-m", "mlx_rtx.train", *FLAGS, "--report-every=1", "--samples=160000", "--out", tmp_path]
     if output == "pipe":
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:

@@ -1,4 +1,4 @@
-"""Other programs are told what the log says, in their own terms, and cannot end a training."""
+"""Experiment trackers receive what is logged, and cannot end a training."""
 
 import json
 import struct
@@ -17,7 +17,7 @@ SHORT = [*FLAGS, "--samples=224"]
 
 
 class Wandb(SimpleNamespace):
-    """Stands in for the module; trackio has the same interface."""
+    """A fake module; trackio has the same interface as wandb."""
 
     def __init__(self, fails_at=None):
         super().__init__(begun=[], told=[], ended=0, fails_at=fails_at)
@@ -37,7 +37,7 @@ class Wandb(SimpleNamespace):
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_what_the_log_says_is_told(name, tmp_path, monkeypatch):
+def test_trackers_receive_the_log(name, tmp_path, monkeypatch):
     module = Wandb()
     monkeypatch.setitem(sys.modules, name, module)
     train.main([*SHORT, "--out", str(tmp_path / "run"), "--tracker", name])
@@ -53,14 +53,14 @@ def test_what_the_log_says_is_told(name, tmp_path, monkeypatch):
     assert "train/alpha/0" in module.told[0][1]
 
 
-def test_nobody_is_told_by_default(tmp_path, monkeypatch):
+def test_no_tracker_by_default(tmp_path, monkeypatch):
     for name in ("wandb", "trackio", "tensorboardX"):
         monkeypatch.setitem(sys.modules, name, None)
     train.main([*SHORT, "--samples=32", "--out", str(tmp_path / "run")])
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir()) == []
 
 
-def test_a_tracker_that_fails_is_left_behind(tmp_path, monkeypatch, capsys):
+def test_a_failing_tracker_is_dropped(tmp_path, monkeypatch, capsys):
     module = Wandb(fails_at=7)
     monkeypatch.setitem(sys.modules, "wandb", module)
     train.main([*SHORT, "--out", str(tmp_path / "run"), "--tracker=wandb"])
@@ -70,7 +70,7 @@ def test_a_tracker_that_fails_is_left_behind(tmp_path, monkeypatch, capsys):
     assert max(step for step, _ in module.told) < 7
 
 
-def test_a_tracker_that_cannot_begin_is_refused(tmp_path, monkeypatch, capsys):
+def test_a_tracker_that_cannot_start_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", Wandb(fails_at="init"))
     with pytest.raises(UserError, match=r"--tracker wandb: cannot start \(RuntimeError: no login\)"):
         make_tracker("wandb", tmp_path, {})
@@ -82,7 +82,7 @@ def test_a_tracker_that_cannot_begin_is_refused(tmp_path, monkeypatch, capsys):
 
 
 def records(file):
-    """The events of a TensorBoard file: length, checksum, event, checksum."""
+    """Return the events of a TensorBoard file, stored as length, checksum, event, checksum."""
     content = file.read_bytes()
     while content:
         (length,) = struct.unpack("<Q", content[:8])
@@ -90,7 +90,7 @@ def records(file):
         content = content[16 + length :]
 
 
-def test_tensorboard_reads_it_from_the_run_folder_and_a_run_that_goes_on_adds_to_it(tmp_path):
+def test_tensorboard_files_are_in_the_run_folder_and_a_resumed_run_adds_one(tmp_path):
     run = tmp_path / "run"
     train.main([*SHORT, "--samples=112", "--out", str(run), "--tracker=tensorboard"])
     train.main(["copy", "--out", str(run), "--resume", "--samples=224"])

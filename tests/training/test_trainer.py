@@ -1,4 +1,4 @@
-"""Whole runs on tiny tasks: they learn, go on bit-exactly, and survive."""
+"""Whole runs on tiny tasks: they learn, resume bit-exactly, and recover from failures."""
 
 import json
 import random
@@ -26,13 +26,13 @@ SLOWLY = CurriculumConfig(start_noise=3, advance_below=0.5, stop_loss=0.1, test_
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An uninterrupted run."""
+    """Return the folder of an uninterrupted run."""
     path = tmp_path_factory.mktemp("whole")
     make(path).fit()
     return path
 
 
-def test_it_learns(tmp_path):
+def test_copy_is_learned(tmp_path):
     config = replace(
         TINY,
         architecture=replace(TINY.architecture, dropout=0),
@@ -50,8 +50,8 @@ def test_it_learns(tmp_path):
     assert mx.array_equal(mx.argmax(model(tokens, last=2), axis=-1), targets)
 
 
-def test_an_end_that_is_not_confirmed_is_none(tmp_path, monkeypatch):
-    """A validation may be lucky; more fresh sequences decide."""
+def test_an_unconfirmed_solution_does_not_end_the_run(tmp_path, monkeypatch):
+    """A single validation may be right by chance; more fresh sequences must confirm it."""
     config = replace(TINY, training=replace(TINY.training, samples=16 * 21))
     trainer = make(tmp_path, replace(config, progress=CurriculumConfig(start_noise=12, stop_loss=9.0)))
     real = trainer._score
@@ -65,7 +65,7 @@ def test_an_end_that_is_not_confirmed_is_none(tmp_path, monkeypatch):
     assert [event["step"] for event in events(tmp_path, "confirmation")] == [7, 14, 21]
 
 
-def test_selective_copy_trains_too(tmp_path):
+def test_selective_copy_trains(tmp_path):
     config = replace(
         TINY, task=SelectiveCopyTask(noise=4, payload=2, alphabet=5), training=replace(TINY.training, samples=16 * 150)
     )
@@ -73,7 +73,7 @@ def test_selective_copy_trains_too(tmp_path):
     assert scores.loss < 0.9 * config.task.chance
 
 
-def test_a_regular_transformer_trains_too(tmp_path):
+def test_a_regular_transformer_trains(tmp_path):
     config = replace(TINY, model="regular", architecture=replace(TINY.architecture, layers=2, dropout=0))
     config = replace(config, task=CopyTask(noise=3, payload=2, alphabet=5), progress=SLOWLY)
     config = replace(config, training=replace(TINY.training, samples=16 * 150))
@@ -86,7 +86,7 @@ def test_a_regular_transformer_trains_too(tmp_path):
 
 
 @pytest.mark.parametrize("reading", [{}, {"stateful": True}, {"without_replacement": True}], ids=str)
-def test_text_is_learnt(tmp_path, reading):
+def test_text_is_learned(tmp_path, reading):
     config = text_run(tmp_path, **reading)
     config = replace(
         config,
@@ -105,8 +105,8 @@ def test_text_is_learnt(tmp_path, reading):
     assert stream.loss < 0.4 * trainer.data.chance
 
 
-def test_a_stateful_run_goes_on_bit_exactly(tmp_path):
-    """Its carry is saved with it."""
+def test_a_stateful_run_resumes_bit_exactly(tmp_path):
+    """Its carry is part of the checkpoint."""
     config = text_run(tmp_path, stateful=True)
     make(tmp_path / "whole", config).fit()
     make(tmp_path / "parts", replace(config, training=replace(config.training, samples=16 * 14))).fit()
@@ -116,7 +116,7 @@ def test_a_stateful_run_goes_on_bit_exactly(tmp_path):
     same(saved(tmp_path / "parts"), saved(tmp_path / "whole"))
 
 
-def test_a_stateful_run_forgets_where_it_begins_again(tmp_path):
+def test_a_stateful_run_resets_its_state_where_the_text_restarts(tmp_path):
     trainer = make(tmp_path / "run", text_run(tmp_path, stateful=True))
     real, carries, continues = trainer.train_step.take, [], []
 
@@ -132,7 +132,7 @@ def test_a_stateful_run_forgets_where_it_begins_again(tmp_path):
     assert continues.count(False) > 1
 
 
-def test_a_sample_leaves_training_as_it_is(tmp_path):
+def test_a_sample_does_not_change_training(tmp_path):
     for name, sample in (("with", 12), ("without", 0)):
         make(tmp_path / name, text_run(tmp_path, sample=sample)).fit()
     same(saved(tmp_path / "with"), saved(tmp_path / "without"))
@@ -148,7 +148,7 @@ def test_a_sample_leaves_training_as_it_is(tmp_path):
         ({"block": 5}, "length=16: .* multiple of block=5"),
     ],
 )
-def test_what_cannot_be_stateful_is_refused(tmp_path, changes, words):
+def test_unsuitable_settings_for_stateful_training_are_refused(tmp_path, changes, words):
     config = text_run(tmp_path, stateful=True)
     shape = {name: value for name, value in changes.items() if name != "model"}
     with pytest.raises(UserError, match=words):
@@ -167,12 +167,12 @@ def test_what_a_run_reports(whole):
     assert reports[-1]["step"] == 40
     assert [v["step"] for v in events(whole, "validation")] == [7, 14, 21, 28, 35, 40]
     assert len(events(whole, "final")) == 1
-    assert [stage["next_noise"] for stage in events(whole, "stage")] == [6, 12]  # so that resuming has stages to keep
+    assert [stage["next_noise"] for stage in events(whole, "stage")] == [6, 12]  # so that resuming has several stages
     config = json.loads((whole / "config.json").read_text())
     assert config["settings"]["optimizer"]["lr"] == 1e-2
 
 
-def test_the_seed_decides(tmp_path, whole):
+def test_the_seed_determines_the_run(tmp_path, whole):
     make(tmp_path / "same").fit()
     same(saved(tmp_path / "same"), saved(whole))
     make(tmp_path / "other", replace(TINY, training=replace(TINY.training, seed=1))).fit()
@@ -182,9 +182,9 @@ def test_the_seed_decides(tmp_path, whole):
 
 
 @pytest.mark.parametrize("stop", [1, 14, 25, 39])  # of 40 steps, with a validation after each 7
-def test_a_run_stopped_anywhere_goes_on_bit_exactly(tmp_path, whole, stop):
+def test_a_run_stopped_anywhere_resumes_bit_exactly(tmp_path, whole, stop):
     fit_until(make(tmp_path), stop)
-    mx.random.seed(12345)  # nothing may hang on the process's own random state
+    mx.random.seed(12345)  # nothing may depend on the global random state
     going_on = make(tmp_path, resume=True)
     assert going_on.step == stop
     going_on.fit()
@@ -196,13 +196,13 @@ def test_a_run_stopped_anywhere_goes_on_bit_exactly(tmp_path, whole, stop):
 @pytest.mark.parametrize(
     "optimizer", [{"optimizer": "muon", "warm_up": 20}, {"optimizer": "muon", "weight_decay": 0.1}]
 )
-def test_a_run_by_muon_goes_on_bit_exactly(tmp_path, optimizer):
+def test_a_run_with_muon_resumes_bit_exactly(tmp_path, optimizer):
     rules = replace(TINY.progress, lr_rule="plateau", lr_decay="linear", plateau_patience=1)
     config = replace(TINY, optimizer=OptimizerConfig(lr=1e-2, **optimizer), progress=rules)
     check_resuming(tmp_path, config, 17)
 
 
-def test_a_warm_up_rises_to_the_rate(tmp_path):
+def test_warm_up_rises_to_the_learning_rate(tmp_path):
     config = replace(
         TINY, optimizer=OptimizerConfig(lr=1e-2, warm_up=4), progress=replace(TINY.progress, lr_rule="constant")
     )
@@ -213,8 +213,8 @@ def test_a_warm_up_rises_to_the_rate(tmp_path):
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
 
 
-def test_a_killed_run_goes_on_bit_exactly(tmp_path, whole):
-    """Killed without warning after a random line of output, it repeats what it had not saved."""
+def test_a_killed_run_resumes_bit_exactly(tmp_path, whole):
+    """Killed after a random line of output, it repeats the steps that it had not saved."""
     command = [sys.executable, "-u", "-m", "mlx_rtx.train", *FLAGS, "--report-every", "1", "--out", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         after = f"step={random.randrange(8, 25)} "
@@ -229,7 +229,7 @@ def test_a_killed_run_goes_on_bit_exactly(tmp_path, whole):
     assert steps == list(range(1, 41))
 
 
-def test_a_finished_run_stays_as_it_is(tmp_path, whole):
+def test_a_finished_run_is_not_changed(tmp_path, whole):
     for name in ("config.json", "metrics.jsonl", "model.safetensors", "training.safetensors"):
         (tmp_path / name).write_bytes((whole / name).read_bytes())
     make(tmp_path, resume=True).fit()
@@ -243,8 +243,8 @@ def test_more_samples_lengthen_a_run(tmp_path):
     assert longer.step == 40
 
 
-def test_a_collapse_is_survived(tmp_path, capsys):
-    """Weights that go bad after a stage was passed come back as the stage's best, at half the rate."""
+def test_a_run_recovers_from_a_collapse(tmp_path, capsys):
+    """After a collapse the best weights of the passed stage are restored, with half the rate."""
     config = replace(
         TINY,
         architecture=replace(TINY.architecture, dropout=0),
@@ -273,10 +273,10 @@ def test_a_collapse_is_survived(tmp_path, capsys):
     (collapse,) = events(tmp_path, "collapse")[:1]
     assert collapse["lr"] == pytest.approx(config.optimizer.lr / 2)
     assert "training collapsed: back to the best weights" in capsys.readouterr().out
-    assert trainer.progress.noise > 6  # and it went on from there
+    assert trainer.progress.noise > 6  # and it advanced from there
 
 
-def test_gradients_that_are_never_finite_are_said(tmp_path, monkeypatch, capsys):
+def test_gradients_that_are_never_finite_are_reported(tmp_path, monkeypatch, capsys):
     trainer = make(tmp_path, replace(TINY, training=replace(TINY.training, samples=16 * 7)))
     before = dict(tree_flatten(trainer.model.parameters()))
     real = trainer.model.embedding.readout
@@ -292,7 +292,7 @@ def test_gradients_that_are_never_finite_are_said(tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("reading", [{}, {"stateful": True}], ids=str)
-def test_accumulating_goes_on_bit_exactly_and_reads_what_a_large_batch_reads(tmp_path, reading):
+def test_accumulation_resumes_bit_exactly_and_reads_the_sequences_of_a_large_batch(tmp_path, reading):
     config = text_run(tmp_path, **reading)
     config = replace(config, architecture=replace(config.architecture, dropout=0.0))
     large, parts = (

@@ -1,4 +1,4 @@
-"""What the trainer draws from which key, at what rate it steps, what weights it keeps and what it goes back to."""
+"""Decisions of the trainer: random keys, learning rate, weights to keep and weights to restore."""
 
 import math
 from dataclasses import replace
@@ -29,13 +29,13 @@ def equal(first, second):
 
 
 def advance(trainer):
-    """A step and a validation."""
+    """Take a step and validate."""
     trainer._take_step()
     trainer._validate()
 
 
 def collapse(trainer, path):
-    """A step with weights that are not finite, and the validation that finds them so."""
+    """Take a step with weights that are not finite, and validate."""
     before = len(events(path, "collapse"))
     trainer.model.update(tree_map(lambda w: w * math.nan, trainer.model.parameters()))
     advance(trainer)
@@ -43,13 +43,13 @@ def collapse(trainer, path):
 
 
 def scoring(trainer, monkeypatch, scores):
-    """Let what is scored come out as ``scores(event)`` says, a dictionary for each event."""
+    """Replace scores by ``scores(event)``, a dictionary for each event."""
     real = trainer._score
     monkeypatch.setattr(trainer, "_score", lambda event, *rest: replace(real(event, *rest), **scores(event)))
 
 
 def watch_steps(monkeypatch, name):
-    """The list of what each training step to come is given by that name."""
+    """Return a list that records the argument of that name of each following training step."""
     given, real = [], TrainingStep.take
 
     def noting(self, *batch, **settings):
@@ -61,7 +61,7 @@ def watch_steps(monkeypatch, name):
 
 
 def test_every_purpose_has_its_own_key_at_every_step(tmp_path, monkeypatch):
-    """What is trained on, what is dropped, and what is held out at each validation, to confirm the end, and at it."""
+    """For training data, dropout, and the held-out sequences of each validation, confirmation and the final scores."""
     drawn, held_out, dropped = [], [], watch_steps(monkeypatch, "key")
 
     class Watched(CopyTask):
@@ -88,14 +88,14 @@ def test_every_purpose_has_its_own_key_at_every_step(tmp_path, monkeypatch):
     drawn, dropped, held_out = ([key.tolist() for key in keys] for keys in (drawn, dropped, held_out))
     assert drawn == [key(step, "data") for step in range(14)]
     assert dropped == [key(step, "dropout") for step in range(14)]
-    first, _, second, _, final = held_out  # each validation is confirmed
+    first, _, second, _, final = held_out  # each validation is followed by a confirmation
     assert [first, second] == [key(7, "validation"), key(14, "validation")]
     assert final == key(14, "test")
     assert len(set(map(tuple, drawn + dropped + held_out))) == 14 + 14 + 5
 
 
 @pytest.mark.parametrize("decay", ["none", "cosine"])
-def test_steps_are_taken_at_the_rate_of_the_samples_used(tmp_path, monkeypatch, decay):
+def test_the_learning_rate_depends_on_the_samples_used(tmp_path, monkeypatch, decay):
     config = replace(ONE_STAGE, progress=replace(ONE_STAGE.progress, lr_rule="constant", lr_decay=decay))
     rates, trainer = watch_steps(monkeypatch, "lr"), make_trainer(tmp_path, config)
     for _ in range(40):
@@ -105,7 +105,7 @@ def test_steps_are_taken_at_the_rate_of_the_samples_used(tmp_path, monkeypatch, 
 
 
 def test_the_weights_that_end_a_stage_are_kept(tmp_path):
-    """In the folder, and to go back to, even where the first validation of the stage is its last."""
+    """In the folder and in memory, even if the first validation of the stage is its last."""
     trainer = make_trainer(tmp_path, replace(TINY, progress=replace(TINY.progress, advance_below=99.0)))
     for passed in (1, 2):
         advance(trainer)
@@ -116,7 +116,7 @@ def test_the_weights_that_end_a_stage_are_kept(tmp_path):
         assert equal(weights(trainer.model), kept)
 
 
-def test_only_weights_that_do_better_are_kept(tmp_path, monkeypatch):
+def test_only_better_weights_are_kept(tmp_path, monkeypatch):
     trainer, losses = make_trainer(tmp_path, ONE_STAGE), iter([2.0, 2.0, 2.5, 1.9, math.nan])
     scoring(trainer, monkeypatch, lambda event: {"loss": next(losses)})
     kept: dict = {}
@@ -129,11 +129,11 @@ def test_only_weights_that_do_better_are_kept(tmp_path, monkeypatch):
     assert equal(weights(trainer.model), kept)
 
 
-def test_a_collapse_after_a_resume_goes_back_to_the_best_weights_before_the_stop(tmp_path):
+def test_a_collapse_after_a_resume_restores_the_best_weights_before_the_stop(tmp_path):
     trainer = make_trainer(tmp_path, ONE_STAGE)
     advance(trainer)
     best = weights(trainer.model)
-    trainer._take_step()  # what it stops with is not the best
+    trainer._take_step()  # the weights at the stop are not the best
     trainer.save()
     going_on = make_trainer(tmp_path, ONE_STAGE, resume=True)
     assert not equal(weights(going_on.model), best)
@@ -141,19 +141,19 @@ def test_a_collapse_after_a_resume_goes_back_to_the_best_weights_before_the_stop
     assert equal(weights(going_on.model), best)
 
 
-def test_what_a_stateful_run_carries_is_forgotten_in_a_collapse(tmp_path):
-    """The state that such weights leave is not finite either; the weights it goes back to must not go on from it."""
+def test_a_collapse_resets_the_carry_of_a_stateful_run(tmp_path):
+    """The carry of such weights is not finite either; the restored weights must not continue from it."""
     path = tmp_path / "run"
     trainer = make_trainer(path, text_run(tmp_path, stateful=True))
     advance(trainer)
     collapse(trainer, path)
-    assert trainer.data.batch(0, trainer.step, 16).continues  # it would go on from a state if there were one
+    assert trainer.data.batch(0, trainer.step, 16).continues  # it would continue from a carry if there were one
     trainer._take_step()
     trainer._report()
     assert math.isfinite(events(path, "train")[-1]["loss"])
 
 
-def test_weights_that_solve_the_task_are_kept_though_another_validation_was_better(tmp_path, monkeypatch):
+def test_weights_that_solve_the_task_are_kept_even_if_another_validation_was_better(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, ANY_LOSS_SOLVES)
     scoring(
         trainer, monkeypatch, lambda event: {"loss": trainer.step / 10, "sequence_accuracy": float(trainer.step == 2)}
@@ -171,11 +171,11 @@ def test_a_solved_run_stays_solved(tmp_path, monkeypatch):
         scoring(trainer, monkeypatch, lambda event: {"sequence_accuracy": 1.0})
         trainer.fit()
         assert trainer.finished
-        assert trainer.step == 7  # its first validation, though 40 steps of samples are allowed
+        assert trainer.step == 7  # its first validation, although 40 steps are allowed
 
 
 def test_the_end_scores_the_best_weights_on_the_whole_task(tmp_path, monkeypatch):
-    """Not the latest ones, nor at the noise of the stage that a run came to."""
+    """Not the latest weights, and not at the noise of the last stage reached."""
     config = replace(TINY, progress=replace(TINY.progress, advance_below=1e-9))
     trainer = make_trainer(tmp_path, replace(config, training=replace(TINY.training, samples=16 * 14)))
     scored = {}
@@ -201,10 +201,10 @@ def test_training_reads_no_test_split(tmp_path, monkeypatch):
     monkeypatch.setattr(CopyTask, "splits", ("validation", "test"))
     monkeypatch.setattr(CopyTask, "held_out", held_out)
     make_trainer(tmp_path, replace(ONE_STAGE, training=replace(TINY.training, samples=16 * 7))).fit()
-    assert read == ["validation"] * 2  # one on the way and one at the end
+    assert read == ["validation"] * 2  # one during training and one at the end
 
 
-def test_a_low_loss_ends_no_run_while_sequences_are_wrong(tmp_path, monkeypatch):
+def test_a_low_loss_does_not_end_a_run_while_sequences_are_wrong(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, replace(ANY_LOSS_SOLVES, training=replace(TINY.training, samples=16 * 7)))
     scoring(trainer, monkeypatch, lambda event: {"loss": 0.0, "sequence_accuracy": 0.99})
     trainer.fit()
@@ -212,8 +212,8 @@ def test_a_low_loss_ends_no_run_while_sequences_are_wrong(tmp_path, monkeypatch)
     assert not events(tmp_path, "confirmation")
 
 
-def test_a_run_without_better_weights_ends_early_on_the_best(tmp_path, capsys, monkeypatch):
-    """With a learning rate that ruins the weights; going on then changes nothing."""
+def test_a_run_without_better_weights_ends_early_with_the_best(tmp_path, capsys, monkeypatch):
+    """With a learning rate that destroys the weights; resuming it then changes nothing."""
     (tmp_path / "t.txt").write_text("To be, or not to be, that is the question.\n" * 20)
     flags = ["text", "--data", str(tmp_path / "t.txt"), "--length=16", "--block=4", "--dim=8", "--heads=2", "--batch=4"]
     flags += ["--validate-every=2", "--samples=400", "--lr=0.3", "--clip=0", "--average=0", "--sample=0", "--dropout=0"]

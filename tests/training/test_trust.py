@@ -1,4 +1,4 @@
-"""Files of a run folder are trusted no further than they prove to be whole, the run's own, and possible."""
+"""Files of a run folder are checked: they must be intact, belong to the run, and have possible values."""
 
 import json
 import os
@@ -26,7 +26,7 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A run of text that was stopped in the middle of a report, and what its files hold."""
+    """Return a text run that was stopped during a report, and the contents of its files."""
     path = tmp_path_factory.mktemp("text")
     config = text_run(path, stateful=True)
     fit_until(make_trainer(path / "run", config), 9)
@@ -35,7 +35,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def run(written):
-    """The folder as it was written, whatever was done to it before."""
+    """Restore the folder to its original contents."""
     restore(written)
     yield written[0]
     restore(written)
@@ -50,7 +50,7 @@ def restore(written):
 
 
 def read_all(written):
-    """All that a resume, evaluation or generation reads of a run folder."""
+    """Return everything that a resume, evaluation or generation reads from a run folder."""
     path, config, _ = written
     folder = RunFolder(path)
     trainer = Trainer(config, config.task.load(), folder, resume=True)
@@ -65,8 +65,8 @@ def read_all(written):
 
 @pytest.mark.parametrize("name", FILES)
 @given(data=st.data())
-def test_a_file_that_came_to_harm_is_refused_or_the_same(name, data, written):
-    """1,080 of 1,080 bytes of weights could once be changed without a word."""
+def test_a_damaged_file_is_refused_or_read_unchanged(name, data, written):
+    """Regression test: any of 1,080 bytes of weights could be changed without an error."""
     restore(written)
     expected, path = read_all(written), written[0] / name
     content = written[2][name]
@@ -93,11 +93,11 @@ def test_a_damaged_log_loses_no_other_line(data, written):
     before = read_lines(log)
     log.write_bytes(data.draw(harms(len(content)))(content))
     told, cut = still_told(log, before), len(log.read_bytes()) < len(content)
-    assert cut or told >= len(before) - 2  # a line break that is lost joins two
+    assert cut or told >= len(before) - 2  # a lost line break joins two lines
 
 
 def test_numbers_that_are_not_finite_are_refused(run, capsys, monkeypatch):
-    """Such weights were once scored: loss=nan, and exit code 0."""
+    """Regression test: such weights were scored with loss=nan and exit code 0."""
     folder, model = RunFolder(run), load(run)[0]
     model.embedding.tokens = model.embedding.tokens * np.nan
     folder.write_model(model)
@@ -106,7 +106,7 @@ def test_numbers_that_are_not_finite_are_refused(run, capsys, monkeypatch):
 
 
 def retyped(header, data):
-    """Half as many bits a number, where the same bytes make twice as many."""
+    """Halve the bits per element, so that the same bytes hold twice as many elements."""
     entry = header["embedding.tokens"]
     entry["dtype"], entry["shape"] = "F16", [entry["shape"][0], 2 * entry["shape"][1]]
     return header, data
@@ -117,13 +117,13 @@ def renamed(header, data):
 
 
 def swapped(header, data):
-    """Two arrays of one shape, each by the other's name."""
+    """Swap the names of two arrays of the same shape."""
     first, second = "layers.0.tau.attention_norm.weight", "layers.0.tau.mlp_norm.weight"
     return header | {first: header[second], second: header[first]}, data
 
 
 def undigested(header, data):
-    """Without a sha256, as older files are; but the format is the newer one."""
+    """Remove the sha256, which older formats lack, but keep the newer format."""
     del header["__metadata__"]["sha256"]
     return header, data
 
@@ -144,8 +144,8 @@ def test_arrays_of_other_names_or_types_are_refused(change, run):
         ("tokenizer.json", '"type": "Fuse"', '"type": "Else"'),
     ],
 )
-def test_settings_that_were_changed_are_refused(name, before, after, run, written):
-    """Weights may fit other settings as well: these are of one shape whatever the number of heads."""
+def test_modified_settings_are_refused(name, before, after, run, written):
+    """Even if the weights fit: their shapes do not depend on the number of heads."""
     begin, _, end = (run / name).read_text().rpartition(before)
     (run / name).write_text(begin + after + end)
     with pytest.raises(UserError, match=rf"{name}: is not what was written"):
@@ -154,7 +154,7 @@ def test_settings_that_were_changed_are_refused(name, before, after, run, writte
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors"])
 def test_a_file_of_another_run_is_refused(name, run, written, tmp_path):
-    """Of the same settings and sizes: only its name tells."""
+    """With the same settings and sizes, only the run's identifier differs."""
     fit_until(make_trainer(tmp_path / "other", written[1]), 9)
     (run / name).write_bytes((tmp_path / "other" / name).read_bytes())
     with pytest.raises(UserError, match=f"{name}: belongs to another run"):
@@ -162,7 +162,7 @@ def test_a_file_of_another_run_is_refused(name, run, written, tmp_path):
 
 
 def test_files_of_earlier_versions_are_read(run, written):
-    """They have no sha256 and name no run, and less of what the loop knows."""
+    """They have no sha256, no run identifier, and fewer counters."""
     expected = read_all(written)
 
     def older(header, data):
@@ -184,7 +184,7 @@ def test_files_of_earlier_versions_are_read(run, written):
 
 
 def test_a_vocabulary_of_another_size_is_refused(run):
-    """Where config.json doesn't say the vocabulary's sha256, as older ones don't."""
+    """If config.json lacks the vocabulary's sha256, as in older versions."""
     folder = RunFolder(run)
     folder.write_config({**folder.read_config(), "files": {}})
     other = folder.vocabulary().characters[:-1]
@@ -196,7 +196,7 @@ def test_a_vocabulary_of_another_size_is_refused(run):
 @pytest.mark.parametrize("where", ["outside", "fifo", "device", "itself"])
 @pytest.mark.parametrize("name", [*FILES, "metrics.jsonl"])
 def test_nothing_outside_its_folder_is_read(name, where, run, written, tmp_path):
-    """Links out of it, pipes that would never answer, devices that would never end."""
+    """Symbolic links, pipes that would block, devices that would never end."""
     file = run / name
     (tmp_path / "elsewhere").write_bytes(file.read_bytes())
     file.unlink()
@@ -210,7 +210,7 @@ def test_nothing_outside_its_folder_is_read(name, where, run, written, tmp_path)
 
 
 def test_nothing_outside_its_folder_is_written(run, written, tmp_path):
-    """Where links wait in the places of what a run writes."""
+    """If symbolic links replace files that a run writes."""
     trainer = make_trainer(run, replace(written[1], training=replace(written[1].training, seed=1)))
     for name in ("metrics.jsonl", "model.safetensors", f".training.{os.getpid()}.tmp.safetensors"):
         (tmp_path / name).write_text("elsewhere")
@@ -238,7 +238,7 @@ def large_header(content):
 @pytest.mark.parametrize("size", [None, 2**40])
 @pytest.mark.parametrize("change", [bytes, long_header, large_header, deep_header])
 def test_impossible_sizes_are_refused_before_memory_is_taken(change, size, run, written):
-    """Of a terabyte as well, none of which is on the disk."""
+    """For example a terabyte, of which nothing is on disk."""
     file = run / "model.safetensors"
     file.write_bytes(change(written[2]["model.safetensors"]))
     os.truncate(file, size or len(written[2]["model.safetensors"]) - 1)
@@ -278,7 +278,7 @@ def refused_without_memory(run):
     "content", [DEEP, b'{"a": ' * 100_000, b"\xff\xfe{}", b"[" + b"9" * 5000 + b"]", b"null", b"[]"]
 )
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-def test_json_that_is_none_of_ours_is_refused_in_one_line(name, content, run, written):
+def test_foreign_json_is_refused_in_one_line(name, content, run, written):
     if name == "tokenizer.json":
         folder = RunFolder(run)
         folder.write_config({**folder.read_config(), "files": {}})
@@ -288,8 +288,8 @@ def test_json_that_is_none_of_ours_is_refused_in_one_line(name, content, run, wr
 
 @pytest.mark.parametrize("part", ["config", "counters"])
 @given(data=st.data())
-def test_values_that_make_no_sense_are_refused_in_one_line(part, data, written):
-    """Forged ones as well, of the right sha256: missing, of other types, of more than 64 bits."""
+def test_invalid_values_are_refused_in_one_line(part, data, written):
+    """Even with a matching sha256: missing values, other types, more than 64 bits."""
     restore(written)
     path = written[0]
     where = path / ("config.json" if part == "config" else "training.safetensors")
