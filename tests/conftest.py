@@ -1,4 +1,4 @@
-"""Settings and fixtures of all tests."""
+"""Settings and fixtures for all tests."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ import pytest
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=25, database=None)
 hypothesis.settings.load_profile("suite")
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored, as would children
-os.environ.setdefault("MLX_RTX_KERNELS", "0")  # on a GPU each tiny shape would be compiled; kernels/ has them
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs of a shell and their children
+os.environ.setdefault("MLX_RTX_KERNELS", "0")  # on a GPU every tiny shape would be compiled; kernels/ tests the kernels
 
 
 @pytest.fixture(params=[RecurrentTransformer, RegularTransformer], ids=["recurrent", "regular"])

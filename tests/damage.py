@@ -1,4 +1,4 @@
-"""Ways in which a file comes to harm, for tests that what is read is what was written, or is refused in one line."""
+"""Damage to files, for tests that a damaged file either reads the same or is refused with a one-line message."""
 
 import json
 from collections.abc import Iterator
@@ -15,21 +15,21 @@ import numpy as np
 from hypothesis import strategies as st
 
 
-def harms(size: int) -> st.SearchStrategy:
-    """A byte of a file of that size changed, or the file cut off or gone on with: functions of its content."""
+def damages(size: int) -> st.SearchStrategy:
+    """Generate functions that damage a file of ``size`` bytes: change one byte, truncate the file or append to it."""
 
     def flip(at, mask):
         return lambda content: content[:at] + bytes([content[at] ^ mask]) + content[at + 1 :]
 
     flips = st.builds(flip, st.integers(0, size - 1), st.integers(1, 255))
-    heads = st.builds(flip, st.integers(0, min(size, 600) - 1), st.integers(1, 255))  # where headers lie
+    heads = st.builds(flip, st.integers(0, min(size, 600) - 1), st.integers(1, 255))  # headers are at the beginning
     cuts = st.builds(lambda end: lambda content: content[:end], st.integers(0, size - 1))
     more = st.builds(lambda extra: lambda content: content + extra, st.binary(min_size=1, max_size=20))
     return st.one_of(flips, heads, cuts, more)
 
 
 def refused_or_same(path: Path, read, expected, *others: str) -> bool:
-    """Whether ``read`` refuses a file in a line that names it, or one of others; else it must give what is expected."""
+    """Return whether ``read`` refuses a file in a line that names it or one of ``others``; else compare the result."""
     refusal = None
     try:
         found = read()
@@ -43,10 +43,10 @@ def refused_or_same(path: Path, read, expected, *others: str) -> bool:
     return refusal is not None
 
 
-def still_told(path: Path, before: list[dict]) -> int:
-    """How many lines of a log tell what they told before; the others must be left out, not changed.
+def lines_kept(path: Path, before: list[dict]) -> int:
+    """Count the lines of a log that still read as before; the others must be left out, not changed.
 
-    A line whose checksum has lost its name looks like an older one, with one more field that nobody reads.
+    A line whose checksum field lost its name looks like an older line with an additional field, which is ignored.
     """
     waiting, told = iter(before), 0
     for line in read_lines(path):
@@ -56,12 +56,12 @@ def still_told(path: Path, before: list[dict]) -> int:
 
 
 def numbers(arrays) -> dict:
-    """Arrays as plain values that can be compared."""
+    """Return arrays as plain values that can be compared."""
     return {name: (str(array.dtype), array.shape, np.array(array).tobytes()) for name, array in arrays.items()}
 
 
 def rewrite(path: Path, change) -> None:
-    """Change a safetensors file's header, as JSON, and numbers, without a word to its sha256."""
+    """Change the header (as JSON) and the data of a safetensors file, without updating its sha256."""
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header, data = change(json.loads(content[8 : 8 + length]), content[8 + length :])
@@ -73,7 +73,7 @@ ODD = [..., None, True, -1, 2**70, 1.5, float("nan"), 10**400, "x", "\ud800", []
 
 
 def places(tree: dict, before: tuple = ()) -> Iterator[tuple]:
-    """Where the values of a table are, and those of tables in it."""
+    """Yield the paths of all values in a nested dictionary."""
     for name, value in tree.items():
         yield (*before, name)
         if isinstance(value, dict):
@@ -81,7 +81,7 @@ def places(tree: dict, before: tuple = ()) -> Iterator[tuple]:
 
 
 def change_at(tree: dict, place: tuple, value) -> dict:
-    """A table with another value at a place, or none."""
+    """Return a copy of a nested dictionary with the value at a path replaced, or removed if it is ``...``."""
     name, *rest = place
     if rest:
         return {**tree, name: change_at(tree[name], tuple(rest), value)}
@@ -89,7 +89,7 @@ def change_at(tree: dict, place: tuple, value) -> dict:
 
 
 def forge(folder: RunFolder, part: str, stored: dict) -> None:
-    """Write the settings or the counters of a run as if they were its own, with the right sha256."""
+    """Replace a run's settings or counters, with the correct sha256."""
     if part == "config":
         folder.config.write_text(json.dumps({**stored, "sha256": checkpoint._digest(stored)}))
         return

@@ -1,9 +1,9 @@
-"""Files that a fuzzer makes, led on by the branches that each one reaches: they are read, or refused in one line.
+"""Coverage-guided fuzzing of files: each one is read, or refused with a one-line message.
 
     python tests/fuzz.py TARGET RUNS SEED
 
-It needs the package atheris, which brings libFuzzer. Where a file has its own sha256, the right one is put in, so that
-what lies behind it is reached as well.
+Needs the package atheris, which contains libFuzzer. If a file contains its own sha256, the digest is corrected, so that
+the code after that check is reached as well.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ WORDS = [
 
 
 class Target(NamedTuple):
-    """A kind of file: its name, what is right, how it is read, and what makes its own sha256 right again."""
+    """A kind of file: its name, valid contents, the function that reads it, and one that corrects its sha256."""
 
     name: str
     right: list[bytes]
@@ -68,13 +68,13 @@ class Target(NamedTuple):
 
 
 def sign_config(path: Path) -> None:
-    """Put the right sha256 into settings, if they are a table at all."""
+    """Correct the sha256 in settings, if they are a JSON object."""
     found = json.loads(path.read_bytes())
     path.write_text(json.dumps({**found, "sha256": checkpoint._digest(found)}))
 
 
 def sign_arrays(path: Path) -> None:
-    """Put the right sha256 into a file of arrays, if its header holds together."""
+    """Correct the sha256 of a file of arrays, if its header is valid."""
     with open_arrays(path) as file:
         chunks = {name: file._read(name) for name in file.arrays}
         right = _digest(file.metadata, file.arrays, chunks)
@@ -82,7 +82,7 @@ def sign_arrays(path: Path) -> None:
 
 
 def targets(place: Path) -> dict[str, Target]:
-    """All kinds, of a run and a state that are made in ``place``."""
+    """Return all kinds of files, of a run and a state that are made in ``place``."""
     config = text_run(place, stateful=True)
     config = replace(config, architecture=replace(config.architecture, dim=4))
     fit_until(make_trainer(place / "run", config), 30)
@@ -156,7 +156,7 @@ def targets(place: Path) -> dict[str, Target]:
 
 
 def mutate(content: bytes, longest: int, seed: int) -> bytes:
-    """A file like another one: half of the time with a value changed, where it is JSON or begins with such a header."""
+    """Return a variant of a file; with probability ½ one with a changed value, if it is JSON or has a JSON header."""
     generator = random.Random(seed)
     if generator.random() < 0.5:
         with contextlib.suppress(ValueError, RecursionError, AttributeError):
@@ -178,7 +178,7 @@ def mutate(content: bytes, longest: int, seed: int) -> bytes:
 
 
 def main(name: str, runs: int, seed: int) -> None:
-    """Try so many files of a kind; a fault shows its traceback, and leaves the file in the present folder."""
+    """Test ``runs`` files of a kind; a fault prints its traceback and leaves the file in the working directory."""
     place = Path(tempfile.mkdtemp(prefix="fuzz"))
     target = targets(place)[name]
     path, tried = place / "run" / name, Counter[str]()

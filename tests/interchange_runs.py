@@ -1,4 +1,4 @@
-"""Run folders of models that were not trained, but whose every part matters, for tests of interchange."""
+"""Run folders of untrained models in which every parameter affects the outputs, for tests of interchange."""
 
 from dataclasses import asdict
 
@@ -9,7 +9,7 @@ from tiny import make_model
 
 CHARACTERS = Characters("abcdefg")
 ORIGIN = {"file": "weights.npz", "sha256": "0"}
-VARIANTS = {  # every option of the architecture at least once, and pairs of them
+VARIANTS = {  # every option of the architecture at least once, and combinations of them
     "plain": {"positions": "block"},
     "output": {"positions": "block", "history": "output", "activation": "gelu"},
     "axial": {"positions": "axial", "alpha_kind": "head", "qk_norm": True},
@@ -20,7 +20,7 @@ VARIANTS = {  # every option of the architecture at least once, and pairs of the
 
 
 def write_run(path, model):
-    """A run folder of a text model of seven characters."""
+    """Write the run folder of a text model with seven characters."""
     folder = RunFolder(path)
     kind = "regular" if isinstance(model, RegularTransformer) else "recurrent"
     described = {"task": "text", "origin": ORIGIN, "model": {"kind": kind, **asdict(model.config)}}

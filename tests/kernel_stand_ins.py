@@ -1,7 +1,7 @@
-"""A check of kernels on any machine: `mlx_rtx.kernel_check.worker` with something else in the place of kernels.
+"""Run `mlx_rtx.kernel_check.worker` on any machine, with simulated kernels.
 
-``python tests/kernel_stand_ins.py BEHAVIOURS VERDICT_FILE LIMIT``, a behaviour for each form, by commas. What is timed
-takes as long as is said here, whatever else the machine does.
+``python tests/kernel_stand_ins.py BEHAVIOURS VERDICT_FILE LIMIT``, with one behaviour per form, separated by commas.
+Time is simulated too, so that it does not depend on the load of the machine.
 """
 
 import os
@@ -16,13 +16,13 @@ from mlx_rtx.model.recurrence import Recurrence
 
 import mlx.core as mx
 
-SECONDS = {"plain": 0.01, "slow": 0.015}  # of a scan; of any other behaviour
+SECONDS = {"plain": 0.01, "slow": 0.015}  # of a scan with plain operations, and with a slow form
 OTHERWISE = 0.005
 clock, calls = [0.0], []
 
 
 def behave(behaviour, states):
-    """What a form does with the outputs of a scan that plain operations made."""
+    """Return the outputs of a simulated form, given the outputs of plain operations, or fail as ``behaviour`` says."""
     calls.append(behaviour)
     clock[0] += SECONDS.get(behaviour, OTHERWISE)
     match behaviour:
@@ -49,7 +49,7 @@ def main(behaviours, path, limit):
         behaviour = "plain" if self.implementation == "plain" else of_form[kernels.form(0)]
         return behave(behaviour, states), carry, saved
 
-    mx.set_default_device(mx.cpu)  # nothing is compiled there, and no real kernel runs
+    mx.set_default_device(mx.cpu)  # nothing is compiled on a CPU, and no real kernel runs
     Recurrence._scan = stand_in
     trials.time = SimpleNamespace(perf_counter=lambda: clock[0])
     worker.ROUNDS, worker.WINDOWS, worker.STEADY = 3, (1, 2), float("inf")

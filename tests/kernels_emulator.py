@@ -1,7 +1,7 @@
-"""GPU kernels on a CPU: their own source, compiled by g++ in the words of ``kernels_emulator.h``.
+"""GPU kernels on a CPU: their source, compiled with g++ and the definitions in ``kernels_emulator.h``.
 
-The threads of a threadgroup take turns. With `SANITIZERS` they are real ones, and a kernel is a program of its own,
-which g++'s sanitizers watch, and which fails at what they find.
+The threads of a threadgroup take turns. With `SANITIZERS` they are real threads, and each kernel is a separate program
+that runs under g++'s sanitizers and fails if they find an error.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ import numpy as np
 
 BUILD = Path(tempfile.gettempdir()) / "mlx_rtx_emulated_kernels"
 WORDS = Path(__file__).with_suffix(".h").read_text()
-# Its arguments: a file that holds all arrays one after another, threadgroups, then how many bytes each array has.
+# Arguments: a file with all arrays one after another, the number of threadgroups, the size of each array in bytes.
 PROGRAM = """
 int main(int count, char** words) {
   std::vector<void*> arrays(count - 3);
@@ -34,14 +34,14 @@ int main(int count, char** words) {
   for (void* array : arrays) free(array);
 }
 """
-SANITIZERS: str | None = None  # as g++ names them, e.g. "address,undefined"
-FUSED = ["-march=native"] if platform.machine() == "x86_64" else []  # multiply-adds in one instruction, as others have
-UNFORTIFIED = "-U_FORTIFY_SOURCE"  # which Ubuntu's g++ sets: it ends what jumps from one thread's stack to another's
+SANITIZERS: str | None = None  # g++'s names of sanitizers, e.g. "address,undefined"
+FUSED = ["-march=native"] if platform.machine() == "x86_64" else []  # fused multiply-add, as on other architectures
+UNFORTIFIED = "-U_FORTIFY_SOURCE"  # set by Ubuntu's g++, it aborts on jumps between the threads' stacks
 FLAGS = ["-std=c++17", "-O1", UNFORTIFIED, *FUSED, "-Wno-unknown-pragmas", "-Wno-attributes"]
 
 
 def make_kernel(name, helpers, inputs, outputs, constants):
-    """What `mlx_rtx.kernels.source.make_kernel` returns, on the CPU."""
+    """Return the CPU version of a kernel that `mlx_rtx.kernels.source.make_kernel` would return."""
     body, types, names = source.text(name), [], []
     for which in inputs:
         types.append("const float*")
@@ -86,7 +86,7 @@ extern "C" void launch(void** arguments, int groups) {{
 
 
 def _launch(built: Path, arrays: list[np.ndarray], groups: int) -> None:
-    """Run a kernel, which writes into the last arrays."""
+    """Run a kernel, which writes to the last arrays."""
     if not SANITIZERS:
         pointers = [array.ctypes.data for array in arrays]
         ctypes.CDLL(str(built)).launch((ctypes.c_void_p * len(pointers))(*pointers), groups)
@@ -103,7 +103,7 @@ def _launch(built: Path, arrays: list[np.ndarray], groups: int) -> None:
 
 
 def _build(text: str) -> Path:
-    """The compiled library or program, from an earlier run if there is one."""
+    """Compile a library or program, or reuse one from an earlier run, and return its path."""
     watched = ["-DREAL_THREADS", f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-g"]
     kind = watched if SANITIZERS else ["-shared", "-fPIC"]
     command = ["g++", *FLAGS, *kind, "-pthread"]

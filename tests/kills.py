@@ -1,8 +1,8 @@
-"""Trainings that are killed at any moment and go on, each held bit for bit to one that nothing disturbed.
+"""Kill trainings at random moments, resume them, and compare the results bitwise with uninterrupted trainings.
 
     python tests/kills.py KILLS SEED
 
-Processes are forked from this one, which does nothing with MLX itself; one in twelve is begun as a user does.
+Training processes are forked from this one, which does not use MLX itself; one in twelve is started as a user would.
 """
 
 import json
@@ -26,7 +26,7 @@ import numpy as np
 
 SIZES = ["--dim=16", "--heads=2", "--block=8", "--batch=8", "--validate-every=4", "--report-every=2", "--dropout=0.1"]
 SCORE = ["--validate-samples=16", "--test-samples=16", "--average=0.9"]
-TASKS = {  # of some 30 steps
+TASKS = {  # of about 30 steps
     "copy": ["copy", *SIZES, *SCORE, "--noise=24", "--start-noise=6", "--advance-below=9", "--samples=240"],
     "selective copy": ["selective-copy", *SIZES, *SCORE, "--noise=24", "--start-noise=6", "--mix=.3", "--samples=248"],
     "text": ["text", *SIZES, "--data=text.txt", "--length=32", "--sample=8", "--samples=240", "--optimizer=muon"],
@@ -36,11 +36,11 @@ TASKS = {  # of some 30 steps
     "accumulated": ["copy", *SIZES, *SCORE, "--noise=24", "--accumulate=2", "--samples=480", "--optimizer=adam"],
 }  # fmt: skip
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-PATIENCE = 30  # seconds for a process to end that was asked to
+PATIENCE = 30  # seconds for a process to end after a request
 
 
 def small_images(path: Path) -> None:
-    """Stand-ins for CIFAR-10, whose counts and hashes this process expects from now on."""
+    """Write small images in CIFAR-10's format, and make this process expect their counts and hashes."""
     labels = {name: (np.arange(count) % 10).astype(np.uint8) for name, count in (("train", 200), ("test", 50))}
     pixels = {name: np.repeat(20 + 22 * of[:, None], 1024, axis=1).astype(np.uint8) for name, of in labels.items()}
     cifar.COUNTS = {name: len(of) for name, of in labels.items()}
@@ -53,7 +53,7 @@ def small_images(path: Path) -> None:
 
 
 def begin(words: list[str], err: Path, as_a_user: bool) -> int:
-    """Begin ``mlx_rtx.train`` in a process of its own; its number."""
+    """Start ``mlx_rtx.train`` in a child process and return its id."""
     with err.open("ab") as log:
         if as_a_user:
             command = [sys.executable, "-m", "mlx_rtx.train", *words]
@@ -78,7 +78,7 @@ def begin(words: list[str], err: Path, as_a_user: bool) -> int:
 
 
 def wait(child: int, seconds: float) -> int | None:
-    """Exit code of a process that ends within some seconds."""
+    """Return the exit code of a process that ends within ``seconds``; None if it does not."""
     end = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -90,7 +90,7 @@ def wait(child: int, seconds: float) -> int | None:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """The arrays of a safetensors file, as bytes."""
+    """Return {name: bytes} of the arrays in a safetensors file."""
     whole = path.read_bytes()
     start = 8 + int.from_bytes(whole[:8], "little")
     header = json.loads(whole[8:start])
@@ -102,24 +102,24 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def results(run: Path) -> list:
-    """All that a run came to."""
+    """Return all results of a run: its arrays, and the events in its log."""
     arrays = [contents(run / name) for name in ("model.safetensors", "training.safetensors")]
     kinds = ("validation", "confirmation", "stage", "collapse", "skipped", "sample", "final")
     return [*arrays, [line for line in read_lines(run / "metrics.jsonl") if line["kind"] in kinds]]
 
 
 def is_pythons_own(said: str) -> bool:
-    """Whether a traceback is of Python's own start, before any of the project's files is read."""
+    """Return whether a traceback comes from Python's start-up, before any of the project's files is read."""
     return "KeyboardInterrupt" in said and "/mlx_rtx/" not in said
 
 
 def is_there(run: Path) -> list[str]:
-    """What a call needs to go on with a run that has begun."""
+    """Return the flags with which a run that has started is resumed."""
     return ["--resume"] if (run / "config.json").exists() else []
 
 
 def main(kills: int, seed: int) -> int:
-    """Kill so many trainings; the number of those that did not come to what they should."""
+    """Kill ``kills`` trainings and return the number of runs with wrong results."""
     generator, counts, faults = random.Random(seed), Counter(), 0
     folder = Path(tempfile.mkdtemp(prefix="kills"))
     os.chdir(folder)
@@ -156,7 +156,7 @@ def main(kills: int, seed: int) -> int:
                 os.kill(child, signal.SIGKILL)
                 wait(child, PATIENCE)
                 trouble.append(f"did not end on {which.name}")
-            elif code not in (0, 128 + which, -which, *([1] if as_a_user else [])):  # 1: of Python's own start
+            elif code not in (0, 128 + which, -which, *([1] if as_a_user else [])):  # 1: in Python's start-up
                 trouble.append(f"ended with {code} on {which.name}")
             done += 1
             counts[f"{which.name}{' twice' * again}"] += 1

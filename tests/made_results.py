@@ -1,4 +1,4 @@
-"""Made-up results of rows, as if they had been trained."""
+"""Synthetic results of rows, in place of trainings."""
 
 import json
 
@@ -6,7 +6,7 @@ from reproduction.rows import ROWS, scorings, train_flags
 
 
 def row_named(name):
-    """The row called ``table/row:recipe``."""
+    """Return the row called ``table/row:recipe``."""
     return next(row for row in ROWS if f"{row.table}/{row.name}" == name)
 
 
@@ -15,7 +15,7 @@ def metric(value, se=0.01, sequences=1000, answers=1000):
 
 
 def write_final(results, name, seed, *scores, **changes):
-    """A complete run of a row, whose metrics have ``scores`` in their order."""
+    """Write a complete run of a row, with ``scores`` as its metrics in order, and return its folder."""
     row = row_named(name)
     names = [name for scoring in scorings(row) for name in scoring.metrics]
     final = {

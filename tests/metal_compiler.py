@@ -1,6 +1,6 @@
-"""What is wrong with a Metal source, as far as can be told without a Mac.
+"""Check a Metal source as far as possible without a Mac.
 
-clang reads it as C++14 with Metal's address spaces; what clang takes and Metal does not is looked for in the text.
+clang compiles it as C++14 with Metal's address spaces; constructs that only clang accepts are searched for in the text.
 """
 
 import re
@@ -26,14 +26,14 @@ SPACE = r"\b(?:device|constant|threadgroup|thread)\b"
 
 
 def complaints(source):
-    """Lines that say what is wrong with it."""
+    """Return the errors in a Metal source, one per line."""
     return [*_of_clang(source), *_of_text(_preprocessed(source))]
 
 
 def _of_clang(source):
-    # clang has no local variables in address spaces; that of Metal's threadgroups lasts as long as a static
+    # clang has no local variables in address spaces; a threadgroup's array has the lifetime of a static variable
     text = source.replace("#define SHARED_ARRAY threadgroup", "#define SHARED_ARRAY static threadgroup")
-    text = text.replace("#include <metal_simdgroup_matrix>", "")  # the shim has it
+    text = text.replace("#include <metal_simdgroup_matrix>", "")  # the shim declares its contents
     shim = Path(__file__).with_name("metal_shim.h")
     run = subprocess.run([CLANG, *FLAGS, "-include", shim, "-"], input=text, text=True, capture_output=True)
     return [line for line in run.stderr.splitlines() if re.search(r"(?:error|warning):", line)]

@@ -1,7 +1,7 @@
-"""The sources of kernels as MLX hands them to Metal's compiler, got without a Mac.
+"""The kernels' sources as MLX passes them to Metal's compiler, obtained without a Mac.
 
-MLX lets `mx.fast.metal_kernel` through while a function is exported, since nothing is then run; with ``verbose=True``
-it prints the whole source that it made, signature included.
+MLX accepts `mx.fast.metal_kernel` while a function is exported, because nothing runs then; with ``verbose=True`` it
+prints the complete source, including the signature.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ CACHED = (narrow._kernel, wide._launcher, scan._narrow_scan, scan._wide_scan)
 
 
 def trace(form, options, B, S, K, D, dropout=False):
-    """The sources, by kernel name, of all that a loss over S windows and its gradient run."""
+    """Return {kernel name: source} of the kernels that a loss over S windows and its gradient use."""
     sources = {}
 
     def function(*arrays):
@@ -55,7 +55,7 @@ def options(history="output", heads=6, activation="relu", state_norm=False, qk_n
 
 @contextmanager
 def _recorded(sources):
-    """Let kernels' sources go to ``sources`` as they are made."""
+    """Record kernels' sources in ``sources`` as they are created."""
     make = mx.fast.metal_kernel
 
     def metal_kernel(name, **settings):
@@ -84,7 +84,7 @@ def _forget():
 
 
 def _printed(call):
-    """What a call returns, and what it prints from C++."""
+    """Return what a call returns, and what it prints from C++."""
     sys.stdout.flush()
     before = os.dup(1)
     with tempfile.TemporaryFile() as file:

@@ -1,4 +1,4 @@
-"""nanoGPT's model, and the recurrent one of the paper's program, in plain float64 NumPy by their own names."""
+"""nanoGPT's model and the recurrent model of the paper's program, in plain float64 NumPy with their parameter names."""
 
 import math
 
@@ -8,7 +8,7 @@ ERF = np.vectorize(math.erf)
 
 
 def make_weights(V, L, D, layers, out=None, alpha=None, seed=0):
-    """A checkpoint of random weights, large enough for every part to matter."""
+    """Return a checkpoint of random weights, large enough that every part affects the outputs."""
     rng = np.random.default_rng(seed)
     sizes = {"transformer.wte.weight": (V, D), "transformer.wpe.weight": (L, D), "transformer.ln_f.weight": (D,)}
     for i in range(layers):
@@ -45,7 +45,7 @@ def layer(x, w, name, heads, activation):
 
 
 def recur(x, K, alpha, tau):
-    """The recurrence with y as history, over whole blocks and a last one."""
+    """The recurrence with y as history, over whole blocks and a shorter last block."""
     blocks = [x[:, i : i + K] for i in range(0, x.shape[1], K)]
     y, h, outputs = blocks[0], tau(blocks[0]), []
     for block in blocks[1:]:
@@ -57,7 +57,7 @@ def recur(x, K, alpha, tau):
 
 
 def logits(weights, tokens, heads, activation="gelu", block=None, alpha=None):
-    """Of a regular model, or with ``block`` and α of a recurrent one, whose last block is closed."""
+    """Return the logits of a regular model, or with ``block`` and α of a recurrent one whose last block is closed."""
     w = {name: array.astype(np.float64) for name, array in weights.items()}
     x = w["transformer.wte.weight"][tokens] + w["transformer.wpe.weight"][: tokens.shape[1]]
     i = 0

@@ -1,4 +1,4 @@
-"""Eqs. 5–7 in plain float64 NumPy, straight from the paper: every window whole, nothing shared or saved."""
+"""Eqs. 5–7 in plain float64 NumPy, directly from the paper: each window as a whole, nothing shared or cached."""
 
 import math
 
@@ -22,7 +22,7 @@ def rms_norm(x):
 
 
 def tau(x, p, prefix, config, scales=None):
-    """One causal transformer layer on (B, N, D), whose attention weights take ``scales`` (B, H, N, N) if given."""
+    """One causal transformer layer on (B, N, D); ``scales`` (B, H, N, N), if given, multiply the attention weights."""
     _, N, D = x.shape
     d = D // config.heads
     normed = layer_norm(x, p[prefix + "attention_norm.weight"])
@@ -49,17 +49,17 @@ def tau(x, p, prefix, config, scales=None):
 
 
 def recurrence(x, p, prefix, config, close, scales=None):
-    """Eqs. 5–7 on embedded input (B, L, D); ``scales`` of attention weights in (5), (6) of i = 1 … T - 1, and (7)."""
+    """Eqs. 5–7 on embedded input (B, L, D); ``scales`` of attention weights for (5), (6) of i = 1 … T - 1, and (7)."""
     K, norm = config.block, rms_norm if config.state_norm else (lambda a: a)
     blocks = [x[:, i : i + K] for i in range(0, x.shape[1], K)]
     T = len(blocks)
 
     def layer(window, at):
-        N = window.shape[1]  # of a last block that is not whole, fewer than were drawn for
+        N = window.shape[1]  # smaller than the scales' size if the last block is shorter
         return tau(window, p, prefix + "tau.", config, None if scales is None else scales[at][:, :, :N, :N])
 
     def remember(history, rows):
-        """Rows with α times the history added."""
+        """Return rows plus α times the history."""
         alpha, shares = p[prefix + "alpha"], config.dim // config.heads
         if config.alpha_kind == "gated":
             alpha = np.repeat(1 / (1 + np.exp(-(rows @ p[prefix + "gate"] + alpha))), shares, axis=-1)
@@ -117,7 +117,7 @@ def regular_logits(tokens, p, config, scales=None):
 
 
 def cross_entropy(logits, targets):
-    """Mean over the last n positions of (B, L, V) for targets (B, n)."""
+    """Return the mean over the last n positions of (B, L, V) for targets (B, n)."""
     logits = logits[:, -targets.shape[1] :]
     top = logits.max(-1, keepdims=True)
     logs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))

@@ -1,4 +1,4 @@
-"""Where commands run: on the device that is named, or a refusal in one line."""
+"""Commands run on the device that the user names, or refuse it in one line."""
 
 from mlx_rtx import UserError, evaluate, generate, train
 from mlx_rtx.support import backend
@@ -13,7 +13,7 @@ SIZES = ["--length=8", "--block=4", "--dim=8", "--heads=2", "--samples=4", "--ba
 
 @pytest.fixture
 def devices(monkeypatch):
-    """What MLX is told to use."""
+    """Record the devices that MLX is set to use."""
     told = []
     monkeypatch.setattr(mx, "set_default_device", told.append)
     return told
@@ -27,12 +27,12 @@ def test_commands_take_a_device(tmp_path, devices, capsys):
     evaluate.main([run, "--device=cpu"])
     generate.main(["--model", run, "--prompt=to", "--max-tokens=2", "--device=cpu"])
     assert devices == [mx.cpu] * 3
-    train.main(["text", "--out", run, "--resume", "--samples=8"])  # on what MLX prefers
+    train.main(["text", "--out", run, "--resume", "--samples=8"])  # MLX's default device
     assert devices == [mx.cpu] * 3
 
 
 @pytest.mark.parametrize("has_gpu", [True, False])
-def test_a_gpu_that_is_not_there_is_refused(has_gpu, devices, monkeypatch):
+def test_a_missing_gpu_is_refused(has_gpu, devices, monkeypatch):
     monkeypatch.setattr(mx.metal, "is_available", lambda: has_gpu)
     monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
     if has_gpu:

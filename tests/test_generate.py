@@ -1,4 +1,4 @@
-"""The commands on text and images, as they are typed: train, evaluate, generate, and what goes wrong."""
+"""The commands on text and images from the command line: train, evaluate, generate, and wrong input."""
 
 import io
 import json
@@ -20,7 +20,7 @@ TEXT = "".join(f"{i} green bottles hanging on the wall,\n" for i in range(60))
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """A short text, and runs on it."""
+    """A short text, and runs trained on it."""
     path = tmp_path_factory.mktemp("text")
     (path / "bottles.txt").write_text(TEXT)
     common = ["text", "--data", str(path / "bottles.txt"), "--length=32", "--block=8", "--sample=5", *SMALL]
@@ -64,7 +64,7 @@ def test_several_prompts(text, capsys):
     assert both.endswith("--- 2: 'on the wall'\n" + capsys.readouterr().out)
 
 
-def test_a_text_in_two_goes(text, tmp_path, capsys):
+def test_a_text_generated_in_two_calls(text, tmp_path, capsys):
     state = ["--state-file", str(tmp_path / "s.state")]
     run(text, "--prompt", "5 green", "--max-tokens=30")
     whole = capsys.readouterr().out
@@ -74,7 +74,7 @@ def test_a_text_in_two_goes(text, tmp_path, capsys):
     assert first[:-1] + capsys.readouterr().out == whole
 
 
-def test_positions_that_run_out_are_said(text, capsys):
+def test_the_end_of_positions_is_reported(text, capsys):
     run(text, "--prompt", "5", "--max-tokens=100", name="absolute")
     printed = capsys.readouterr()
     assert len(printed.out) == 33
@@ -113,7 +113,7 @@ def test_wrong_input(arguments, words, text, capsys, monkeypatch):
         assert word in said
 
 
-def test_a_reader_that_has_seen_enough(text):
+def test_a_closed_pipe_ends_generation(text):
     command = [sys.executable, "-m", "mlx_rtx.generate", "--model", str(text / "block"), "--prompt", "a"]
     with subprocess.Popen([*command, "--max-tokens=100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
         assert len(run.stdout.read(10)) == 10
@@ -122,7 +122,7 @@ def test_a_reader_that_has_seen_enough(text):
     assert run.returncode == 141
 
 
-def test_standard_input_that_is_no_text(text, capsys, monkeypatch):
+def test_standard_input_that_is_not_text(text, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
     said = complaint(["--model", str(text / "block"), "--prompt", "-"], capsys, monkeypatch, generate.main)
     assert "--prompt -: is not UTF-8" in said
@@ -140,7 +140,7 @@ def test_evaluate_scores_all_held_out_text(text, capsys):
     assert "sequences=1\n" in capsys.readouterr().out
 
 
-def test_evaluate_says_when_the_text_is_another(text, tmp_path, capsys):
+def test_evaluate_reports_a_different_text(text, tmp_path, capsys):
     (tmp_path / "other.txt").write_text(TEXT[:1000])
     evaluate.main([str(text / "block"), "--data", str(tmp_path / "other.txt")])
     assert "note: this data differs from the run's training data" in capsys.readouterr().out
@@ -150,13 +150,13 @@ def test_evaluate_says_when_the_text_is_another(text, tmp_path, capsys):
     ("name", "words"),
     [("absolute", ["longer than the position table", "max_len=32"]), ("regular", ["--split stream", "square"])],
 )
-def test_what_cannot_be_read_as_one_stream(name, words, text, capsys, monkeypatch):
+def test_a_model_that_cannot_read_a_stream_is_refused(name, words, text, capsys, monkeypatch):
     said = complaint([str(text / name), "--split", "stream"], capsys, monkeypatch, evaluate.main)
     for word in words:
         assert word in said
 
 
-def test_text_of_other_characters_is_refused(text, tmp_path, capsys, monkeypatch):
+def test_text_with_other_characters_is_refused(text, tmp_path, capsys, monkeypatch):
     (tmp_path / "other.txt").write_text(TEXT + "ÄÖÜ")
     before = (text / "block" / "config.json").read_bytes()
     for main, arguments in (
@@ -171,14 +171,14 @@ def test_text_of_other_characters_is_refused(text, tmp_path, capsys, monkeypatch
     assert (text / "block" / "config.json").read_bytes() == before
 
 
-def test_a_moved_text_goes_on(text, tmp_path, capsys):
+def test_a_run_resumes_with_a_moved_text(text, tmp_path, capsys):
     (tmp_path / "moved.txt").write_text(TEXT)
     out = ["--out", str(text / "regular")]
     train.main(["text", *out, "--resume", "--data", str(tmp_path / "moved.txt"), "--samples", "128"])
     assert "resumed at step 8" in capsys.readouterr().out
 
 
-def test_settings_that_train_badly_are_advised_against(text, tmp_path, capsys):
+def test_settings_that_train_badly_are_warned_about(text, tmp_path, capsys):
     arguments = ["text", "--data", str(text / "bottles.txt"), "--length=32", "--block=8", "--stateful", *SMALL]
     train.main([*arguments, "--out", str(tmp_path / "half")])
     assert "advice: with --stateful an alpha of 0.5 may grow to 1" in capsys.readouterr().out
@@ -190,7 +190,7 @@ def test_settings_that_train_badly_are_advised_against(text, tmp_path, capsys):
 
 @pytest.fixture
 def images(monkeypatch, tmp_path):
-    """Small stand-ins for CIFAR-10 whose class is their brightness."""
+    """Small images in CIFAR-10's format whose class is their brightness."""
     labels = {name: np.arange(count, dtype=np.uint8) % 10 for name, count in (("train", 200), ("test", 50))}
     pixels = {name: np.repeat(20 + 22 * of[:, None], 1024, axis=1) for name, of in labels.items()}
     monkeypatch.setattr(cifar, "COUNTS", {name: len(of) for name, of in labels.items()})
@@ -218,7 +218,7 @@ def test_images_train_and_are_evaluated(images, model, capsys):
     assert " of 50 right, " in said
 
 
-def test_an_image_model_writes_no_text(images, capsys, monkeypatch):
+def test_an_image_model_generates_no_text(images, capsys, monkeypatch):
     out = images / "run"
     train.main(["image", "--data", str(images), "--block=64", "--out", str(out), *SMALL])
     capsys.readouterr()
@@ -238,7 +238,7 @@ def test_an_image_model_writes_no_text(images, capsys, monkeypatch):
         (["image", "--data", "short.txt"], ["short.txt: truncated, or without train_images"]),
     ],
 )
-def test_data_that_is_wrong(arguments, words, tmp_path, capsys, monkeypatch):
+def test_wrong_data(arguments, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text("abcde")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9" * 500)

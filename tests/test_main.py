@@ -1,4 +1,4 @@
-"""``mlx_rtx``: the list of commands, and each of them."""
+"""``mlx_rtx``: the list of commands, and each command."""
 
 import sys
 from importlib.metadata import version
@@ -27,17 +27,17 @@ def test_it_lists_every_command(arguments, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", program.COMMANDS)
-def test_it_runs_each(name, monkeypatch, capsys):
+def test_it_runs_each_command(name, monkeypatch, capsys):
     assert call(monkeypatch, name, "--help") == 0
     assert f"usage: python -m mlx_rtx.{name} " in capsys.readouterr().out
 
 
-def test_what_is_no_command(monkeypatch, capsys):
+def test_an_unknown_command(monkeypatch, capsys):
     assert call(monkeypatch, "trian") == 2
     assert capsys.readouterr().err.startswith("error: trian: unknown command; choose one of train, ")
 
 
-def test_it_says_its_version(monkeypatch, capsys):
+def test_it_prints_its_version(monkeypatch, capsys):
     assert call(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"mlx_rtx {version('mlx_rtx')}, mlx {version('mlx')}\n"
 

@@ -1,4 +1,4 @@
-"""What callers get wrong ends in one clear line, whatever they call: nothing is read or written beyond an array."""
+"""Wrong arguments are refused in one clear line by every public function; nothing is read or written out of bounds."""
 
 from dataclasses import fields
 from typing import get_args, get_type_hints
@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 
 from tiny import TINY, K, complains, make_config, make_model, make_tokens, make_trainer, text_run
 
-V, L = 7, 2 * K + 1  # of the models of `tiny`
+V, L = 7, 2 * K + 1  # of the models in `tiny`
 MODELS = {kind: make_model(kind) for kind in (RecurrentTransformer, RegularTransformer)}
 GOOD, LETTERS = make_tokens(L), Characters("abcdefg")
 READS_TOKENS = {
@@ -62,8 +62,8 @@ NO_INDICES = [
     st.integers(0, L - 1),
     st.one_of(st.sampled_from([-100, -1, V, -V - 1, 10**6]), st.integers(-(2**40), -1), st.integers(V, 2**40)),
 )
-def test_an_index_out_of_range_is_named_with_its_place(name, kind, row, column, wrong):
-    """PyTorch's -100 among them, which here ignores nothing. It once wrote to memory that was not ours."""
+def test_an_index_out_of_range_is_reported_with_its_position(name, kind, row, column, wrong):
+    """Including PyTorch's -100, which is not ignored here. It once wrote out of bounds."""
     array = np.array(GOOD, np.int64)
     array[row, column] = wrong
     for call in {"tokens": READS_TOKENS, "targets": READS_TARGETS}[name].values():
@@ -72,12 +72,12 @@ def test_an_index_out_of_range_is_named_with_its_place(name, kind, row, column, 
 
 
 @pytest.mark.parametrize("dtype", [mx.uint8, mx.uint32, mx.int64])
-def test_integers_of_every_kind_are_taken_up_to_the_last_one(kind, dtype):
+def test_all_integer_dtypes_are_accepted_up_to_the_last_index(kind, dtype):
     assert mx.array_equal(MODELS[kind](GOOD.astype(dtype)), MODELS[kind](GOOD))
     complains(MODELS[kind], mx.full((1, L), V, dtype=dtype), words=f"tokens: {V} at")
 
 
-def test_what_are_no_indices(kind):
+def test_arrays_that_are_not_indices(kind):
     for name, calls in (("tokens", READS_TOKENS), ("targets", READS_TARGETS)):
         for call in calls.values():
             for wrong in NO_INDICES:
@@ -108,7 +108,7 @@ def test_other_arguments(kind):
     complains(loss_and_grad, make_config(), GOOD, GOOD, words="^model: ")
 
 
-def test_states_that_are_not_the_models_own(kind):
+def test_states_of_another_model(kind):
     model = MODELS[kind]
     own = model.initial_state(2)
     other_kind = next(other for name, other in MODELS.items() if name is not kind)
@@ -120,7 +120,7 @@ def test_states_that_are_not_the_models_own(kind):
         own._replace(position=-1), own._replace(position=1.5), own._replace(layers=()),
     ):  # fmt: skip
         complains(model.step, GOOD, wrong, words="^(state: |position=)")
-    if kind is RegularTransformer:  # its cache would not reach so far
+    if kind is RegularTransformer:  # its cache would be too short
         complains(model.step, GOOD, own._replace(position=30), words="^state: ")
     else:
         complains(model.step, GOOD, own._replace(position=39), words="max_len=40")
@@ -139,8 +139,8 @@ def test_carries_and_optimizers_of_another_model():
             step.state = wrong.state
 
 
-def test_what_is_traced_is_not_looked_at(kind):
-    """Its values are not known; what is known of it, its shape and its kind, is checked all the same."""
+def test_traced_arrays_are_not_evaluated(kind):
+    """Their values are unknown while tracing; shape and dtype are still checked."""
     model = make_model(kind, implementation="exportable")
     for traced in (lambda tokens: model(tokens), lambda tokens: model.step(tokens, model.initial_state(2))[0]):
         graph: list = []
@@ -153,8 +153,8 @@ def test_what_is_traced_is_not_looked_at(kind):
     assert mx.isfinite(gradient["embedding"]["tokens"]).all()
 
 
-def test_training_and_generation_look_at_nothing_on_their_way(tmp_path, monkeypatch):
-    """To look at values is to wait for them: at a stage's first batch, at held-out ones, and at a prompt."""
+def test_loops_do_not_check_values(tmp_path, monkeypatch):
+    """Checking values means waiting for them. It happens at a stage's first batch and for held-out data and prompts."""
     looks: list = []
     check = Transformer.check_tokens
     monkeypatch.setattr(Transformer, "check_tokens", lambda self, *a: (looks.append(self), check(self, *a)))
@@ -169,7 +169,7 @@ def test_training_and_generation_look_at_nothing_on_their_way(tmp_path, monkeypa
 
 
 def test_the_first_batch_of_a_task_is_checked(tmp_path):
-    """Of any task, for any may be added."""
+    """For any task, including a user's own."""
 
     class Wrong(CopyTask):
         def draw(self, key, size):
@@ -197,12 +197,12 @@ def test_vocabularies():
 
 
 @pytest.mark.parametrize("call", [load, load_vocabulary, lambda path: load_stream(path, make_model())])
-def test_what_names_no_file(call):
+def test_invalid_paths(call):
     for wrong in (None, 5, b"run", ["run"], "", "a\0b"):
         complains(call, wrong, words="^path(: is a|=.*: not a path)")
 
 
-def test_steps_that_are_none(tmp_path):
+def test_invalid_steps(tmp_path):
     for data in (TINY.task.load(), text_run(tmp_path).task.load(), text_run(tmp_path, stateful=True).task.load()):
         for wrong in ((0, -1, 2), (-1, 0, 2), (0, 2**32, 2), (0, 0.5, 2), (0, None, 2), (0, 0, 0), (0, 0, "2")):
             complains(lambda wrong=wrong, data=data: data.batch(*wrong), words="^(seed|step|size)=")
@@ -210,8 +210,8 @@ def test_steps_that_are_none(tmp_path):
 
 
 @given(st.data())
-def test_settings_of_another_type(data):
-    """Of each setting of a model, anything that its annotation does not allow."""
+def test_settings_of_a_wrong_type(data):
+    """For each setting of a model, any value that its annotation does not allow."""
     name = data.draw(st.sampled_from([field.name for field in fields(ModelConfig)]))
     hint = get_type_hints(ModelConfig)[name]
     kinds = get_args(hint) if int in get_args(hint) else (hint,)
@@ -226,7 +226,7 @@ def test_settings_of_another_type(data):
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e300])
 @pytest.mark.parametrize("name", ["lr", "muon_lr", "weight_decay", "clip", "skip_above", "beta2", "average"])
-def test_settings_that_no_number_of_32_bits_holds(name, wrong):
+def test_settings_out_of_the_range_of_32_bits(name, wrong):
     complains(lambda: OptimizerConfig(**{name: wrong}), words=f"^{name}=")
 
 
@@ -250,11 +250,11 @@ def images(pixels=lambda array: array, labels=lambda array: array):
         (None, "has no .* images"),
     ],
 )
-def test_images_that_would_choose_rows_beyond_a_table(split, wrong, words):
+def test_images_that_would_index_out_of_bounds(split, wrong, words):
     complains(lambda: ImageData({"train": images(), "test": images(), split: wrong}, "made", False), words=words)
 
 
-def test_data_that_is_asked_for_what_it_has_not():
+def test_invalid_requests_for_data():
     task, key = CopyTask(noise=8, payload=2, alphabet=5), mx.random.key(0)
     made = ImageData({"train": images(), "test": images()}, "made", False)
     for data in (task, made):

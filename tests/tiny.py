@@ -57,7 +57,7 @@ TINY = RunConfig(
     optimizer=OptimizerConfig(lr=1e-2),
     training=LoopConfig(samples=16 * 40, batch=16, segment=2, validate_every=7, validate_samples=32),
 )
-FLAGS = [  # `TINY` from the command line
+FLAGS = [  # `TINY` as flags
     "copy", "--noise=12", "--payload=2", "--alphabet=5", "--dim=16", "--heads=2", "--block=4", "--dropout=0.1",
     "--history=output", "--start-noise=3", "--advance-below=0.95", "--lr-rule=paper", "--optimizer=adam", "--lr=1e-2",
     "--samples=640", "--batch=16", "--segment=2", "--stop-loss=0", "--validate-every=7", "--validate-samples=32",
@@ -120,7 +120,7 @@ def same(first, second):
 
 
 def fit_until(trainer, stop):
-    """Train until Ctrl-C at a step."""
+    """Train until an interrupt (SIGINT) at step ``stop``."""
     step = trainer._take_step
 
     def interrupted():

@@ -2,7 +2,7 @@
 
     python tests/two_ranks.py FOLDER
 
-is what each of them runs for `test_ranks.py`: trainings of all kinds, one after the other.
+Each process runs this command for `test_ranks.py`: trainings of all kinds, one after the other.
 """
 
 import json

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from damage import harms, numbers, refused_or_same, rewrite
+from damage import damages, numbers, refused_or_same, rewrite
 from interchange_runs import make_run
 from tiny import complaint, make_model, make_tokens
 
@@ -67,7 +67,7 @@ def test_a_state_that_came_to_harm_is_refused_or_the_same(data, written):
     model, path, content = written
     path.write_bytes(content)
     expected = contents(load_stream(path, model))
-    path.write_bytes(data.draw(harms(len(content)))(content))
+    path.write_bytes(data.draw(damages(len(content)))(content))
     refused_or_same(path, lambda: contents(load_stream(path, model)), expected)
 
 

@@ -1,4 +1,4 @@
-"""Kernels are used where they proved right and fast, and whatever goes wrong at that ends in plain operations."""
+"""Kernels are used if the check found them correct and fast; any failure falls back to plain operations."""
 
 import json
 import os
@@ -29,7 +29,7 @@ NARROW, SMALL, MATRICES, WIDE = FORMS
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
-    """A cache of our own, no waiting, and no form that another test goes on with."""
+    """A separate cache, no waiting, and no form left over from another test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(decision, "PAUSE", 0)
     yield
@@ -42,7 +42,7 @@ def file():
 
 
 def settle_by(file, *behaviours, limit=60):
-    """The verdict where the forms behave so; all alike if there is one behaviour."""
+    """Return the verdict if the forms behave as given; one behaviour applies to all forms."""
     behaviours = behaviours * len(FORMS) if len(behaviours) == 1 else behaviours
     script = Path(__file__).parent.parent / "kernel_stand_ins.py"
     return settle(file, ask(SHAPE, BATCH), limit, (sys.executable, str(script), ",".join(behaviours)))
@@ -52,7 +52,7 @@ def forbidden(*arguments):
     raise AssertionError("nothing is to be tried")
 
 
-def test_the_fastest_that_is_right_is_used(file):
+def test_the_fastest_correct_form_is_used(file):
     verdict = settle_by(file, "broken", "slow", "slow", "right")
     assert verdict.complete
     assert verdict.form == WIDE
@@ -63,10 +63,10 @@ def test_the_fastest_that_is_right_is_used(file):
     assert describe(verdict).startswith(f"wide: {verdict.ratio:.2f} of the time of plain operations")
     assert "narrow with large tiles [metal::Device] Unable to build" in describe(verdict)
     assert file.read() == verdict
-    assert settle(file, verdict.question, worker=["no such program"]) == verdict  # it is not asked again
+    assert settle(file, verdict.question, worker=["no such program"]) == verdict  # the worker is not started again
 
 
-def test_no_form_that_is_wrong_in_some_way_is_used(file):
+def test_no_incorrect_form_is_used(file):
     verdict = settle_by(file, "wrong", "unsteady", "unwritten", "wrong")
     assert verdict.complete
     assert verdict.form is None
@@ -77,12 +77,12 @@ def test_no_form_that_is_wrong_in_some_way_is_used(file):
     assert describe(verdict).startswith("plain operations: no kernel is correct here")
 
 
-def test_right_forms_are_timed_again_but_not_used_if_they_are_slow(file):
+def test_correct_but_slow_forms_are_timed_again_and_not_used(file):
     question = ask(SHAPE, BATCH)
     file.write(Verdict(question, trials=(Trial(NARROW, 1e-6),), untimed="the Mac saves power"))
     assert not file.read().complete
     assert "the Mac saves power" in describe(file.read())
-    verdict = settle_by(file, "slow", *["crashing"] * 3)  # known not to be right: they are not tried
+    verdict = settle_by(file, "slow", *["crashing"] * 3)  # not known to be correct, so they are not timed
     assert verdict.complete
     assert verdict.form is None
     assert verdict.ratio > 0.9
@@ -98,7 +98,7 @@ def test_a_crash_is_never_repeated(file, monkeypatch):
     assert settle_by(file, "right") == verdict
 
 
-def test_a_mark_that_a_dead_machine_left_is_a_failure(file, monkeypatch):
+def test_a_stage_that_crashed_the_machine_counts_as_failure(file, monkeypatch):
     file.write(Verdict(ask(SHAPE, BATCH), stage="run wide"))
     monkeypatch.setattr(decision, "_watch", forbidden)
     verdict = settle_by(file, "right")
@@ -106,12 +106,12 @@ def test_a_mark_that_a_dead_machine_left_is_a_failure(file, monkeypatch):
     assert file.read() == verdict
 
 
-def test_what_hangs_is_ended(file):
+def test_a_hanging_check_is_ended(file):
     verdict = settle_by(file, "hanging", limit=1)
     assert verdict.failure.startswith("a check took longer than 1 s (")
 
 
-def test_a_check_that_somebody_stops_has_never_been(file, monkeypatch):
+def test_an_interrupted_check_leaves_nothing(file, monkeypatch):
     waiting = threading.Thread(target=_interrupt_once, args=(file,))
     waiting.start()
     with pytest.raises(KeyboardInterrupt):
@@ -134,8 +134,8 @@ def _interrupt_once(file):
         (("question",), {}), (("question", "batch"), "2"), (("stage",), ["start"]),
     ],
 )  # fmt: skip
-def test_a_verdict_of_values_that_are_none_is_asked_for_again(file, place, wrong):
-    """It is read as what is missing; describing it was a traceback, and a form that is none was chosen."""
+def test_a_verdict_with_invalid_values_is_ignored(file, place, wrong):
+    """It is treated as missing. Describing it once raised an exception, and an unknown form was chosen."""
     right = Verdict(ask(SHAPE, BATCH), trials=(Trial(NARROW, 1e-6, None, {1: 0.5}),), plain={1: 1.0}, form=NARROW)
     file.write(right)
     assert file.read() == right
@@ -143,7 +143,7 @@ def test_a_verdict_of_values_that_are_none_is_asked_for_again(file, place, wrong
     assert file.read() is None
 
 
-def test_one_checks_at_a_time(file):
+def test_only_one_process_checks_at_a_time(file):
     with file.lock() as lock:
         assert lock is not None
         assert settle_by(file, "right") is None
@@ -152,7 +152,7 @@ def test_one_checks_at_a_time(file):
 
 @pytest.fixture
 def on_metal(monkeypatch):
-    """As if there were a GPU; what a check would find."""
+    """Pretend that there is a Metal GPU; return the verdict that a check would find."""
     found = Verdict(replace(ask(SHAPE, BATCH), chip="Apple M4"), trials=(Trial(WIDE),), plain={1: 1.0}, form=WIDE)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     monkeypatch.setattr(decision, "ask", lambda *_: found.question)
@@ -162,7 +162,7 @@ def on_metal(monkeypatch):
     return replace(found, trials=(replace(found.trials[0], seconds={1: 0.5}),))
 
 
-def test_the_verdict_is_found_once_and_then_known(on_metal, monkeypatch):
+def test_the_verdict_is_found_once_and_cached(on_metal, monkeypatch):
     monkeypatch.setattr(decision, "settle", lambda file, question: file.write(on_metal))
     said = []
     made = decide("recurrent", SHAPE, BATCH, None, said.append)
@@ -173,14 +173,14 @@ def test_the_verdict_is_found_once_and_then_known(on_metal, monkeypatch):
     assert len(said) == 1
 
 
-def test_a_run_goes_on_by_the_kernels_it_began_with(on_metal, monkeypatch):
+def test_a_run_resumes_with_its_kernels(on_metal, monkeypatch):
     monkeypatch.setattr(decision, "settle", forbidden)
     for form in (SMALL, None):
         began = {"key": on_metal.question.key, "form": form and list(form)}
         assert decide("recurrent", SHAPE, BATCH, began, forbidden).form == form
 
 
-def test_but_not_once_they_failed(on_metal):
+def test_a_run_does_not_resume_with_kernels_that_failed(on_metal):
     file = VerdictFile.named(on_metal.question.key)
     file.write(on_metal)
     made = decide("recurrent", SHAPE, BATCH, None, forbidden)
@@ -196,7 +196,7 @@ def test_but_not_once_they_failed(on_metal):
 @pytest.mark.parametrize(
     "message", ["no bug of the GPU", "[METAL] Command buffer execution failed: Insufficient Memory"]
 )
-def test_other_errors_are_not_laid_to_kernels(on_metal, message):
+def test_other_errors_are_not_blamed_on_kernels(on_metal, message):
     file = VerdictFile.named(on_metal.question.key)
     file.write(on_metal)
     with (
@@ -211,14 +211,14 @@ def test_other_errors_are_not_laid_to_kernels(on_metal, message):
     ("regular", {}, None), ("recurrent", {}, "0"), ("recurrent", {}, "1"), ("recurrent", {"dtype": "bfloat16"}, None),
     ("recurrent", {"dim": 4}, None), ("recurrent", {"alpha_kind": "gated"}, None),
 ])  # fmt: skip
-def test_nothing_is_tried_where_nothing_depends_on_it(on_metal, monkeypatch, model, changes, asked):
+def test_nothing_is_checked_if_kernels_are_not_an_option(on_metal, monkeypatch, model, changes, asked):
     if asked:
         monkeypatch.setenv("MLX_RTX_KERNELS", asked)
     monkeypatch.setattr(decision, "settle", forbidden)
     assert decide(model, replace(SHAPE, **changes), BATCH, None, forbidden) == Decision()
 
 
-def test_a_virtual_gpu_is_not_tried(on_metal, monkeypatch):
+def test_a_virtual_gpu_is_not_checked(on_metal, monkeypatch):
     virtual = replace(on_metal.question, chip="Apple Paravirtual device")
     monkeypatch.setattr(decision, "ask", lambda *_: virtual)
     monkeypatch.setattr(decision, "settle", forbidden)
@@ -227,8 +227,8 @@ def test_a_virtual_gpu_is_not_tried(on_metal, monkeypatch):
     assert "virtual" in made.text
 
 
-def test_a_training_keeps_its_decision_and_survives_a_failing_gpu(on_metal, tmp_path, capsys, monkeypatch):
-    """By plain operations here, which is what a CPU can do: the form is only written down."""
+def test_a_training_records_its_decision_and_handles_a_failing_gpu(on_metal, tmp_path, capsys, monkeypatch):
+    """It runs with plain operations, because this is a CPU; only the recorded form is tested."""
     monkeypatch.setattr(kernels, "available", lambda: False)
     file, out = VerdictFile.named(on_metal.question.key), tmp_path / "run"
     file.write(on_metal)

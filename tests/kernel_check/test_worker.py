@@ -1,4 +1,4 @@
-"""What is timed, for how long, and what follows from it: with times that are given."""
+"""Timing in the worker: what is timed, for how long, and the decision, with simulated times."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ QUESTION = ask(Architecture(dim=8, heads=2, block=4), 2)
 
 @pytest.fixture
 def timed(tmp_path, monkeypatch):
-    """The verdict where a window takes each contender so many milliseconds, in turn if there are several."""
+    """Return the verdict if contenders take the given milliseconds per window, alternating if there are several."""
 
     def run(**milliseconds):
         class Contender:
@@ -49,15 +49,15 @@ def test_the_fastest_form_is_used(timed):
     ("here", "form", "right"),
     [(0.0, 1e-6, True), (0.0, 0.02, False), (0.02, 0.03, True), (0.02, 0.05, False), (math.nan, 0.02, False)],
 )
-def test_kernels_may_be_as_far_from_exact_as_plain_operations_are_here(here, form, right, tmp_path, monkeypatch):
-    """Products in TF32 are 0.02 off in the end, and right kernels were once refused for it."""
+def test_kernels_may_have_the_error_of_plain_operations(here, form, right, tmp_path, monkeypatch):
+    """Products in TF32 are off by 0.02 in the end; correct kernels were once refused because of it."""
 
     class Contender:
         def __init__(self, question, kernels, rates=None):
             self.kernels = kernels
 
         def gradient(self, S, saved=True, device=None):
-            off = form if self.kernels else 0.0 if device else here  # a device is named where it is the CPU
+            off = form if self.kernels else 0.0 if device else here  # a device is given for the reference on the CPU
             return {"x": mx.array([1.0, 1.0 - off])}
 
     monkeypatch.setattr(worker, "Contender", Contender)
@@ -67,15 +67,15 @@ def test_kernels_may_be_as_far_from_exact_as_plain_operations_are_here(here, for
     assert trial.error == pytest.approx(form, rel=0.1)
 
 
-def test_times_that_vary_say_nothing(timed):
+def test_noisy_times_give_no_decision(timed):
     verdict = timed(plain=10, narrow=[2, 2.5, 3], wide=5)
     assert verdict.plain is None
     assert verdict.form is None
     assert verdict.untimed.startswith("timings varied by")
 
 
-def test_no_launch_is_long(timed, monkeypatch):
-    """Two launches are timed: the one of twice the windows could take as long as both."""
+def test_launches_are_short(timed, monkeypatch):
+    """Two launches are timed; a launch of twice the windows could take as long as both."""
     monkeypatch.setattr(source, "backend", lambda: "metal")
     verdict = timed(plain=100, narrow=20, wide=60)
     assert list(verdict.plain) == [1, 2, 4]
@@ -86,6 +86,6 @@ def test_no_launch_is_long(timed, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", "null", "[" * 100_000, "\xff"], ids=lambda text: text[:4])
-def test_what_is_no_verdict_is_none(content, tmp_path):
+def test_an_invalid_verdict_file_is_ignored(content, tmp_path):
     (tmp_path / "verdict.json").write_text(content, encoding="latin-1")
     assert VerdictFile(tmp_path / "verdict.json").read() is None

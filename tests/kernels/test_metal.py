@@ -1,4 +1,4 @@
-"""Kernels as Metal's compiler is given them, read without a Mac; what only a Mac can say `kernel_check` asks there."""
+"""The source that Metal's compiler would be given, checked without a Mac; `kernel_check` tests the rest on a Mac."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -39,7 +39,7 @@ CASES = [
 ]  # fmt: skip
 
 
-def test_metal_can_read_every_kernel():
+def test_every_kernel_is_valid_metal():
     texts = {}
     for form, sizes, choices, dropout in CASES:
         found = trace(form, choices, dropout=dropout, **sizes)
@@ -54,7 +54,7 @@ def test_metal_can_read_every_kernel():
             assert not wrong, f"{name}: {wrong}"
 
 
-def test_threads_are_bound_to_those_that_are_launched():
+def test_the_thread_limit_is_the_number_of_launched_threads():
     (text,) = (t for n, t in trace(NARROW, options(), **COPY).items() if n.startswith("narrow_forward"))
     assert "[[max_total_threads_per_threadgroup(384)]]\n[[kernel]] void" in text
 
@@ -84,8 +84,8 @@ def test_mistakes_are_found(mistake):
     assert complaints(text.replace(right, wrong))
 
 
-def test_arrays_of_few_numbers_would_come_in_another_address_space(monkeypatch):
-    """What an unused output of a single number did to every wide model that reads the outputs."""
+def test_small_arrays_would_be_in_another_address_space(monkeypatch):
+    """An unused output of a single number once broke every wide model that reads the outputs."""
     monkeypatch.setattr(wide, "UNUSED", (1,))
     texts = trace(WIDE, options(), **COPY)
     (text,) = (t for n, t in texts.items() if n.startswith("wide_window_norm_vjp"))
@@ -100,7 +100,7 @@ def test_kernels_of_other_constants_have_other_names(form):
     assert not with_heads & other
 
 
-def test_the_words_of_both_backends_are_the_same():
+def test_both_backends_define_the_same_words():
     def words(text):
         return {line.split()[1].partition("(")[0] for line in text.splitlines() if line.startswith("#define")}
 

@@ -1,4 +1,4 @@
-"""Fused kernels in the place of plain MLX: their own source, emulated on the CPU, and run where there is a GPU."""
+"""Fused kernels in place of plain MLX operations: their source, emulated on the CPU, and on a GPU if there is one."""
 
 import itertools
 import os
@@ -24,13 +24,13 @@ VARIANTS = [
     {"history": "output", "state_norm": True, "alpha_kind": "channel", "qk_norm": True},
     {"history": "hidden", "dropout": 0.3, "alpha_kind": "head", "qk_norm": True},
     {"history": "output", "attention_dropout": 0.3, "qk_norm": True},
-    {"history": "hidden", "attention_dropout": 0.3, "block": 18, "positions": "block"},  # two words of bits a row
+    {"history": "hidden", "attention_dropout": 0.3, "block": 18, "positions": "block"},  # two words of bits per row
 ]
 
 
 @pytest.fixture(params=["emulated", "gpu"])
 def fused(request, monkeypatch):
-    """A switch to kernels: emulated, with few threads, and on a GPU where there is one."""
+    """Return a function that switches to kernels: emulated with few threads, or on a GPU if there is one."""
     on_metal = mx.metal.is_available() and os.environ["MLX_RTX_KERNELS"] == "1"
     if request.param == "gpu" and not (mx.cuda.is_available() or on_metal):
         pytest.skip("needs an NVIDIA GPU, or Metal and MLX_RTX_KERNELS=1")
@@ -59,7 +59,7 @@ def fused(request, monkeypatch):
 
 
 def _rms_norm_of_cuda(x, *rest, rms_norm=mx.fast.rms_norm):
-    """MLX's, which on CUDA fails on an array of nothing."""
+    """MLX's RMS norm, which fails on empty arrays on CUDA."""
     assert x.size, "invalid argument"
     return rms_norm(x, *rest)
 
@@ -72,7 +72,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("form", "variant"), CASES, ids=str)
-def test_kernels_give_what_plain_operations_give(fused, form, variant):
+def test_kernels_equal_plain_operations(fused, form, variant):
     length = 5 * variant.get("block", K) - 1
     model, tokens, key = make_model(**variant), make_tokens(length), mx.random.key(3)
     model.train()
@@ -94,20 +94,20 @@ def test_kernels_give_what_plain_operations_give(fused, form, variant):
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_sanitizers_find_nothing(fused, form, sanitizers, monkeypatch):
-    """No access out of bounds, nothing undefined, no race between barriers."""
+    """No access out of bounds, no undefined behaviour, no data race between barriers."""
     monkeypatch.setattr(emulator, "SANITIZERS", sanitizers)
     fused(form)
     for variant in VARIANTS:
         if form == MATRICES and variant.get("dim") == 10:
-            continue  # no multiple of 8
+            continue  # not a multiple of 8
         model, tokens = make_model(**variant), make_tokens(4 * K)
         model.train()
         mx.eval(loss_and_grad(model, tokens, tokens[:, -3:], 2, key=mx.random.key(3)))
 
 
 @pytest.mark.parametrize("form", [NARROW, WIDE, IN_PIECES], ids=str)
-def test_a_gradient_from_outside_knows_no_outputs(fused, form):
-    """`nn.value_and_grad` of a model runs in one piece."""
+def test_gradient_without_saved_outputs(fused, form):
+    """`nn.value_and_grad` of a model runs as one segment and passes no saved outputs."""
     import mlx.nn as nn
 
     model, tokens = make_model(history="output"), make_tokens(3 * K)
@@ -126,7 +126,7 @@ def test_a_gradient_from_outside_knows_no_outputs(fused, form):
     (True, False, None, False), (True, False, "1", True), (True, False, "0", False),
     (False, True, None, True), (False, True, "0", False), (False, False, "1", False),
 ])  # fmt: skip
-def test_on_metal_kernels_run_only_where_they_are_asked_for(monkeypatch, metal, cuda, asked, expected):
+def test_on_metal_kernels_are_opt_in(monkeypatch, metal, cuda, asked, expected):
     monkeypatch.setattr(mx, "default_device", lambda: mx.gpu if metal or cuda else mx.cpu)
     monkeypatch.setattr(mx.cuda, "is_available", lambda: cuda)
     if asked is None:

@@ -1,4 +1,4 @@
-"""Dropout on attention weights: an independent reference given the masks that were drawn, and whose masks they are."""
+"""Dropout on attention weights: equality with a reference that is given the drawn masks, and independence of masks."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ def make_training(kind, **changes):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The scales of attention weights of each use of a layer, (B, H, n, N), in order."""
+    """Record the scales of attention weights of each use of a layer, (B, H, n, N), in order."""
     seen, run = [], TransformerLayer.__call__
 
     def noting(self, x, weights, rows=None, mask="causal", dropout=None):
@@ -41,11 +41,11 @@ def calls(monkeypatch):
 
 
 def by_window(calls, history, T, batch=2):
-    """Scales of whole windows as the reference takes them: that of (5), one each of (6), that of (7), a layer."""
-    size, layers = T + 1, []  # uses of τ in a layer
+    """Return per layer the scales of whole windows for the reference: for (5), for each i of (6), and for (7)."""
+    size, layers = T + 1, []  # uses of τ per layer
     for uses in (calls[at : at + size] for at in range(0, len(calls), size)):
         first, windows, last = uses[0], uses[1:T], uses[T]
-        if history == "hidden":  # windows drew for their second halves, one call for all that is read
+        if history == "hidden":  # windows draw scales for their second halves, one call for all outputs that are read
             last = last.reshape(batch, T, *last.shape[1:])
             windows = [whole(last[:, i], window) for i, window in enumerate(windows)]
             last = last[:, -1]
@@ -54,15 +54,15 @@ def by_window(calls, history, T, batch=2):
 
 
 def whole(upper, lower):
-    """(B, H, 2K, 2K) of its rows' halves; the upper ones do not look beyond the first K."""
+    """Combine the scales of a window's halves to (B, H, 2K, 2K); the upper half does not see the second K rows."""
     return np.concatenate([np.concatenate([upper, np.zeros_like(upper)], axis=-1), lower], axis=-2)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("history", HISTORIES)
-def test_logits_and_gradient_are_the_references_with_the_same_masks(kind, history, qk_norm, length, calls):
-    """In float64, every window whole; the gradient along a random direction of each weight, in segments of a block."""
+def test_logits_and_gradient_equal_the_reference_with_the_same_masks(kind, history, qk_norm, length, calls):
+    """The reference is in float64 with whole windows; the gradient is taken in segments of one block."""
     tokens = make_tokens(length)
     model = make_training(kind, history=history, qk_norm=qk_norm, alpha=0.37, activation="gelu")
     found, inputs, p = model(tokens, key=KEY), np.array(tokens), parameters(model)
@@ -95,7 +95,7 @@ def test_logits_and_gradient_are_the_references_with_the_same_masks(kind, histor
 )
 @pytest.mark.parametrize("history", HISTORIES)
 def test_masks_do_not_depend_on_segments(kind, history, variant):
-    """Nor on how much is read, nor on a second pass: the gradient is that of the whole, whatever the cut."""
+    """Nor on the number of outputs read, nor on recomputation: the gradient equals that of the whole sequence."""
     model, tokens = make_training(kind, history=history, **variant), make_tokens(6 * K - 1)
     for n in (1, K + 1, 6 * K - 1):
 
@@ -112,7 +112,7 @@ def test_masks_do_not_depend_on_segments(kind, history, variant):
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-def test_a_key_decides(kind, history):
+def test_the_key_determines_the_masks(kind, history):
     model, tokens = make_training(kind, history=history), make_tokens(3 * K)
     first = model(tokens, key=KEY)
     assert mx.array_equal(first, model(tokens, key=KEY))
@@ -121,8 +121,8 @@ def test_a_key_decides(kind, history):
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-def test_each_use_drops_its_share_like_no_other(kind, history, calls):
-    """Masks of different sequences, heads, layers and uses have nothing in common."""
+def test_masks_have_the_right_rate_and_are_independent(kind, history, calls):
+    """Masks of different sequences, heads, layers and uses are uncorrelated."""
     make_training(kind, history=history, block=8)(make_tokens(24), key=KEY)
     masks = []
     for scales in calls:
@@ -136,7 +136,7 @@ def test_each_use_drops_its_share_like_no_other(kind, history, calls):
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-def test_no_token_is_moved_by_those_after_it(kind, history):
+def test_dropout_is_causal(kind, history):
     model, length = make_training(kind, history=history), 4 * K - 1
     tokens = make_tokens(length, 1)
     before = np.array(model(tokens, close=False, key=KEY))
@@ -159,7 +159,7 @@ def test_evaluation_drops_nothing(kind, history):
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-def test_training_and_evaluation_take_kernels(history, monkeypatch):
+def test_training_and_evaluation_use_kernels(history, monkeypatch):
     def scan(*_):
         raise RuntimeError("kernels")
 

@@ -1,4 +1,4 @@
-"""Settings that fit no model are refused in one line with a remedy."""
+"""Invalid settings of models are refused in one line with a remedy."""
 
 from mlx_rtx import UserError
 
@@ -35,7 +35,7 @@ from tiny import make_config
         ({"out_size": 3}, "out_size=3.*tie_embeddings=False"),
     ],
 )
-def test_what_fits_no_model_is_refused(changes, words):
+def test_invalid_settings_are_refused(changes, words):
     with pytest.raises(UserError, match=words) as error:
         make_config(**changes)
     assert "\n" not in str(error.value)

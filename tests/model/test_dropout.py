@@ -1,7 +1,7 @@
-"""Dropout: it falls on embeddings and on both branches of a layer, and no two masks have anything in common.
+"""Dropout: it applies to embeddings and to both branches of a layer, and all masks are independent.
 
-With α = 0 and its two output matrices at zero a layer hands on what it is given, so the masks can be seen from outside:
-that of the embedding where the outputs are zero, and that of the one branch which is left open where it adds nothing.
+With α = 0 and two output matrices at zero a layer is the identity, so masks are visible in the outputs: that of the
+embedding where outputs are zero, and that of one branch whose output matrix is not zero in what it adds.
 """
 
 from mlx_rtx import RecurrentTransformer
@@ -16,7 +16,7 @@ from mlx.utils import tree_unflatten
 
 from tiny import HISTORIES, K, make_model, make_tokens
 
-RATE, B, D, LENGTH = 0.25, 16, 64, 2 * K  # a row of D is long enough for no two to be dropped alike by chance
+RATE, B, D, LENGTH = 0.25, 16, 64, 2 * K  # rows of D are long enough that no two masks are equal by chance
 
 
 def make_training(kind, history, **changes):
@@ -26,7 +26,7 @@ def make_training(kind, history, **changes):
 
 
 def run(model, length, opened=None):
-    """The first ``length`` tokens in training, with no branch open but that of one output matrix."""
+    """Run the first ``length`` tokens in training mode, with all branches zero except for one output matrix."""
     named = {
         name: mx.zeros_like(weight) if name.endswith("_out") and name != opened else weight
         for name, weight in flat(model.parameters()).items()
@@ -38,7 +38,7 @@ def run(model, length, opened=None):
 
 
 def masks(model):
-    """What each draw keeps, by name: (B, K, D) for each block, layer, branch and use of τ, or for the sequence."""
+    """Return {name: what each draw keeps}: (B, K, D) for each block, layer, branch and use of τ, or of the sequence."""
     recurs, found = isinstance(model, RecurrentTransformer), {}
     for length in range(K, LENGTH + 1, K) if recurs else [LENGTH]:
         x = run(model, length).y
@@ -55,7 +55,7 @@ def masks(model):
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-def test_each_use_drops_its_share(kind, history):
+def test_each_use_has_the_right_rate(kind, history):
     found = masks(make_training(kind, history))
     assert len(found) == (2 * (1 + 2 * 2 * 2) if kind is RecurrentTransformer else 1 + 2 * 2)
     for name, mask in found.items():
@@ -63,14 +63,14 @@ def test_each_use_drops_its_share(kind, history):
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-def test_no_row_is_dropped_like_another(kind, history):
-    """Not in another sequence, block, layer or branch, nor where τ makes h and where it makes y."""
+def test_no_two_rows_have_the_same_mask(kind, history):
+    """Not in different sequences, blocks, layers or branches, nor in the uses of τ for h and for y."""
     rows = [row.tobytes() for mask in masks(make_training(kind, history)).values() for row in mask.reshape(-1, D)]
     assert len(set(rows)) == len(rows)
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-def test_what_is_kept_of_an_embedding_is_scaled_up(kind, history):
+def test_kept_values_of_an_embedding_are_scaled_up(kind, history):
     model = make_training(kind, history)
     whole = model.embedding(make_tokens(LENGTH, B), model.parameters()["embedding"])
     for length in (K, LENGTH):
@@ -80,7 +80,7 @@ def test_what_is_kept_of_an_embedding_is_scaled_up(kind, history):
 
 
 @pytest.mark.parametrize("columns", [1, 8, 32, 36, 64])
-def test_bits_are_what_is_kept(columns):
+def test_mask_bits(columns):
     drawn = mx.random.split(mx.random.key(1), 3), RATE, (2, 5, columns)
     kept = dropout.draw_kept(*drawn)
     bits = np.array(dropout.as_bits(kept))
@@ -94,8 +94,8 @@ def test_bits_are_what_is_kept(columns):
 
 @pytest.mark.parametrize("attention_dropout", [0.0, 0.1])
 @pytest.mark.parametrize("history", HISTORIES)
-def test_a_key_has_one_use(kind, history, attention_dropout, monkeypatch):
-    """Draws of different shapes from one key look unlike each other; a key that is split must not be drawn from."""
+def test_a_key_is_used_once(kind, history, attention_dropout, monkeypatch):
+    """Draws of different shapes from the same key are correlated, and a key that is split must not be drawn from."""
     used = []
 
     def noting(real):

@@ -1,4 +1,4 @@
-"""Products in bfloat16: near those in float32, everything else in float32."""
+"""Matrix products in bfloat16: close to those in float32; everything else is in float32."""
 
 import json
 
@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 
 from tiny import HISTORIES, K, make_model, make_tokens
 
-ROUNDING = 2**-8  # of one number to bfloat16
+ROUNDING = 2**-8  # of a number to bfloat16
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ ROUNDING = 2**-8  # of one number to bfloat16
     ids=str,
 )
 @pytest.mark.parametrize("history", HISTORIES)
-def test_bfloat16_is_float32_to_rounding(history, variant, kind):
+def test_bfloat16_equals_float32_up_to_rounding_error(history, variant, kind):
     tokens, key = make_tokens(6 * K - 1), mx.random.key(5)
     logits, gradients = {}, {}
     for dtype in ("float32", "bfloat16"):
@@ -38,7 +38,7 @@ def test_bfloat16_is_float32_to_rounding(history, variant, kind):
         exact, found = np.array(values["float32"]), np.array(values["bfloat16"])
         most = (
             64 if "qk_norm" in variant else 16
-        ) * ROUNDING  # its scores are larger, and so what rounding does to them
+        ) * ROUNDING  # its scores are larger, and so are their rounding errors
         error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
         assert 0 < error < most
 
@@ -52,7 +52,7 @@ def test_products_are_in_bfloat16_and_the_carry_is_not():
     assert {weight.dtype for weight in tau.cast(weights.layers[0].tau)} == {mx.bfloat16}
 
 
-def test_kernels_are_for_float32_where_nothing_else_is_asked_for(monkeypatch):
+def test_kernels_are_only_for_float32(monkeypatch):
     def scan(*_):
         raise RuntimeError("kernels")
 
@@ -65,19 +65,19 @@ def test_kernels_are_for_float32_where_nothing_else_is_asked_for(monkeypatch):
 
 
 def test_a_stream_runs_in_float32():
-    """One token at a time reads each weight once: there is nothing to gain but rounding."""
+    """One token at a time reads each weight once, so bfloat16 would save nothing and only add rounding errors."""
     exact, model, tokens = make_model(), make_model(dtype="bfloat16"), make_tokens(3 * K)
     expected, _ = exact.step(tokens, exact.initial_state(2))
     found, _ = model.step(tokens, model.initial_state(2))
     assert mx.array_equal(found, expected)
 
 
-def test_a_run_in_bfloat16_says_so_and_comes_back(tmp_path):
+def test_a_run_records_bfloat16(tmp_path):
     sizes = ["--noise", "16", "--dim", "8", "--heads", "2", "--block", "8", "--samples", "16", "--batch", "8"]
     train.main(["copy", *sizes, "--dtype", "bfloat16", "--out", str(tmp_path / "run")])
     model, config = load(tmp_path / "run")
     assert config.dtype == "bfloat16"
     assert model.layers[0].tau.dtype == mx.bfloat16
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
-    del stored["model"]["dtype"]  # as runs were stored before there was a choice
+    del stored["model"]["dtype"]  # as in runs stored before the setting existed
     assert from_stored(stored)[1].architecture.dtype == "float32"

@@ -1,4 +1,4 @@
-"""The two ends by themselves: what their tables start as."""
+"""Embedding and readout: initialisation, and positions of segments."""
 
 import math
 
@@ -13,7 +13,7 @@ from tiny import K, make_config, make_tokens
 
 @pytest.mark.parametrize("positions", ["absolute", "block", "axial", "none"])
 def test_a_piece_of_a_sequence_is_embedded_as_in_the_whole(positions):
-    """Wherever it starts, which may be known beforehand or not."""
+    """At any start position, known or traced."""
     limit = 3 * K - 1
     embedding = Embedding(make_config(positions=positions, max_len=limit))
     tokens, weights = make_tokens(limit), embedding.parameters()
@@ -25,8 +25,8 @@ def test_a_piece_of_a_sequence_is_embedded_as_in_the_whole(positions):
 
 
 @pytest.mark.parametrize("positions", ["block", "axial", "none"])
-def test_tokens_and_places_start_alike_whatever_the_positions(positions):
-    """A seed draws the tables in one order."""
+def test_initial_tables_do_not_depend_on_positions(positions):
+    """Tables are drawn in a fixed order from the seed."""
     tables = []
     for kind in ("absolute", positions):
         mx.random.seed(3)
@@ -50,8 +50,8 @@ def test_tokens_and_places_start_alike_whatever_the_positions(positions):
     ],
     ids=str,
 )
-def test_tables_start_with_the_deviation_that_is_set(changes, shapes):
-    """By default N(0, 0.02), as a head of its own always does. Bounds are five standard errors."""
+def test_initial_standard_deviation(changes, shapes):
+    """By default N(0, 0.02²), as for a separate readout matrix. Bounds are five standard errors."""
     mx.random.seed(0)
     tables = flat(Embedding(make_config(dim=64, vocab_size=50, block=16, **changes)).parameters())
     assert (tables.pop("norm.weight") == 1).all()

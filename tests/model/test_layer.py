@@ -1,4 +1,4 @@
-"""A layer by itself: what it starts as, and what its dropout scales."""
+"""A layer: initialisation, and what its dropout scales."""
 
 import math
 from functools import partial
@@ -15,8 +15,8 @@ from tiny import make_config, make_model
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_weights_start_normal_and_narrower_where_they_write_to_the_stream(layers):
-    """N(0, 0.02), and N(0, 0.02/√(2r)) for r stacked layers; gains are 1. Bounds are five standard errors."""
+def test_initial_weights(layers):
+    """N(0, 0.02²), or N(0, 0.02²/(2r)) for output matrices of r stacked layers, within 5 std errors; gains are 1."""
     mx.random.seed(0)
     layer = TransformerLayer(make_config(dim=64, layers=layers))
     for name, weight in flat(layer.parameters()).items():
@@ -27,12 +27,12 @@ def test_weights_start_normal_and_narrower_where_they_write_to_the_stream(layers
         std = 0.02 / math.sqrt(2 * layers) if name in ("attention_out", "mlp_out") else 0.02
         assert abs(values.mean()) < 5 * std / math.sqrt(values.size), name
         assert values.std() == pytest.approx(std, rel=5 / math.sqrt(2 * values.size)), name
-        within = (np.abs(values) < std).mean()  # of a normal distribution 68.3 %, of a uniform one 57.7 %
+        within = (np.abs(values) < std).mean()  # 68.3 % for a normal distribution, 57.7 % for a uniform one
         assert abs(within - 0.6827) < 5 * math.sqrt(0.6827 * 0.3173 / values.size), name
 
 
 def make_run(rows, mask):
-    """A layer on the last rows of windows, by either mask, as a function of its dropout; the windows (2, N, 8); N."""
+    """Return a layer on the last rows of windows as a function of its dropout, the windows (2, N, 8), and N."""
     layer, N = make_model(layers=1).layers[0].tau, 8
     x = mx.random.normal((2, N, 8), key=mx.random.key(1))
     weights = layer.fold_weights(layer.parameters())
@@ -43,7 +43,7 @@ def make_run(rows, mask):
 @pytest.mark.parametrize("rows", [None, 3, 1])
 @pytest.mark.parametrize("mask", ["causal", "additive"])
 def test_dropout_scales_attention_weights_after_the_softmax(rows, mask):
-    """All alike they scale what attention adds; a weight of 0 takes its row out, and the others are as they were."""
+    """Equal scales multiply what attention adds; a scale of 0 removes a row's contribution and changes no other."""
     run, x, N = make_run(rows, mask)
     n = rows or N
 
@@ -62,8 +62,8 @@ def test_dropout_scales_attention_weights_after_the_softmax(rows, mask):
 
 @pytest.mark.parametrize("rows", [None, 3, 1])
 @pytest.mark.parametrize("mask", ["causal", "additive"])
-def test_dropout_scales_what_each_branch_adds(rows, mask):
-    """x + a ⊙ attention(x), then + b ⊙ MLP of that: each output is linear in its own scales."""
+def test_dropout_scales_the_output_of_each_branch(rows, mask):
+    """x + a ⊙ attention(x), then + b ⊙ MLP of the result: each output is linear in its own scales."""
     layer, x, N = make_run(rows, mask)
     n = rows or N
 
@@ -83,4 +83,4 @@ def test_dropout_scales_what_each_branch_adds(rows, mask):
     assert close(after_attention - last, a.reshape(2, n, 8) * (run(ones, zeros) - last))
     assert close(run(a, b) - after_attention, b.reshape(2, n, 8) * (run(a, ones) - after_attention))
     for part in (run(ones, zeros) - last, run(a, ones) - after_attention):
-        assert mx.abs(part).min() > 0  # else there would be nothing to scale
+        assert mx.abs(part).min() > 0  # otherwise there would be nothing to scale

@@ -50,7 +50,7 @@ def test_models_have_the_same_gradient(positions, monkeypatch):
 
 
 def test_gradient_of_bfloat16_is_summed_in_float32(atomic):
-    """A sum in bfloat16 would stay at 256."""
+    """A sum in bfloat16 would stop at 256."""
     indices = mx.zeros((1000,), mx.int32)
     gradient = mx.grad(lambda table: lookup.lookup(table, indices).sum())(mx.zeros((2, 4), mx.bfloat16))
     assert (gradient[0] == 1000).all()

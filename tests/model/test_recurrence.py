@@ -1,4 +1,4 @@
-"""Outputs and gradients against the plain reference, streaming against the whole, causality."""
+"""Outputs and gradients equal the plain reference, streams equal whole sequences, and models are causal."""
 
 import itertools
 
@@ -84,7 +84,7 @@ def test_gradients_of_variants_equal_the_reference(history, variant):
 
 
 def check_gradients(model, tokens, classes=7):
-    """Along a random direction of each weight, by central differences of the float64 reference."""
+    """Compare along a random direction of each weight with central differences of the float64 reference."""
     targets = make_tokens(min(3, tokens.shape[1]), seed=2) % classes
     loss, gradients = loss_and_grad(model, tokens, targets, segment=1)
     p, inputs, classes = parameters(model), np.array(tokens), np.array(targets)
@@ -96,10 +96,10 @@ def check_gradients(model, tokens, classes=7):
     close_to(loss, reference("embedding.tokens", 0.0))
     for name, gradient in flat(gradients).items():
         if name.endswith("alpha") and model.config.alpha in (0.0, 1.0):
-            continue  # at the boundary the clamp has a kink; test_alpha_comes_back covers it
+            continue  # the clamp is not differentiable at the boundary; test_alpha_comes_back covers it
         direction = generator.standard_normal(p[name].shape)
         slope = (reference(name, step * direction) - reference(name, -step * direction)) / (2 * step)
-        sharp = 3 if model.config.qk_norm else 1  # scores are larger, and with them float32's rounding
+        sharp = 3 if model.config.qk_norm else 1  # scores are larger, and so are rounding errors in float32
         close_to((np.array(gradient, dtype=np.float64) * direction).sum(), slope, sharp * 1e-4)
 
 
@@ -114,7 +114,7 @@ def test_readings_agree_at_alpha_0_only(history):
 
 @pytest.mark.parametrize("last", [1, 2, K, K + 1, 3 * K])
 @pytest.mark.parametrize("history", HISTORIES)
-def test_last_reads_the_end(history, last, kind):
+def test_last_reads_the_final_positions(history, last, kind):
     model, tokens = make_model(kind, history=history, layers=2), make_tokens(4 * K - 1)
     for close in (True, False):
         close_to(model(tokens, last=last, close=close), model(tokens, close=close)[:, -last:])
@@ -127,7 +127,7 @@ def test_bad_last_is_refused(last, length, kind):
 
 
 def test_outputs_not_read_are_not_computed(monkeypatch):
-    """With Eq. 6 as printed, reading the last block costs one τ more than the chain, reading all costs one batched."""
+    """With history="hidden", reading the last block takes one τ more than the chain; reading all, a batched one."""
     model, tokens, calls = make_model(), make_tokens(6 * K), []
     tau = TransformerLayer.__call__
     monkeypatch.setattr(
@@ -183,8 +183,8 @@ def test_a_state_can_be_used_twice(kind):
 
 
 @pytest.mark.parametrize("positions", ["absolute", "axial"])
-@pytest.mark.parametrize("limit", [40, 41])  # 10 blocks, or not a whole number of them
-def test_positions_end_where_the_longest_sequence_does(kind, positions, limit):
+@pytest.mark.parametrize("limit", [40, 41])  # 10 blocks, or a fraction of one more
+def test_positions_end_with_the_longest_sequence(kind, positions, limit):
     model, tokens, refusal = make_model(kind, positions=positions, max_len=limit), make_tokens(limit + 1), []
     assert model.limit == limit
     assert model(tokens[:, :limit]).shape == (2, limit, 7)
@@ -201,7 +201,7 @@ def test_positions_end_where_the_longest_sequence_does(kind, positions, limit):
 
 
 @pytest.mark.parametrize("positions", ["block", "none"])
-def test_other_positions_do_not_end(kind, positions):
+def test_other_positions_have_no_end(kind, positions):
     model = make_model(kind, positions=positions)
     assert model.limit is None
     assert model(make_tokens(41)).shape == (2, 41, 7)
@@ -210,7 +210,7 @@ def test_other_positions_do_not_end(kind, positions):
 @pytest.mark.parametrize("positions", ["absolute", "axial"])
 @pytest.mark.parametrize("history", HISTORIES)
 def test_causality(history, positions, kind):
-    """Changing token j changes no output before j, and the one at j."""
+    """Changing token j changes the output at j and none before it."""
     model, length = make_model(kind, history=history, positions=positions, layers=2), 4 * K - 1
     tokens = make_tokens(length, 1)
     before = np.array(model(tokens, close=False))
@@ -223,8 +223,8 @@ def test_causality(history, positions, kind):
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-def test_memory_reaches_back_by_alpha_alone_beyond_a_window(history):
-    """A token moves outputs 4 blocks later, at α = 0 too (h_i feeds h_i+1), and by more with α."""
+def test_memory_beyond_a_window_depends_on_alpha(history):
+    """A token changes outputs 4 blocks later, at α = 0 too (h_i enters h_i+1), and more with α."""
     tokens = make_tokens(6 * K, 1)
     changed = mx.array(tokens)
     changed[0, 0] = (tokens[0, 0] + 1) % 7
@@ -238,7 +238,7 @@ def test_memory_reaches_back_by_alpha_alone_beyond_a_window(history):
     [(0.5, 1, True), (0.5, -1, True), (-0.1, 1, False), (-0.1, -1, True), (1.1, 1, True), (1.1, -1, False)],
 )
 def test_alpha_comes_back(alpha, cotangent, passes):
-    """Outside [0, 1] only a gradient whose descent leads back in is let through."""
+    """Outside of [0, 1] only gradients whose descent step leads back inside are let through."""
     (value,), (gradient,) = mx.vjp(clamp, [mx.array(alpha)], [mx.array(float(cotangent))])
     assert value.item() == pytest.approx(min(max(alpha, 0), 1))
     assert gradient.item() == (cotangent if passes else 0)
@@ -255,8 +255,8 @@ def test_alpha_outside_has_the_same_gradient_by_segments(segment):
 
 
 @pytest.mark.parametrize("kind", ["scalar", "head", "channel", "gated"])
-def test_alpha_starts_as_told_whatever_its_kind(kind):
-    """Untrained models of all kinds of α are the same model."""
+def test_initial_alpha_does_not_depend_on_its_kind(kind):
+    """Untrained models with any kind of α have the same outputs."""
     model, same = (RecurrentTransformer(make_config(alpha=0.3, alpha_kind=k)) for k in (kind, "scalar"))
     same.update(
         tree_unflatten([(n, a) for n, a in flat(model.parameters()).items() if not n.endswith(("alpha", "gate"))])
@@ -281,11 +281,11 @@ def test_frozen_alpha_has_no_gradient(kind):
         ("recurrent", IMAGE, 53_665),
         ("recurrent", {"vocab_size": 16, "max_len": 4128, "dim": 96, "heads": 6}, 508_705),
         ("recurrent", {"vocab_size": 65, "max_len": 256, "dim": 384, "heads": 6}, 1_893_889),
-        ("regular", {**IMAGE, "layers": 4}, 90_721 - 1),  # the paper's program has an unused α there
+        ("regular", {**IMAGE, "layers": 4}, 90_721 - 1),  # the paper's program has an unused α in the regular model
         ("regular", {"vocab_size": 65, "max_len": 256, "dim": 384, "heads": 6, "layers": 6}, 10_745_088),
     ],
 )
-def test_parameter_counts_are_the_papers(kind, config, count):
+def test_parameter_counts_agree_with_the_paper(kind, config, count):
     model = {"recurrent": RecurrentTransformer, "regular": RegularTransformer}[kind](ModelConfig(block=32, **config))
     assert sum(array.size for array in flat(model.parameters()).values()) == count
     assert sum(array.size for array in flat(model.trainable_parameters()).values()) == count

@@ -22,7 +22,7 @@ from mlx_rtx.training.trainer import Trainer
 
 import pytest
 
-from damage import ODD, change_at, forge, numbers, places, refused_or_same, rewrite, still_told
+from damage import ODD, change_at, forge, lines_kept, numbers, places, refused_or_same, rewrite
 from tiny import FLAGS, events, fit_until, make_model, make_tokens, make_trainer, same, saved, text_run
 
 pytestmark = pytest.mark.soak
@@ -105,7 +105,7 @@ def test_every_byte(name, kept, say, capsys):
     for harmed in harms(content, random.Random(0)):
         file.write_bytes(harmed)
         if name == "metrics.jsonl":
-            told = still_told(file, expected)
+            told = lines_kept(file, expected)
             assert len(harmed) < len(content) or told >= len(expected) - 2
             found["lines left out" if told < len(expected) else "harmless"] += 1
         else:

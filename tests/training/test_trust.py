@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from damage import ODD, change_at, forge, harms, numbers, places, refused_or_same, rewrite, still_told
+from damage import ODD, change_at, damages, forge, lines_kept, numbers, places, refused_or_same, rewrite
 from tiny import complaint, fit_until, make_trainer, saved, text_run
 
 FILES = ("config.json", "tokenizer.json", "model.safetensors", "training.safetensors")
@@ -70,12 +70,12 @@ def test_a_damaged_file_is_refused_or_read_unchanged(name, data, written):
     restore(written)
     expected, path = read_all(written), written[0] / name
     content = written[2][name]
-    path.write_bytes(data.draw(harms(len(content)))(content))
+    path.write_bytes(data.draw(damages(len(content)))(content))
     refused_or_same(path, lambda: read_all(written), expected)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors"])
-def test_every_changed_number_is_noticed(name, run, written):
+def test_every_changed_number_is_detected(name, run, written):
     content, generator = written[2][name], np.random.default_rng(0)
     begin = 8 + int.from_bytes(content[:8], "little")
     for at in generator.integers(begin, len(content), 100):
