@@ -1,4 +1,4 @@
-"""Generation: every token is the model's own, whatever runs beside it, before it, or was saved between."""
+"""Generation: every token is the model's own, regardless of the batch, of earlier calls and of saved states."""
 
 from mlx_rtx import Characters, UserError, make_sampler, stream_generate
 from mlx_rtx.generation import decoding
@@ -16,14 +16,14 @@ SAMPLER = make_sampler(temp=1.0)
 
 
 def drawn(model, prompts, count, **settings):
-    """Tokens drawn for each prompt."""
+    """Return the generated tokens of each prompt."""
     columns = [tokens for tokens, _ in token_stream(model, prompts, count, **settings)]
     return [[token for token in row if token is not None] for row in zip(*columns, strict=True)]
 
 
 @pytest.mark.parametrize("positions", ["absolute", "block", "axial", "none"])
 @pytest.mark.parametrize("history", HISTORIES)
-def test_each_token_is_the_likeliest_of_the_whole_forward(kind, history, positions):
+def test_each_token_is_the_most_likely_of_the_whole_forward_pass(kind, history, positions):
     model = make_model(kind, history=history, positions=positions, layers=2)
     prompt = [3, 1, 4, 1, 5]
     (tokens,) = drawn(model, [prompt], 5 * K)
@@ -32,7 +32,7 @@ def test_each_token_is_the_likeliest_of_the_whole_forward(kind, history, positio
 
 
 def test_tokens_are_drawn_from_the_model(kind):
-    """The first token over many seeds has the frequencies of the model's own probabilities."""
+    """Over many seeds the first token has the frequencies of the model's probabilities."""
     model, count = make_model(kind), 3000
     prompts = [[1, 2, 3]] * count
     first = [row[0] for row in drawn(model, prompts, 1, sampler=SAMPLER, seeds=range(count))]
@@ -41,7 +41,7 @@ def test_tokens_are_drawn_from_the_model(kind):
 
 
 def test_a_batch_equals_its_singles(kind):
-    """Prompts of any lengths, each drawing as it would alone."""
+    """Prompts of any lengths are continued in a batch as they would be alone."""
     model = make_model(kind)
     prompts = [[1], [2, 3, 4, 5, 6, 0, 1, 2, 3], [4, 4, 4, 4], [5, 6]]
     together = drawn(model, prompts, 12, sampler=SAMPLER, seeds=range(7, 11))
@@ -49,14 +49,14 @@ def test_a_batch_equals_its_singles(kind):
     assert together == alone
 
 
-def test_the_seed_decides(kind):
+def test_the_seed_determines_the_text(kind):
     model = make_model(kind)
     first, same, other = (generate(model, LETTERS, "abc", max_tokens=30, sampler=SAMPLER, seed=s) for s in (1, 1, 2))
     assert first == same != other
 
 
 @pytest.mark.parametrize("prefill", [1, 3, 512])
-def test_a_prompt_may_be_fed_in_any_pieces(kind, prefill, monkeypatch):
+def test_a_prompt_may_be_fed_in_pieces_of_any_length(kind, prefill, monkeypatch):
     model, prompt = make_model(kind), "gfedcbaabcdefg"
     expected = generate(model, LETTERS, prompt, max_tokens=8)
     monkeypatch.setattr(decoding, "PREFILL", prefill)
@@ -64,7 +64,7 @@ def test_a_prompt_may_be_fed_in_any_pieces(kind, prefill, monkeypatch):
 
 
 @pytest.mark.parametrize("first", [1, K - 2, K, 9])
-def test_a_saved_state_goes_on_as_if_never_stopped(kind, tmp_path, first):
+def test_a_saved_state_continues_as_if_never_stopped(kind, tmp_path, first):
     model = make_model(kind, history="output")
     settings = {"sampler": SAMPLER, "seed": 3}
     (whole,) = generate(model, LETTERS, "abca", max_tokens=20, **settings)
@@ -79,7 +79,7 @@ def test_a_saved_state_goes_on_as_if_never_stopped(kind, tmp_path, first):
     assert more == expected
 
 
-def test_a_state_has_one_size(tmp_path):
+def test_a_state_has_constant_size(tmp_path):
     model, sizes = make_model(positions="block"), []
     for count in (3, 300):
         *_, last = stream_generate(model, LETTERS, "a", max_tokens=count)
@@ -102,8 +102,8 @@ def test_states_that_do_not_fit_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("positions", ["absolute", "axial"])
-def test_positions_that_run_out_end_the_text(kind, positions):
-    """All positions are used: the last token drawn is the one after them."""
+def test_the_end_of_positions_ends_the_text(kind, positions):
+    """All positions are used: the last generated token follows the last position."""
     model = make_model(kind, max_len=10, positions=positions)
     responses = list(stream_generate(model, LETTERS, "abc", max_tokens=50))
     assert len(responses) == 8
@@ -115,7 +115,7 @@ def test_positions_that_run_out_end_the_text(kind, positions):
         generate(model, LETTERS, "", stream=responses[-1].stream)
 
 
-def test_streams_and_prompts_must_agree():
+def test_streams_and_prompts_must_match():
     model = make_model()
     *_, two = stream_generate(model, LETTERS, ["a", "b"], max_tokens=1)
     with pytest.raises(UserError, match="prompts: 1 for 2 streams"):
@@ -123,10 +123,10 @@ def test_streams_and_prompts_must_agree():
     assert len(generate(model, LETTERS, ["", "c"], max_tokens=3, stream=two.stream)) == 2
 
 
-def test_what_a_response_tells(kind):
+def test_fields_of_a_response(kind):
     model = make_model(kind)
     responses = list(stream_generate(model, LETTERS, ["ab", "cde"], max_tokens=6))
-    assert len(responses) == 7  # the shorter prompt's text begins and ends one token earlier
+    assert len(responses) == 7  # the shorter prompt's text starts and ends one token earlier
     assert responses[0].texts[1] == responses[-1].texts[0] == ""
     assert responses[0].text == responses[0].texts[0] != ""
     last = responses[-1]
@@ -151,8 +151,8 @@ def test_wrong_requests(prompts, settings, words):
         generate(make_model(), LETTERS, prompts, **settings)
 
 
-def test_a_text_ends_where_its_end_is_drawn():
-    """Alone and beside others, which go on; the end itself is not shown, nor what would be drawn after it."""
+def test_a_text_ends_at_its_end_token():
+    """Alone and in a batch, where others continue; neither the end token nor anything after it is shown."""
     vocabulary, model = Characters("abcdefg"), make_model()
     prompts = ["ab", "c", "ddd"]
     whole = [list(stream_generate(model, vocabulary, p, 12, SAMPLER, seed=i)) for i, p in enumerate(prompts)]

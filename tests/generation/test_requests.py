@@ -1,4 +1,4 @@
-"""Requests of generation that make no sense end in one clear line, before anything is drawn."""
+"""Invalid requests for generation are refused in one clear line, before anything is generated."""
 
 from mlx_rtx import Characters, RecurrentTransformer, make_sampler, stream_generate
 from mlx_rtx.generation.decoding import generate, token_stream
@@ -26,7 +26,7 @@ V, LETTERS = 7, Characters("abcdefg")
         (lambda logits: 3, "a int"),
     ],
 )
-def test_samplers_of_the_callers_own_may_give_anything(gives, words):
+def test_invalid_tokens_from_a_users_sampler_are_refused(gives, words):
     model = make_model()
     with pytest.raises(UserError, match=f"^sampler: .*{words}"):
         generate(model, LETTERS, "abc", sampler=lambda logits, _: gives(logits))
@@ -55,7 +55,7 @@ def test_samplers_of_the_callers_own_may_give_anything(gives, words):
         ({"stream": make_model().initial_state(1)}, "stream: is a State"),
     ],
 )
-def test_requests_for_tokens_that_make_no_sense(wrong, words):
+def test_invalid_requests_for_tokens(wrong, words):
     request = {"model": make_model(), "prompts": [[1, 2]], "max_tokens": 3, **wrong}
     complains(lambda: list(token_stream(**request)), words=f"^{words}")
 
@@ -72,7 +72,7 @@ def test_requests_for_tokens_that_make_no_sense(wrong, words):
         ({"seed": 1.5}, "seed=1.5"),
     ],
 )
-def test_requests_for_text_that_make_no_sense(wrong, words):
+def test_invalid_requests_for_text(wrong, words):
     request = {"model": make_model(), "vocabulary": LETTERS, "prompts": "abc", **wrong}
     complains(lambda: generate(**request), words=f"^{words}")
 
@@ -82,7 +82,7 @@ def stopped_stream(kind=RecurrentTransformer, **changes):
     return response.stream
 
 
-def test_streams_to_go_on_from(kind, tmp_path):
+def test_invalid_streams_to_continue(kind, tmp_path):
     model, stream = make_model(kind), stopped_stream(kind)
     layers = tuple(type(layer)(*(part * np.nan for part in layer)) if isinstance(layer, tuple) else layer * np.nan
                    for layer in stream.state.layers)  # fmt: skip
@@ -99,7 +99,7 @@ def test_streams_to_go_on_from(kind, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
-def test_samplers_and_what_they_are_given():
+def test_samplers_and_their_arguments():
     for rules in (
         {"temp": np.nan}, {"temp": np.inf}, {"temp": "1"}, {"temp": 1e-50}, {"temp": -1}, {"top_k": 1.5}, {"top_k": -1},
         {"top_p": np.nan}, {"top_p": 0}, {"min_p": "a"}, {"min_p": 2}, {"top_k": True},

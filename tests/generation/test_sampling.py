@@ -1,4 +1,4 @@
-"""Samplers: what each rule leaves, and that what is left is drawn as often as it is probable."""
+"""Samplers: which tokens each rule keeps, and that these are drawn with the right frequencies."""
 
 from mlx_rtx import UserError, make_sampler
 from mlx_rtx.generation.sampling import _nucleus
@@ -30,10 +30,10 @@ def draws(count=4000, probabilities=P, **rules):
         ({"min_p": 0.3}, 3),
         ({"min_p": 1.0}, 1),
         ({"top_k": 4, "top_p": 0.9, "min_p": 0.5}, 2),
-        ({"top_k": 2, "top_p": 0.5}, 2),  # each rule looks at all tokens, not at what another left
+        ({"top_k": 2, "top_p": 0.5}, 2),  # each rule considers all tokens, not those that another one kept
     ],
 )
-def test_the_rest_is_drawn_as_often_as_it_is_probable(rules, kept):
+def test_kept_tokens_are_drawn_with_the_right_frequencies(rules, kept):
     expected = np.where(np.arange(5) < kept, P, 0) / P[:kept].sum()
     found = draws(temp=1.0, **rules)
     assert (found[expected == 0] == 0).all()
@@ -50,8 +50,8 @@ def test_temperature(temp):
 @pytest.mark.parametrize(
     ("rules", "kept"), [({"top_p": 0.71}, 3), ({"min_p": 0.3}, 3), ({"top_k": 3, "top_p": 0.9, "min_p": 0.5}, 2)]
 )
-def test_rules_look_at_probabilities_at_temperature_1(rules, kept, temp):
-    """What they keep is the same at every temperature; only then is it made more even, or less."""
+def test_rules_use_probabilities_at_temperature_1(rules, kept, temp):
+    """They keep the same tokens at every temperature; the temperature applies afterwards."""
     weights = np.where(np.arange(5) < kept, P, 0) ** (1 / temp)
     expected = weights / weights.sum()
     found = draws(temp=temp, **rules)
@@ -63,8 +63,8 @@ def test_rules_look_at_probabilities_at_temperature_1(rules, kept, temp):
 @pytest.mark.parametrize(
     ("p", "least"), [(0.499, 1 / 2), (0.5, 1 / 2), (0.501, 1 / 4), (0.75, 1 / 4), (0.751, 1 / 8), (0.999, 1 / 8)]
 )
-def test_tokens_that_together_have_just_p_are_enough(p, least):
-    """Halves of halves add up without rounding."""
+def test_top_p_keeps_the_fewest_tokens_that_reach_p(p, least):
+    """Halves of halves add up without rounding error."""
     probabilities = mx.array([[1 / 8, 1 / 2, 1 / 8, 1 / 4]])
     assert _nucleus(probabilities, p).item() == least
 
@@ -82,20 +82,20 @@ def test_tokens_that_together_have_just_p_are_enough(p, least):
         ({"min_p": 0.5}, 3),
     ],
 )
-def test_equally_likely_tokens_stay_together(rules, kept):
+def test_equally_likely_tokens_are_kept_or_removed_together(rules, kept):
     found = draws(probabilities=np.array([0.4, 0.22, 0.22, 0.08, 0.08]), temp=1.0, **rules)
     assert (found[:kept] > 0).all()
     assert (found[kept:] == 0).all()
 
 
 @pytest.mark.parametrize("rules", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}], ids=str)
-def test_the_likeliest_stay_whatever_is_left_out(rules):
+def test_the_most_likely_tokens_are_always_kept(rules):
     found = draws(probabilities=np.array([0.2, 0.4, 0.4]), temp=1.0, **rules)
     assert found[0] == 0
     assert np.abs(found[1:] - 0.5).max() < 5 * np.sqrt(0.25 / 4000)
 
 
-def test_temperature_0_takes_the_likeliest():
+def test_temperature_0_takes_the_most_likely():
     assert draws(temp=0)[0] == 1
 
 
@@ -105,7 +105,7 @@ def test_order_of_tokens_does_not_matter():
     assert found[4] > found[3] > found[2] > 0
 
 
-def test_a_stream_draws_by_its_own_key():
+def test_each_stream_draws_with_its_own_key():
     logits, sampler = mx.random.normal((3, 50), key=mx.random.key(1)), make_sampler(temp=1.0)
     keys = mx.array([[0, 5], [1, 5], [2, 5]], dtype=mx.uint32)
     together = sampler(logits, keys)
@@ -113,7 +113,7 @@ def test_a_stream_draws_by_its_own_key():
     assert together.tolist() == alone
 
 
-def test_values_at_the_ends_of_their_ranges_switch_a_rule_off():
+def test_values_at_the_ends_of_their_ranges_disable_a_rule():
     assert np.array_equal(draws(temp=1.0, top_k=0, top_p=1.0, min_p=0.0), draws(temp=1.0))
 
 
@@ -124,8 +124,8 @@ def test_values_out_of_range_are_refused(wrong):
 
 
 @pytest.mark.parametrize("rules", [{}, {"temp": 1.0}, {"temp": 1.0, "top_k": 2}, {"temp": 1.0, "top_p": 0.5}], ids=str)
-def test_logits_that_are_no_numbers_are_refused(rules):
-    """Of NaN, the likeliest token was the first, or none of the vocabulary's; one that is to be left out is -inf."""
+def test_logits_that_are_nan_are_refused(rules):
+    """With NaN the most likely token was the first one or an invalid one; logits of excluded tokens are -inf."""
     sampler, keys = make_sampler(**rules), mx.zeros((2, 2), mx.uint32)
     for wrong in ([np.nan, 1, 2], [1, 2, np.nan], [np.inf, 1, 2], [-np.inf] * 3):
         for dtype in (mx.float32, mx.bfloat16):
@@ -133,4 +133,4 @@ def test_logits_that_are_no_numbers_are_refused(rules):
             complains(sampler, logits, keys, words=r"^logits: stream \[1\] has a NaN, or no finite maximum")
     left = mx.array([[-np.inf, 9, -np.inf], [9, -np.inf, -np.inf]])
     assert sampler(left, keys).tolist() == [1, 0]
-    assert mx.compile(sampler)(left, keys).tolist() == [1, 0]  # of what is traced nothing is known
+    assert mx.compile(sampler)(left, keys).tolist() == [1, 0]  # traced logits are not checked

@@ -1,4 +1,4 @@
-"""Streams on disk: what goes on is what was left, and nothing else."""
+"""Streams on disk: they continue exactly where they were, and other files are refused."""
 
 import os
 import subprocess
@@ -21,13 +21,13 @@ from tiny import complaint, make_model, make_tokens
 
 
 def stream_of(model, length=9, batch=1):
-    """A stream after some tokens, with one more to be fed."""
+    """Return a stream after some tokens, with one more to be fed."""
     _, state = model.step(make_tokens(length, batch), start(model, batch).state)
     return Stream(state, make_tokens(1, batch))
 
 
 def put(path, model, stream):
-    """Write what `save_stream` would refuse to."""
+    """Write a stream that `save_stream` would refuse."""
     arrays = {"layers." + name: array for name, array in flat(stream.state.layers).items()}
     about = {"model": fingerprint(model), "position": str(stream.state.position)}
     write_arrays(path, arrays | {"pending": stream.pending}, about)
@@ -39,14 +39,14 @@ def contents(stream):
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("length", [1, 9, 300])
-def test_a_stream_comes_back_to_the_bit(kind, length, batch, tmp_path):
+def test_a_stream_is_restored_bit_exactly(kind, length, batch, tmp_path):
     model = make_model(kind, positions="block")
     stream = stream_of(model, length, batch)
     save_stream(tmp_path / "s", model, stream)
     assert contents(load_stream(tmp_path / "s", model)) == contents(stream)
 
 
-def test_a_stream_before_its_first_token_comes_back(kind, tmp_path):
+def test_a_stream_before_its_first_token_is_restored(kind, tmp_path):
     model = make_model(kind)
     save_stream(tmp_path / "s", model, start(model))
     assert contents(load_stream(tmp_path / "s", model)) == contents(start(model))
@@ -54,7 +54,7 @@ def test_a_stream_before_its_first_token_comes_back(kind, tmp_path):
 
 @pytest.fixture(scope="module", params=["recurrent", "regular"])
 def written(request, tmp_path_factory):
-    """A model, the file of a stream, and what is in it."""
+    """Return a model, the file of a stream, and the contents of the stream."""
 
     model = make_model({"recurrent": RecurrentTransformer, "regular": RegularTransformer}[request.param])
     path = tmp_path_factory.mktemp("stream") / "s.state"
@@ -63,7 +63,7 @@ def written(request, tmp_path_factory):
 
 
 @given(data=st.data())
-def test_a_state_that_came_to_harm_is_refused_or_the_same(data, written):
+def test_a_damaged_state_is_refused_or_reads_the_same(data, written):
     model, path, content = written
     path.write_bytes(content)
     expected = contents(load_stream(path, model))
@@ -74,8 +74,8 @@ def test_a_state_that_came_to_harm_is_refused_or_the_same(data, written):
 @pytest.mark.parametrize(
     "said", ["", "-1", "x", "٣", "1_0", " 9", "9.0", "41", str(2**70), "9" * 5000, str(2 * 10**9)], ids=lambda s: s[:20]
 )
-def test_positions_that_make_no_sense_are_refused(said, written):
-    """Of the right sha256: the model has 40 positions."""
+def test_invalid_positions_are_refused(said, written):
+    """With a correct sha256: the model has 40 positions."""
     model, path, content = written
     path.write_bytes(content)
     stream = load_stream(path, model)
@@ -92,14 +92,14 @@ def test_tokens_that_the_model_does_not_know_are_refused(tokens, tmp_path):
         load_stream(tmp_path / "s", model)
 
 
-def test_a_state_of_no_stream_is_refused(tmp_path):
+def test_a_state_without_rows_is_refused(tmp_path):
     model = make_model()
     put(tmp_path / "s", model, stream_of(model)._replace(pending=mx.zeros((0, 1), mx.int32)))
     with pytest.raises(UserError, match="pending"):
         load_stream(tmp_path / "s", model)
 
 
-def test_a_state_that_overflowed_is_refused(tmp_path):
+def test_a_non_finite_state_is_refused(tmp_path):
     model = make_model()
     stream = stream_of(model)
     first = stream.state.layers[0]._replace(m_prev=stream.state.layers[0].m_prev * mx.inf)
@@ -116,7 +116,7 @@ def test_a_file_without_its_sha256_is_refused(written):
         load_stream(path, model)
 
 
-def test_two_processes_do_not_write_one_state(tmp_path, capsys, monkeypatch):
+def test_two_processes_do_not_write_the_same_state(tmp_path, capsys, monkeypatch):
     run, state = make_run(tmp_path / "run", RecurrentTransformer, positions="block"), tmp_path / "s.state"
     arguments = ["--model", str(run), "--prompt", "a", "--state-file", str(state), "--max-tokens"]
     command = [sys.executable, "-m", "mlx_rtx.generate", *arguments, "1000000"]

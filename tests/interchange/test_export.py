@@ -1,4 +1,4 @@
-"""The command: its model card, what quantization costs, and the hub."""
+"""The export command: its model card, the measured loss of quantization, and the upload to the hub."""
 
 import base64
 import json
@@ -42,7 +42,7 @@ def run(tmp_path_factory):
     return path / "run"
 
 
-def test_the_card_says_what_the_run_did(run, tmp_path, capsys):
+def test_the_card_describes_the_run(run, tmp_path, capsys):
     export.main([str(run), str(tmp_path / "card")])
     card = (tmp_path / "card" / "README.md").read_text()
     (final,) = (line for line in read_lines(run / "metrics.jsonl") if line["kind"] == "final")
@@ -65,8 +65,8 @@ def test_the_card_of_a_converted_model_claims_no_training(tmp_path):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_what_quantization_costs_is_measured(run, tmp_path, bits, capsys):
-    """The loss before is the run's own, for α is 0; the loss after is that of the weights in the file."""
+def test_the_loss_of_quantization_is_measured(run, tmp_path, bits, capsys):
+    """The loss before is the run's own, because α is 0; the loss after is that of the weights in the file."""
     out = tmp_path / "out"
     export.main([str(run), str(out), "--bits", str(bits)])
     said = capsys.readouterr().out.splitlines()[0]
@@ -83,7 +83,7 @@ def test_what_quantization_costs_is_measured(run, tmp_path, bits, capsys):
     assert 0 < off < 1.01 * (exact.max() - exact.min()).item() / 2**bits
 
 
-def test_losses_are_compared_pair_by_pair():
+def test_losses_are_compared_in_pairs():
     rng = np.random.default_rng(0)
     counts, first = np.full(50, 10), rng.normal(20, 3, 50)
     second = first + rng.normal(1, 0.1, 50)
@@ -93,7 +93,7 @@ def test_losses_are_compared_pair_by_pair():
     assert cost.added.half_width < cost.before.half_width / 10
 
 
-def test_groups_that_do_not_fit_are_refused(run, tmp_path, capsys, monkeypatch):
+def test_group_sizes_that_do_not_fit_are_refused(run, tmp_path, capsys, monkeypatch):
     arguments = [str(run), str(tmp_path / "out"), "--bits=4", "--group-size=64"]
     said = complaint(arguments, capsys, monkeypatch, export.main)
     assert "--group-size 64: does not divide the model's dim=32; use 32" in said
@@ -101,7 +101,7 @@ def test_groups_that_do_not_fit_are_refused(run, tmp_path, capsys, monkeypatch):
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """As much of the hub as an upload of small files needs."""
+    """The parts of the hub that an upload of small files uses."""
 
     files: dict = {}  # noqa: RUF012
 
@@ -122,11 +122,11 @@ class FakeHub(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(answer).encode())
 
     def log_message(self, *_):
-        """Say nothing."""
+        """Print nothing."""
 
 
 @pytest.mark.filterwarnings("default")
-def test_it_is_put_on_the_hub(tmp_path, monkeypatch, capsys):
+def test_upload_to_the_hub(tmp_path, monkeypatch, capsys):
     constants = pytest.importorskip("huggingface_hub.constants")
     run = str(make_run(tmp_path / "run", RecurrentTransformer))
     web = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)

@@ -1,4 +1,4 @@
-"""Exported folders in the real mlx-lm, without a change to it: its text is ours, its tools work."""
+"""Exported folders in the unmodified mlx-lm: it generates the same text, and its tools work."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from interchange_runs import CHARACTERS, VARIANTS, make_run
 from tiny import make_tokens
 
 pytest.importorskip("mlx_lm", reason="pip install -e '.[export]'")
-pytestmark = pytest.mark.filterwarnings("default")  # theirs
+pytestmark = pytest.mark.filterwarnings("default")  # for mlx-lm's own warnings
 
 import mlx_lm  # noqa: E402
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache  # noqa: E402
@@ -27,14 +27,14 @@ from mlx_lm.perplexity import eval_ppl  # noqa: E402
 
 
 def make_export(path, kind=RecurrentTransformer, **changes):
-    """A run and its export."""
+    """Train a run and export it."""
     run = make_run(path / "run", kind, **changes)
     export.main([str(run), str(path / "exported")])
     return run, str(path / "exported")
 
 
 def run_tool(name, monkeypatch, *arguments):
-    """Call a tool of mlx-lm as its command line would."""
+    """Call a tool of mlx-lm as from its command line."""
     module = __import__(f"mlx_lm.{name}", fromlist=["main"])
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     module.main()
@@ -42,7 +42,7 @@ def run_tool(name, monkeypatch, *arguments):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A model whose batches, caches and weights all matter."""
+    """Return a model in which batches, caches and weights all affect the text."""
     return make_export(tmp_path_factory.mktemp("one"), positions="block", history="output", dim=32, block=4)
 
 
@@ -54,9 +54,9 @@ def exported(tmp_path_factory):
         (RegularTransformer, "plain"),
     ],
 )
-def test_its_text_is_ours(kind, variant, tmp_path):
-    """Alone and in a batch of several lengths, up to where positions end."""
-    run, folder = make_export(tmp_path, kind, seed=4, **VARIANTS[variant])  # by that seed all write varied texts
+def test_its_text_is_the_same(kind, variant, tmp_path):
+    """Alone and in a batch of several lengths, up to the end of positions."""
+    run, folder = make_export(tmp_path, kind, seed=4, **VARIANTS[variant])  # with this seed all texts are varied
     ours, prompts = load(run)[0], ["abcab", "g", "fedcbafedcba"]
     model, tokenizer = mlx_lm.load(folder, trust_remote_code=True)
     expected = [generate(ours, CHARACTERS, prompt, max_tokens=50)[0] for prompt in prompts]
@@ -68,7 +68,7 @@ def test_its_text_is_ours(kind, variant, tmp_path):
     assert (len(expected[2]) < 50) == (ours.limit is not None)
 
 
-def test_a_prompt_cache_is_kept(exported, tmp_path):
+def test_a_prompt_cache_is_reused(exported, tmp_path):
     run, folder = exported
     model, tokenizer = mlx_lm.load(folder, trust_remote_code=True)
     cache = make_prompt_cache(model)
@@ -99,11 +99,11 @@ def test_it_is_quantized_or_refused(exported, tmp_path, monkeypatch):
                  "--trust-remote-code")  # fmt: skip
 
 
-def test_it_learns_by_lora_and_is_fused(exported, tmp_path, monkeypatch):
+def test_lora_training_and_fusing(exported, tmp_path, monkeypatch):
     _, folder = exported
     for name in ("train", "valid"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": "abcdefg" * 3}) + "\n")
-    monkeypatch.setattr(mx, "compile", lambda function, **_: function)  # which takes long on a CPU
+    monkeypatch.setattr(mx, "compile", lambda function, **_: function)  # compiling takes long on a CPU
     run_tool("lora", monkeypatch, "--model", folder, "--train", "--data", tmp_path, "--iters=30", "--batch-size=1",
              "--num-layers=1", "--adapter-path", tmp_path / "adapters", "--learning-rate=3e-2",
              "--trust-remote-code")  # fmt: skip
@@ -133,7 +133,7 @@ def test_its_other_tools(exported, tmp_path, monkeypatch, capsys):
 
 
 def test_it_is_served(exported, monkeypatch):
-    """Completions and chat, several at a time, with a cache of prompts."""
+    """Completions and chat, several at a time, with a prompt cache."""
     from mlx_lm import server
 
     (run, folder), providers = exported, []

@@ -1,4 +1,4 @@
-"""What is exported computes what the model does, and says what it cannot."""
+"""Exported folders compute the same as the model, and unsupported models are refused."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from tiny import LENGTHS, K, complaint, make_model, make_tokens
 
 
 class Cache:
-    """What the model file asks of mlx-lm's ``ArraysCache``."""
+    """The interface of mlx-lm's ``ArraysCache`` that the model file uses."""
 
     left_padding = lengths = None
 
@@ -39,7 +39,7 @@ class Cache:
 
 
 def close(logits, expected):
-    """Logits that are equal to rounding, and one more for the end of text."""
+    """Check that logits are equal up to rounding error, with one more for the end of text."""
     assert logits.shape[-1] == expected.shape[-1] + 1
     scale = max(1.0, mx.abs(expected).max().item())
     np.testing.assert_allclose(np.array(logits[..., :-1]), np.array(expected), atol=2e-5 * scale)
@@ -66,8 +66,8 @@ def test_streams_in_pieces(variant):
     close(mx.concatenate(logits, axis=1), model(tokens[:, :at], close=False))
 
 
-def test_rows_of_a_batch_stand_at_different_places():
-    """Rows that began at different times, and one of which is right-padded, go on as each would alone."""
+def test_rows_of_a_batch_may_be_at_different_positions():
+    """Rows that started at different times, one of them right-padded, continue as each would alone."""
     model = make_model(positions="block", history="output")
     exported = make_exported(model).model
     tokens, starts, n, counts = make_tokens(20, batch=3), [0, 3, 2 * K + 1], 6, [6, 2, 5]
@@ -91,7 +91,7 @@ def test_rows_of_a_batch_stand_at_different_places():
         close(mx.concatenate([logits[row : row + 1, :count], after[row : row + 1]], axis=1), expected)
 
 
-def test_rows_that_are_padded_at_the_left():
+def test_rows_that_are_left_padded():
     model = make_model(positions="block", history="output")
     exported, cache, padding = make_exported(model).model, Cache(), [0, 3, K + 1]
     tokens = make_tokens(2 * K + 3, batch=3)
@@ -106,7 +106,7 @@ def test_rows_that_are_padded_at_the_left():
 
 
 @pytest.mark.parametrize("positions", ["absolute", "axial"])
-def test_past_the_last_position_the_text_ends(positions):
+def test_the_text_ends_after_the_last_position(positions):
     exported = make_exported(make_model(positions=positions, max_len=9)).model
     with pytest.raises(ValueError, match=f"10 tokens, but this model has {positions} positions for 9"):
         exported(make_tokens(10))
@@ -115,7 +115,7 @@ def test_past_the_last_position_the_text_ends(positions):
     assert (mx.argmax(logits, axis=-1) == 7).tolist() == [[False] * 9 + [True] * 3] * 2
 
 
-def test_characters_are_tokens_and_unknown_ones_vanish(tmp_path):
+def test_characters_are_tokens_and_unknown_ones_are_dropped(tmp_path):
     vocabulary = Characters("\n helo<|>")
     write_tokenizer(tmp_path, vocabulary, None)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -126,7 +126,7 @@ def test_characters_are_tokens_and_unknown_ones_vanish(tmp_path):
     assert tokenizer.encode("h<|endoftext|>").ids[-1] == len(vocabulary)
 
 
-def test_a_model_of_other_outputs_is_refused():
+def test_a_model_with_another_number_of_outputs_is_refused():
     with pytest.raises(UserError, match="out_size=3: only models that predict their own tokens"):
         make_exported(make_model(tie_embeddings=False, out_size=3))
 
@@ -149,7 +149,7 @@ def test_what_cannot_be_exported(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("variant", ["channel", "absolute"])
-def test_a_step_as_a_graph(variant, tmp_path):
+def test_a_step_exported_as_a_graph(variant, tmp_path):
     changes = {**VARIANTS[variant], "max_len": 11}
     run, out = make_run(tmp_path / "run", RecurrentTransformer, **changes), tmp_path / "out"
     export.main([str(run), str(out), "--format=mlxfn"])
@@ -166,7 +166,7 @@ def test_a_step_as_a_graph(variant, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-def test_the_pages_cpp_runs_it(tmp_path):
+def test_the_cpp_code_of_the_page_runs_it(tmp_path):
     model = make_model(positions="block", history="output", dim=16)
     export.main([str(write_run(tmp_path / "run", model)), str(tmp_path / "out"), "--format=mlxfn"])
     page = (Path(__file__).parents[2] / "docs" / "interchange.md").read_text()

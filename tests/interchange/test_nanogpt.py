@@ -1,4 +1,4 @@
-"""nanoGPT's layout, both ways: the logits are those of a plain reading of its checkpoint."""
+"""nanoGPT's format, both ways: logits equal those of a plain implementation on its checkpoint."""
 
 import json
 
@@ -47,7 +47,7 @@ def test_a_checkpoint_is_read(tmp_path, suffix, alpha, out, layers, activation):
 
 @pytest.mark.parametrize("positions", ["absolute", "block", "axial", "none"])
 def test_a_checkpoint_is_written(tmp_path, positions, kind):
-    """Positions of any kind become a table; PyTorch's names and shapes are all there, the head twice if it is tied."""
+    """Any positions become a table; all PyTorch names and shapes are present; a tied readout matrix is stored twice."""
     model = make_model(kind, positions=positions, history="output", alpha=0.7)
     convert.main([str(write_run(tmp_path / "run", model)), str(tmp_path / "gpt.safetensors")])
     arrays, metadata = mx.load(str(tmp_path / "gpt.safetensors"), return_metadata=True)
@@ -60,7 +60,7 @@ def test_a_checkpoint_is_written(tmp_path, positions, kind):
     same(model(tokens), nanogpt.logits(weights, np.array(tokens), 2, "relu", alpha and K, alpha))
 
 
-def test_there_and_back(tmp_path):
+def test_conversion_both_ways(tmp_path):
     model = make_model(history="output", layers=2, tie_embeddings=False, out_size=3)
     model.layers[1].alpha = model.layers[0].alpha
     run = str(write_run(tmp_path / "run", model))
@@ -69,7 +69,7 @@ def test_there_and_back(tmp_path):
     assert mx.array_equal(load(tmp_path / "back")[0](make_tokens(19)), model(make_tokens(19)))
 
 
-def test_text_is_scored_and_written_on(tmp_path, capsys):
+def test_a_converted_model_scores_and_generates_text(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("abcdefg\n" * 90)
     source = save(tmp_path / "gpt.safetensors", nanogpt.make_weights(8, 16, 8, 1, alpha=0.5))
     data = ["--task=text", f"--data={tmp_path / 'text.txt'}"]
@@ -106,7 +106,7 @@ def test_text_is_scored_and_written_on(tmp_path, capsys):
         ({}, ["--heads=2", "--task=text", "--data=text.txt"], "has 3 characters, the model 7"),
     ],
 )
-def test_what_is_no_such_checkpoint(tmp_path, changes, arguments, words, capsys, monkeypatch):
+def test_invalid_checkpoints(tmp_path, changes, arguments, words, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("ab\n")
     weights = nanogpt.make_weights(7, 40, 8, 1, alpha=0.5) | changes
@@ -115,7 +115,7 @@ def test_what_is_no_such_checkpoint(tmp_path, changes, arguments, words, capsys,
     assert not (tmp_path / "run").exists()
 
 
-def test_files_that_are_not_read(tmp_path, capsys, monkeypatch):
+def test_unsupported_files(tmp_path, capsys, monkeypatch):
     for name, words in (
         ("ckpt.pt", "is a pickle, which can run any program; if you trust it, convert it to safetensors: python -c"),
         ("model.gguf", "must be a .safetensors or .npz file"),
@@ -138,7 +138,7 @@ def test_files_that_are_not_read(tmp_path, capsys, monkeypatch):
         ({"qk_norm": True}, "qk_norm=True"),
     ],
 )
-def test_models_that_it_has_no_place_for(changes, words):
+def test_models_that_the_format_cannot_represent(changes, words):
     with pytest.raises(UserError, match=f"^{words}: not supported by nanoGPT's layout$"):
         to_nanogpt(make_model(**{"history": "output", **changes}))
 

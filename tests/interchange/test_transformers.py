@@ -1,4 +1,4 @@
-"""Exported folders in the real ``transformers``, by PyTorch on the CPU."""
+"""Exported folders in the unmodified ``transformers``, with PyTorch on the CPU."""
 
 from mlx_rtx import export
 from mlx_rtx.generation.decoding import generate
@@ -11,12 +11,12 @@ from tiny import LENGTHS, make_model, make_tokens
 
 torch = pytest.importorskip("torch", reason="pip install torch")
 transformers = pytest.importorskip("transformers", reason="pip install -e '.[export]'")
-pytestmark = pytest.mark.filterwarnings("default")  # theirs
+pytestmark = pytest.mark.filterwarnings("default")  # for its own warnings
 
 
 @pytest.fixture(params=VARIANTS)
 def pair(request, tmp_path, monkeypatch):
-    """A model, and what ``transformers`` makes of its export."""
+    """Return a model, and its export loaded with ``transformers``."""
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     ours = make_model(seed=4, **VARIANTS[request.param])
     export.main([str(write_run(tmp_path / "run", ours)), str(tmp_path / request.param), "--format=transformers"])
@@ -45,7 +45,7 @@ def test_it_is_the_same_model(pair):
 
 
 @pytest.mark.parametrize("pair", ["gated"], indirect=True)
-def test_it_takes_a_token_a_step_and_learns(pair, monkeypatch):
+def test_it_generates_token_by_token_and_can_be_trained(pair, monkeypatch):
     _, theirs, _ = pair
     lengths, forward = [], theirs.forward
     monkeypatch.setattr(theirs, "forward", lambda *a, **b: lengths.append(b["input_ids"].shape[1]) or forward(*a, **b))

@@ -1,4 +1,4 @@
-"""The paper's figures from runs: each seed's line is what it reported, the paper's value stands beside it."""
+"""The paper's figures from runs: lines show what each seed reported, next to the paper's values."""
 
 from mlx_rtx import train
 from mlx_rtx.plots.run_history import read_history
@@ -15,7 +15,7 @@ from tiny import FLAGS
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Tiny runs in the places of rows of all three figures, one with two seeds."""
+    """Train tiny runs as rows of all three figures, one of them with two seeds."""
     path = tmp_path_factory.mktemp("project") / "results"
     regular = ["--model=regular", "--positions=absolute"]
     for name, seed, flags in (
@@ -36,7 +36,7 @@ def drawn(name, results):
     return draw(FIGURES[name], curves), [f"{row.table}/{row.name}" for row in missing]
 
 
-def test_a_column_a_row(results):
+def test_a_column_per_row(results):
     figure, missing = drawn("figure1", results)
     assert missing == ["table2/regular-4:paper", "table2/recurrent:default"]
     assert figure.get_suptitle() == "Figure 1: grey CIFAR-10"
@@ -51,7 +51,7 @@ def test_a_column_a_row(results):
         assert (set(line.get_ydata()), line.get_label()) == ({value}, label)
 
 
-def test_a_line_a_seed_and_the_stages(results):
+def test_a_line_per_seed_and_the_stages(results):
     figure, missing = drawn("figure2", results)
     assert missing == ["table4/selective-copy:paper"]
     top, _ = figure.axes

@@ -1,4 +1,4 @@
-"""Every passage of a text comes a second time, where it was said to."""
+"""Every passage of a text occurs a second time, at the requested distance."""
 
 import random
 
@@ -9,12 +9,12 @@ from tiny import complaint
 
 
 @pytest.mark.parametrize(("passage", "after"), [(1, 1), (1, 3), (5, 15), (4, 36)])
-def test_every_passage_comes_again(passage, after):
+def test_every_passage_occurs_twice(passage, after):
     text = "".join(random.Random(0).choices("abcdefgh", k=997))
     woven = repeats.repeated(text, passage, after)
     passages = [woven[start : start + passage] for start in range(0, len(woven), passage)]
     distance, behind = after // passage, (after // passage - 1) // 2
-    second = [i for i in range(2 * behind + 1, len(passages)) if (i - behind) % 2]  # in turn with fresh ones
+    second = [i for i in range(2 * behind + 1, len(passages)) if (i - behind) % 2]  # they alternate with new ones
     assert all(passages[i] == passages[i - distance] for i in second if i - distance >= behind)
     fresh = [p for i, p in enumerate(passages) if i < behind or (i - behind) % 2 == 0]
     assert "".join(fresh) == text[: len(text) // passage * passage]

@@ -1,4 +1,4 @@
-"""The page on retrieval says what its summary does, and so does its picture."""
+"""The page on retrieval and its picture agree with the summary."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from reproduction.tables import BEGIN, END, out_of_date, write_tables
 
 @pytest.fixture
 def results(tmp_path):
-    """Made-up runs of some rows."""
+    """Write synthetic runs of some rows."""
     results = tmp_path / "results"
     for pairs, share in ((4, 1.0), (16, 0.75), (32, 0.5)):
         for seed in (0, 1):
@@ -21,7 +21,7 @@ def results(tmp_path):
     return results
 
 
-def test_a_line_a_task_and_a_column_a_model(results):
+def test_a_line_per_task_and_a_column_per_model(results):
     page = results.parent / "docs" / "retrieval.md"
     page.parent.mkdir()
     page.write_text(f"# Title\n\n{BEGIN}\n{END}\n\nThe rest.\n")
@@ -46,7 +46,7 @@ def test_without_results_the_page_says_so(tmp_path):
     assert page.read_text() == f"{BEGIN}\nNothing has been trained yet.\n{END}\n"
 
 
-def test_the_picture_has_a_line_a_model_over_the_pairs(results):
+def test_the_picture_has_a_line_per_model(results):
     axis = retrieval_page.draw(summarise(results, "retrieval")).axes[0]
     lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
     assert lines == {"scalar": [[4, 99.0], [16, 74.0], [32, 49.0]], "regular-2": [[16, 99.9]]}

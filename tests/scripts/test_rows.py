@@ -1,4 +1,4 @@
-"""Rows of the tables: every one can be trained and scored as it stands, and is what its name says."""
+"""Rows of the tables: each one can be trained and scored, and agrees with its name."""
 
 import re
 from functools import cache
@@ -55,12 +55,12 @@ def test_every_row_can_be_trained_and_scored(row):
 
 
 @pytest.mark.parametrize("row", [*{(row.table, row.task): row for row in ROWS}.values()], ids=lambda row: row.name)
-def test_a_row_takes_as_many_samples_as_are_named(row):
+def test_the_number_of_samples_can_be_set(row):
     assert settings(row, samples=640).training.samples == 640
     assert settings(row, quick=True).training.samples <= 512
 
 
-def test_each_has_a_name_and_a_folder_of_its_own():
+def test_names_and_folders_are_unique():
     assert len({(row.table, row.name) for row in ROWS}) == len(ROWS)
     owners = [row for row in ROWS if owner(row) is row]
     assert len({row.folder(0) for row in owners}) == len(owners)
@@ -78,7 +78,7 @@ def test_rows_that_share_runs_share_their_settings():
         assert set(metrics) <= set(owned)
 
 
-def test_what_the_ablations_change():
+def test_settings_of_the_ablations():
     by_name = {row.name: settings(row) for row in ABLATIONS}
     for block in (16, 32, 64, 128):
         assert by_name[f"image:block-{block}"].architecture.block == block
@@ -101,7 +101,7 @@ def test_what_the_ablations_change():
             assert getattr(by_name[f"copy:{recipe}"].progress, field) == float(recipe.removeprefix(f"{name}-"))
 
 
-def test_what_the_rows_of_retrieval_are():
+def test_settings_of_the_rows_of_retrieval():
     rows = {row.name: settings(row) for row in ROWS if row.table == "retrieval"}
     models: dict[str, list] = {}
     for name, own in rows.items():
@@ -117,23 +117,23 @@ def test_what_the_rows_of_retrieval_are():
             assert shape.positions == "block"  # of any length
             assert (shape.block == 32) == (model == "block-32")
         else:
-            assert shape.positions == "absolute"  # and no row of it is scored at another length
+            assert shape.positions == "absolute"  # and no row with it is scored at another length
             assert not named("retrieval", name).longer
         if task != "memorization":
-            assert own.task.shape.length >= 8 * shape.block  # what one window sees is a small part
+            assert own.task.shape.length >= 8 * shape.block  # a window sees only a small part
         assert own.training.samples == rows[f"{task}:scalar"].training.samples
         assert own.optimizer == rows[f"{task}:scalar"].optimizer
     assert all(rows[f"mqar-{pairs}:gated"].task.pairs == pairs for pairs in retrieval_rows.PAIRS)
     assert all(len({shape.layers for shape in shapes}) == 1 for shapes in models.values())
 
 
-def test_the_paper_and_the_yardstick():
+def test_the_papers_values_and_the_regular_models():
     papers = {f"{row.table}/{row.name}": row.paper for row in TABLES}
     assert papers["table2/recurrent:paper"] == papers["table2/recurrent:mirror"] == 0.473
     assert (papers["table2/regular-1:paper"], papers["table2/regular-4:paper"]) == (0.393, 0.412)
     assert (papers["table4/copy:paper"], papers["table4/selective-copy:default"]) == (1.0, 0.994)
     assert [papers[f"table6/{name}:paper"] for name in ("recurrent", "regular-1", "regular-6")] == [1.47, 1.58, 1.47]
-    assert settings(named("table2", "regular-4:paper")).training.batch == 120  # as the recurrent model
+    assert settings(named("table2", "regular-4:paper")).training.batch == 120  # as for the recurrent model
     yardstick = settings(named("table6", "regular-6:nanogpt"))
     shape, optimizer, progress = yardstick.architecture, yardstick.optimizer, yardstick.progress
     assert (shape.dropout, shape.attention_dropout, shape.positions) == (0.2, 0.2, "absolute")
@@ -161,7 +161,7 @@ def test_metrics():
     ]
 
 
-def test_which_rows_are_meant():
+def test_rows_are_chosen_by_name():
     assert choose(("table2",), ()) == [row for row in ROWS if row.table == "table2"]
     assert [row.name for row in choose(("table2", "table6"), ("regular-1", "recurrent:mirror"))] == [
         "recurrent:mirror", "regular-1:paper", "regular-1:paper-batch-40", "regular-1:paper",

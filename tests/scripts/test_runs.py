@@ -1,4 +1,4 @@
-"""Runs are trained once, go on where they were stopped, and are kept when they are complete; workers run them all."""
+"""Runs are trained once, resumed if stopped, and copied to the results when complete; workers carry out all of them."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def run(tmp_path, monkeypatch):
 
 
 class InProcess:
-    """Runs a command of the package here, and notes it; ``stop_after`` steps training hears Ctrl-C."""
+    """Run commands of the package in this process and record them; interrupt training after ``stop_after`` steps."""
 
     def __init__(self, stop_after=None):
         self.calls, self.stop_after = [], stop_after
@@ -69,7 +69,7 @@ def test_a_run_is_trained_scored_and_kept(run, capsys):
     kept = {path.name for path in run.kept.iterdir()}
     assert kept == {"config.json", "metrics.jsonl", "model.safetensors", "final.json"}
     assert run.kept.name == "copy-paper-0"
-    assert not run.work.training.exists()  # needed no more
+    assert not run.work.training.exists()  # no longer needed
     final = json.loads((run.kept / "final.json").read_text())
     printed = capsys.readouterr().out
     assert f"{final['parameters']:,} parameters" in printed
@@ -83,7 +83,7 @@ def test_a_run_is_trained_scored_and_kept(run, capsys):
     assert said[-1].startswith("done: token_accuracy=")
 
 
-def test_a_stopped_run_goes_on(run):
+def test_a_stopped_run_is_resumed(run):
     with pytest.raises(Stopped):
         carry_out(run, InProcess(stop_after=3), str)
     assert not run.trained
@@ -98,7 +98,7 @@ def test_a_stopped_run_goes_on(run):
 
 
 def test_scores_are_made_once(run):
-    """A run that is stopped while it is scored is not trained again."""
+    """A run that is stopped during scoring is not trained again."""
 
     class Ends(InProcess):
         def __call__(self, command, log):
@@ -117,7 +117,7 @@ def test_scores_are_made_once(run):
     assert again.calls == []
 
 
-def test_results_of_other_flags_are_refused(run, monkeypatch):
+def test_results_with_other_flags_are_refused(run, monkeypatch):
     carry_out(run, InProcess(), str)
     monkeypatch.setitem(QUICK, "copy", QUICK["copy"].replace("--dim 8", "--dim 16"))
     with pytest.raises(RunFailed, match=r"--dim 8 .* delete it to train again"):
@@ -127,14 +127,14 @@ def test_results_of_other_flags_are_refused(run, monkeypatch):
         carry_out(run, InProcess(), str)
 
 
-def test_a_large_checkpoint_is_not_kept(run):
+def test_a_large_checkpoint_is_not_copied(run):
     small = Run(run.row, 0, Setting(runs=run.setting.runs, results=run.setting.results, quick=True, keep_mb=0.001))
     carry_out(small, InProcess(), str)
     assert not (small.kept / "model.safetensors").exists()
     assert small.work.model.exists()
 
 
-def test_a_command_that_fails_is_said_with_its_last_words(run):
+def test_a_failing_command_is_reported_with_its_last_line(run):
     def call(command, log):
         log.write_text("starting\nerror: no luck\n\n")
         return 2
@@ -143,7 +143,7 @@ def test_a_command_that_fails_is_said_with_its_last_words(run):
         carry_out(run, call, str)
 
 
-def test_two_do_not_work_on_one_run(run):
+def test_two_processes_do_not_work_on_one_run(run):
     def call(command, log):
         with pytest.raises(UserError, match="another process is using it"):
             carry_out(run, InProcess(), str)
@@ -164,8 +164,8 @@ def waits(log, text):
         time.sleep(0.01)
 
 
-def test_processes_hear_of_a_stop(tmp_path):
-    """By SIGTERM, which they may use to save; then by SIGKILL, which ends them."""
+def test_processes_are_asked_to_stop(tmp_path):
+    """With SIGTERM, after which they may save; then with SIGKILL, which ends them."""
     code = """
 import signal, time
 
@@ -201,7 +201,7 @@ except KeyboardInterrupt:
             processes.call([sys.executable, "-c", ""], log)
 
 
-def test_what_a_process_sees(tmp_path, monkeypatch):
+def test_environment_of_a_process(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(VARIABLE, "data")
     code = f"import os; print(os.getcwd(), os.environ['{VARIABLE}'], os.environ['CUDA_VISIBLE_DEVICES'])"
@@ -223,7 +223,7 @@ def runs_of(tmp_path, seeds):
     return [Run(row_named("table4/copy:paper"), seed, setting) for seed in range(seeds)]
 
 
-def test_a_failure_leaves_the_others_going(tmp_path, monkeypatch, capsys):
+def test_a_failure_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     used = {}
 
     def carry_out(run, call, say):
@@ -242,7 +242,7 @@ def test_a_failure_leaves_the_others_going(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("how", ["time", "Ctrl-C"])
-def test_what_is_not_done_is_left_for_a_later_call(how, tmp_path, monkeypatch, capsys):
+def test_unfinished_runs_are_left_for_a_later_call(how, tmp_path, monkeypatch, capsys):
     def carry_out(run, call, say):
         if run.seed == 0:
             return
@@ -263,7 +263,7 @@ def quick(tmp_path, *words):
 
 
 def test_from_the_command_line_to_a_table(tmp_path, capsys, monkeypatch):
-    """One row from end to end, by real processes; a second call runs nothing."""
+    """One row from end to end in real processes; a second call runs nothing."""
     before = {path: path.stat().st_mtime_ns for path in (workers.ROOT / "results").rglob("*")}
     quick(tmp_path, "table4", "--only", "copy:paper")
     said = capsys.readouterr().out
@@ -295,7 +295,7 @@ def test_rows_that_share_runs_are_run_once(tmp_path, monkeypatch, capsys):
     assert [run.name for run in asked] == [f"{name}-{seed}" for seed in (0, 1) for name in own]
 
 
-def test_a_dry_run_says_what_would_be_run(tmp_path, monkeypatch, capsys):
+def test_a_dry_run_prints_what_would_be_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "carry_out_all", None)
     quick(tmp_path, "table2", "--only", "regular-4", "--dry-run")
     said = capsys.readouterr().out
@@ -303,7 +303,7 @@ def test_a_dry_run_says_what_would_be_run(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failure_is_named_at_the_end(tmp_path, monkeypatch, capsys):
+def test_a_failure_is_reported_at_the_end(tmp_path, monkeypatch, capsys):
     failed = workers.Outcome(failed={"table4/copy-paper-0": "no luck"})
     monkeypatch.setattr(reproduce, "carry_out_all", lambda *_: failed)
     with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""The picture of scale shows what is kept of its runs."""
+"""The picture of scale shows the results of its runs."""
 
 import json
 

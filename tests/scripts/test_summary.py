@@ -1,4 +1,4 @@
-"""Means and intervals of summaries, against others' arithmetic."""
+"""Means and intervals of summaries, compared with independent calculations."""
 
 import json
 import math
@@ -12,25 +12,25 @@ from made_results import metric, row_named, write_final
 from reproduction.rows import LONGER
 from reproduction.summary import SUMMARY, interval_of, kept_folders, read_summary, summarise, write_summary
 
-T = {2: 12.7062, 3: 4.30265, 5: 2.77645}  # 97.5 % of Student's t for so many seeds, as printed in tables
+T = {2: 12.7062, 3: 4.30265, 5: 2.77645}  # 97.5 % quantile of Student's t for that many seeds, from a printed table
 
 
 @pytest.mark.parametrize("values", [[0.56, 0.57], [0.47, 0.45, 0.46], [1.467, 1.471, 1.469, 1.48, 1.466]])
-def test_seeds_by_students_t(values):
+def test_several_seeds_use_students_t(values):
     mean, low, high = interval_of([metric(value) for value in values], share=values[0] < 1)
     half = T[len(values)] * np.std(values, ddof=1) / math.sqrt(len(values))
     assert mean == pytest.approx(np.mean(values), abs=1e-6)
     assert (low, high) == pytest.approx((np.mean(values) - half, np.mean(values) + half), abs=2e-6)
 
 
-def test_shares_stay_shares():
+def test_fractions_stay_between_0_and_1():
     assert interval_of([metric(0.999), metric(0.9)], share=True)[2] == 1.0
     assert interval_of([metric(1.0)] * 3, share=True) == (1.0, 1.0, 1.0)
     assert interval_of([metric(1.4), metric(1.6)], share=False)[2] > 2
 
 
-def test_one_seed_by_wilson():
-    """Against the equation that Wilson's ends solve: (p - end)² = z² end (1 - end) / n."""
+def test_one_seed_uses_wilsons_interval():
+    """Compared with the equation that the ends of Wilson's interval solve: (p - end)² = z² end (1 - end) / n."""
     mean, *ends = interval_of([metric(0.5622, sequences=10000, answers=10000)], share=True)
     assert mean == 0.5622
     for end in ends:
@@ -38,7 +38,7 @@ def test_one_seed_by_wilson():
     assert interval_of([metric(1.0, 0.0, 1024, 1024)], share=True)[2] == 1.0
 
 
-def test_answers_of_one_sequence_are_not_so_many_independent_ones():
+def test_answers_of_one_sequence_are_not_independent():
     def width(se):
         _, low, high = interval_of([metric(0.9, se, 100, 1600)], share=True)
         return high - low
@@ -51,11 +51,11 @@ def test_answers_of_one_sequence_are_not_so_many_independent_ones():
     assert width(alone) == width(alone / 2)
 
 
-def test_one_seed_of_a_loss_by_its_standard_error():
+def test_one_seed_of_a_loss_uses_its_standard_error():
     assert interval_of([metric(1.47, 0.005)], share=False) == pytest.approx((1.47, 1.4602, 1.4798))
 
 
-def test_no_number_has_no_mean():
+def test_a_missing_value_has_no_mean():
     assert interval_of([metric(None), metric(0.5)], share=False) == (None, None, None)
 
 
@@ -91,7 +91,7 @@ def test_an_entry(tmp_path):
     assert summarise(tmp_path, "table2")[2]["alpha"] is None
 
 
-def test_all_metrics_of_a_row_and_those_who_share_its_runs(tmp_path):
+def test_all_metrics_of_a_row_and_of_rows_that_share_its_runs(tmp_path):
     scores = [metric(1 - i / 100) for i in range(2 + 2 * len(LONGER))]
     write_final(tmp_path, "table4/copy:default", 0, *scores)
     entries = summarise(tmp_path, "table4")
@@ -104,8 +104,8 @@ def test_all_metrics_of_a_row_and_those_who_share_its_runs(tmp_path):
     assert shared == {("copy", "threshold-0.05")}
 
 
-def test_a_summary_outlives_its_runs(tmp_path):
-    """Where no run is kept, the summary that is there stays as it is."""
+def test_a_summary_without_runs_is_kept(tmp_path):
+    """If no run of a table exists, its summary is not changed."""
     (tmp_path / "table6").mkdir()
     (tmp_path / "table6" / SUMMARY).write_text("[1]")
     write_summary(tmp_path, "table6")

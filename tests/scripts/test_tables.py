@@ -1,4 +1,4 @@
-"""Pages and the README's block are what the summaries give, and those of this project are up to date."""
+"""Pages and the README's block agree with the summaries, and those of this project are up to date."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ RESULTS = ROOT / "results"
 
 @pytest.fixture
 def project(tmp_path):
-    """A README with markers, and summaries of made-up runs in results."""
+    """Return a project with a README with markers, and summaries of synthetic runs."""
     (tmp_path / "README.md").write_text(f"# Title\n\n{BEGIN}\n{END}\n\nThe rest.\n")
     results = tmp_path / "results"
     for seed, share in enumerate((0.46, 0.45, 0.47)):
@@ -35,7 +35,7 @@ def project(tmp_path):
     return tmp_path
 
 
-def test_a_page_says_what_its_summary_does(project):
+def test_a_page_agrees_with_its_summary(project):
     said = page("table2", read_summary(project / "results", "table2"))
     assert said.startswith("# Table 2: ")
     assert "## recurrent\n\n| recipe | `test_accuracy` | paper | seeds |" in said
@@ -58,7 +58,7 @@ def test_a_page_says_what_its_summary_does(project):
     assert "regular-1" not in said  # it has no results
 
 
-def test_a_loss_that_is_no_number(tmp_path):
+def test_a_loss_that_is_not_finite(tmp_path):
     write_final(tmp_path, "table6/recurrent:paper", 0, metric(None, None))
     assert "| not finite | 1.47 |" in page("table6", summarise(tmp_path, "table6"))
 
@@ -70,12 +70,12 @@ def test_the_block_of_the_readme(project):
     assert "| selective-copy, default | 99.4 % | **99.70 %** (" in block
     assert " of tokens; **95.70 %** (" in block
     assert "@" not in block
-    assert "block-32" not in block  # of the ablations
+    assert "block-32" not in block  # belongs to the ablations
     assert "the test set or validation split that it is scored on" in block
     assert readme_block({"table4": summaries["table4"]}).count("\\*") == 0
 
 
-def test_rewriting_changes_what_is_stale_and_nothing_else(project):
+def test_only_outdated_files_are_rewritten(project):
     readme, results = project / "README.md", project / "results"
     first = write_tables(project, results)
     assert {path.relative_to(project).as_posix() for path in first} == {
@@ -95,7 +95,7 @@ def test_rewriting_changes_what_is_stale_and_nothing_else(project):
     assert out_of_date(project, results) == [results / "table2" / "README.md", readme]
 
 
-def test_a_readme_without_markers_is_left_alone(project):
+def test_a_readme_without_markers_is_not_changed(project):
     (project / "README.md").write_text("# Title\n")
     assert project / "README.md" not in write_tables(project, project / "results")
     (project / "README.md").write_text(f"{BEGIN}\n")
@@ -110,7 +110,7 @@ def test_the_projects_own_tables_are_up_to_date():
     assert out_of_date(ROOT, RESULTS) == []
 
 
-def test_the_projects_own_summaries_are_those_of_its_runs():
+def test_the_projects_own_summaries_agree_with_its_runs():
     for table in TITLES:
         if entries := summarise(RESULTS, table):
             assert read_summary(RESULTS, table) == entries

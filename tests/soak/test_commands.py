@@ -1,6 +1,6 @@
-"""Commands under long ill-treatment: trainings killed at any moment, and command lines as nobody should type them.
+"""Stress tests of commands: trainings that are killed at any moment, and random command lines.
 
-Each part prints its counts. It runs in a process of its own, which forks: one that has computed anything must not.
+Each part prints its counts. It runs in a separate process, because it forks, which is unsafe after MLX was used.
 """
 
 import os
@@ -16,7 +16,7 @@ TESTS = Path(__file__).parents[1]
 
 
 def run(program, count, capsys, seed=0):
-    """Run a program of this folder; what it says is shown, and its last line returned."""
+    """Run a program of this folder, show its output, and return the last line."""
     command = [sys.executable, str(TESTS / program), str(count), str(seed)]
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
@@ -26,7 +26,7 @@ def run(program, count, capsys, seed=0):
     return done.stdout.splitlines()[-1]
 
 
-def test_trainings_that_are_killed_go_on_bit_exactly(capsys):
+def test_killed_trainings_resume_bit_exactly(capsys):
     assert re.fullmatch(r"3\d\d kills .*: 0 faults", run("kills.py", 300, capsys))
 
 

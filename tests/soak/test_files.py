@@ -1,6 +1,6 @@
-"""Files under long ill-treatment: every byte, every value, a full disk, no permissions, several processes at once.
+"""Stress tests of files: every byte and value changed, a full disk, missing permissions, several processes at once.
 
-Each part prints how often what was done to a file was refused, and how often it was harmless. Nothing else may happen.
+Each part prints how often a damaged file was refused and how often it read the same. Any other outcome is a failure.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ STATES = {"recurrent.state": RecurrentTransformer, "regular.state": RegularTrans
 
 @pytest.fixture
 def say(capsys, request):
-    """Prints a line whatever pytest does with output."""
+    """Return a function that prints a line in spite of pytest's capturing."""
 
     def say(text):
         with capsys.disabled():
@@ -42,7 +42,7 @@ def say(capsys, request):
 
 
 class Kept:
-    """One of each kind of file, what is in it, and how it is read."""
+    """One file of each kind, its contents, and how it is read."""
 
     def __init__(self, path):
         self.path, self.config = path, text_run(path, stateful=True)
@@ -61,7 +61,7 @@ class Kept:
             file.write_bytes(content)
 
     def read(self, name):
-        """What a file holds, as far as it matters to whoever reads it."""
+        """Return a file's contents, as far as its readers use them."""
         if name in STATES:
             stream = load_stream(self.path / name, self.models[name])
             return stream.state.position, numbers(flat([stream.state.layers, stream.pending]))
@@ -83,10 +83,10 @@ def kept(tmp_path_factory):
     return Kept(tmp_path_factory.mktemp("kept"))
 
 
-def harms(content, generator):
-    """A bit changed of every byte, each of those of headers and of text; cuts near both ends, and many others."""
+def damages(content, generator):
+    """Yield damaged versions: one changed bit per byte (every bit in headers and text), truncations and additions."""
     header = 8 + int.from_bytes(content[:8], "little") if content[8:9] == b"{" else len(content)
-    stride = 1 + len(content) // 20_000  # of numbers, of which there are many alike
+    stride = 1 + len(content) // 20_000  # there are many numbers alike
     for at in [*range(header), *range(header, len(content), stride)]:
         for bit in range(8) if at < header and header < 3000 else [generator.randrange(8)]:
             yield content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :]
@@ -102,7 +102,7 @@ def harms(content, generator):
 def test_every_byte(name, kept, say, capsys):
     kept.restore()
     (file, content), expected, found = kept.contents[name], kept.read(name), Counter()
-    for harmed in harms(content, random.Random(0)):
+    for harmed in damages(content, random.Random(0)):
         file.write_bytes(harmed)
         if name == "metrics.jsonl":
             told = lines_kept(file, expected)
@@ -117,7 +117,7 @@ def test_every_byte(name, kept, say, capsys):
 
 @pytest.mark.parametrize("part", ["config", "counters"])
 def test_every_value(part, kept, say):
-    """Forged, of the right sha256: whatever stands at whatever place, no traceback."""
+    """With a correct sha256: any value at any place is read or refused without a traceback."""
     kept.restore()
     name = "config.json" if part == "config" else "training.safetensors"
     stored = kept.folder.read_config() if part == "config" else saved(kept.folder.path)[1]
@@ -152,11 +152,11 @@ def test_every_entry_of_a_header(name, kept, say):
 
 
 LONG = "--samples=16000"
-PLAIN_ROOT = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]  # whom permissions bind
+PLAIN_ROOT = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]  # root without privileges
 
 
 def train(path, *flags, prefix=()):
-    """The command on the tiny run of `tiny.FLAGS`; its exit code and what it said."""
+    """Run the command on the tiny run of `tiny.FLAGS`; return its exit code and output."""
     command = [*prefix, sys.executable, "-m", "mlx_rtx.train", *FLAGS, "--out", str(path), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert "Traceback" not in done.stderr, done.stderr
@@ -167,14 +167,14 @@ def train(path, *flags, prefix=()):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An undisturbed run."""
+    """Return an uninterrupted run."""
     path = tmp_path_factory.mktemp("whole") / "run"
     assert train(path)[0] == 0
     return path
 
 
 def test_several_processes_in_one_folder(tmp_path, say):
-    """Of several that begin or go on at once, one at a time works, whoever is killed; and the run is the same."""
+    """Only one of several processes works on a run at a time; whichever is killed, the finished run is the same."""
     found, generator, path = Counter(), random.Random(0), tmp_path / "run"
     command = [sys.executable, "-m", "mlx_rtx.train", *FLAGS, LONG, "--out", str(path)]
     for _ in range(20):
@@ -201,7 +201,7 @@ def test_several_processes_in_one_folder(tmp_path, say):
 
 
 def test_a_small_disk(tmp_path, whole, say):
-    """A run that fills it ends in one line, and goes on when there is space, as if nothing had been."""
+    """A run that fills the disk ends with one line, and resumes bit-exactly once there is space."""
     disk, found = tmp_path / "disk", Counter()
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", disk]
@@ -222,8 +222,8 @@ def test_a_small_disk(tmp_path, whole, say):
     say(f"{found.total()} sizes: {dict(found)}")
 
 
-def test_permissions_that_are_missing(tmp_path, whole, say):
-    """Of each file and of the folder: one line, and nothing changes."""
+def test_missing_permissions(tmp_path, whole, say):
+    """For each file and the folder: one line, and nothing changes."""
     prefix, found = PLAIN_ROOT if os.geteuid() == 0 else [], Counter()
     if prefix and (
         shutil.which(prefix[0]) is None or subprocess.run([*prefix, "true"], capture_output=True).returncode

@@ -1,4 +1,4 @@
-"""Ten million tokens: memory is flat, numbers are finite, and a stream goes on from the disk as if never stopped."""
+"""Ten million tokens: memory is constant, numbers are finite, and a saved stream continues as if never stopped."""
 
 from itertools import islice
 
@@ -14,19 +14,19 @@ from damage import numbers
 from tiny import HISTORIES, make_model
 
 pytestmark = pytest.mark.soak
-ROWS, LENGTH = 200, 50_000  # tokens together: 10 million
-SAVED = (0, 1, 999, 20_000, LENGTH - 1500)  # tokens of a row after which the stream is written to the disk
+ROWS, LENGTH = 200, 50_000  # 10 million tokens in all
+SAVED = (0, 1, 999, 20_000, LENGTH - 1500)  # tokens per row after which the stream is written to disk
 AFTER = 1000  # tokens compared after each of these
 
 
 def resident_bytes() -> int:
-    """What the process has in memory."""
+    """Return the resident memory of the process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
 
 
 def drawn(model, prompts, count, stream=None):
-    """Tokens of each row, step by step, and where generation stands before each."""
+    """Yield the token of each row at each step, and the stream."""
     return token_stream(model, prompts, count, make_sampler(temp=1.0, top_p=0.95), range(ROWS), stream)
 
 
@@ -49,7 +49,7 @@ def test_ten_million_tokens(history, tmp_path, capsys):
             resident.append(resident_bytes() - len(tokens) * (ROWS + 40))
             bytes_of_states.add(sum(array.nbytes for array in flat(stream.state.layers).values()))
     assert len(tokens) * ROWS == 10**7
-    assert {token for row in tokens[-AFTER:] for token in row} == set(range(7))  # it has not come to a standstill
+    assert {token for row in tokens[-AFTER:] for token in row} == set(range(7))  # it still generates all tokens
     assert len(bytes_of_states) == 1
     for bytes_used, leeway in ((active, 2**17), (resident, 2**22)):
         half = len(bytes_used) // 2

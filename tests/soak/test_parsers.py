@@ -1,4 +1,4 @@
-"""Whatever parses bytes, under a fuzzer that follows coverage: it reads a file, or refuses it in one line."""
+"""Coverage-guided fuzzing of everything that parses bytes: a file is read or refused in one line."""
 
 import importlib.util
 import os
@@ -20,8 +20,8 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_files_that_a_fuzzer_makes(kind, tmp_path, capsys):
-    """It ends with its counts, or with the fault's traceback and the file that brought it about."""
+def test_fuzzed_files(kind, tmp_path, capsys):
+    """The fuzzer prints its counts, or a fault's traceback and the name of the file that caused it."""
     command = [sys.executable, str(TESTS / "fuzz.py"), kind, "20000", "0"]
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""How programs end: whatever their user and system bring about, in one line and an exit code."""
+"""How programs end: errors of the user and the system give one line and an exit code."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ import pytest
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_trouble_gets_one_line(error, said, capsys):
+def test_errors_give_one_line(error, said, capsys):
     def main(arguments):
         raise error
 
@@ -43,8 +43,8 @@ def test_a_bug_shows_its_traceback():
         run_command(main)
 
 
-def test_what_is_echoed_is_cut_in_the_middle(capsys):
-    """A complaint begins with what is wrong and ends with the remedy."""
+def test_long_messages_are_shortened_in_the_middle(capsys):
+    """A message starts with what is wrong and ends with the remedy."""
 
     def main(arguments):
         raise UserError(f"--data {'x' * 10_000}: not found; name a file")
@@ -59,7 +59,7 @@ def test_what_is_echoed_is_cut_in_the_middle(capsys):
 
 
 def shell(words, **environment):
-    """Run a command of the package in a shell; its exit code and what it says."""
+    """Run a command of the package in a shell; return its exit code and output."""
     done = subprocess.run(
         ["sh", "-c", f"{sys.executable} -m mlx_rtx{words}"],
         capture_output=True,
@@ -69,18 +69,18 @@ def shell(words, **environment):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_a_closed_output_takes_all():
+def test_a_closed_output_is_accepted():
     assert shell(".scaling >&- 2>&-") == (0, "", "")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a device that is always full")
-def test_a_full_output_is_said():
+def test_a_full_disk_at_the_output_is_reported():
     code, _, said = shell(".scaling --help >/dev/full")
     assert code == 2
     assert said == "error: reading or writing failed: no space left on device; free some space and run again\n"
 
 
-def test_what_an_encoding_lacks_is_escaped():
+def test_characters_outside_of_the_encoding_are_escaped():
     code, out, err = shell(".scaling", PYTHONIOENCODING="ascii")
     assert (code, err) == (0, "")
     assert out.startswith("\\u03b3 in [1 - 2\\u03b2, 1 - \\u03b2]")

@@ -1,6 +1,6 @@
-"""Compiled functions: what they give is what they give uncompiled, and no weight is frozen into them.
+"""Compiled functions give the same results as uncompiled ones, and no weight becomes a constant in them.
 
-Compiling is for Metal; here it is the CPU that compiles, where a compiler is at hand.
+Compiling is used on Metal; these tests compile for the CPU, if a compiler is available.
 """
 
 import shutil
@@ -27,7 +27,7 @@ def compiling(monkeypatch):
     return switch
 
 
-def test_a_compiled_gradient_is_the_plain_one_and_follows_the_weights(compiling):
+def test_a_compiled_gradient_equals_the_plain_one_and_follows_the_weights(compiling):
     model, tokens = make_model(train_alpha=False), make_tokens(4 * K)
     for step in range(2):
         found = []
@@ -39,10 +39,10 @@ def test_a_compiled_gradient_is_the_plain_one_and_follows_the_weights(compiling)
         named = dict(tree_flatten(compiled_gradients))
         for name, gradient in tree_flatten(gradients):
             assert mx.allclose(named[name], gradient, rtol=1e-4, atol=1e-6), (step, name)
-        model.update(tree_map(lambda w: 1.1 * w, model.parameters()))  # α too, which is not trained
+        model.update(tree_map(lambda w: 1.1 * w, model.parameters()))  # including α, which is not trained
 
 
-def test_a_function_is_traced_once_a_shape_and_constant(compiling):
+def test_a_function_is_traced_once_per_shape_and_constant(compiling):
     model, traced = make_model(), []
 
     def function(model, x, constant):
@@ -59,8 +59,8 @@ def test_a_function_is_traced_once_a_shape_and_constant(compiling):
 
 
 @pytest.mark.parametrize("on", [False, True])
-def test_a_model_let_go_is_freed_at_once(compiling, on):
-    """Else the arrays of models that have gone would fill the memory until the garbage is collected."""
+def test_a_deleted_model_is_freed_at_once(compiling, on):
+    """Otherwise arrays of deleted models would fill the memory until garbage collection."""
     compiling(on)
     model, tokens = make_model(), make_tokens(2 * K)
     mx.eval(loss_and_grad(model, tokens, tokens[:, -1:], 1))

@@ -1,4 +1,4 @@
-"""Files are whole or not there, on the disk in the order that they were written in, and written by one at a time."""
+"""Files are complete or absent, reach the disk in the order of writing, and are written by one process at a time."""
 
 import errno
 import os
@@ -16,8 +16,8 @@ from mlx_rtx.support.locks import alone
 import pytest
 
 
-def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
-    """A rename that reaches the disk before what was written would leave an empty file after a power cut."""
+def test_a_file_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
+    """A rename that reached the disk before the contents would leave an empty file after a power failure."""
     done, sync, replace = [], os.fsync, os.replace
 
     def syncing(descriptor):
@@ -34,8 +34,8 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("number", "words"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "make this place writable")]
 )
-def test_a_file_that_cannot_be_written_is_said_with_what_helps(number, words, tmp_path):
-    """Who was not allowed to write was told to free space."""
+def test_a_file_that_cannot_be_written_is_reported_with_a_remedy(number, words, tmp_path):
+    """Missing permissions were once reported with the advice to free space."""
 
     def refuse(path):
         path.write_text("half")
@@ -47,7 +47,7 @@ def test_a_file_that_cannot_be_written_is_said_with_what_helps(number, words, tm
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "before")]
 
 
-def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path):
+def test_a_link_in_place_of_a_temporary_file_is_not_followed(tmp_path):
     (tmp_path / "other").write_text("untouched")
     (tmp_path / f".a.{os.getpid()}.tmp.json").symlink_to(tmp_path / "other")
     write_whole(tmp_path / "a.json", lambda path: path.write_text("content"))
@@ -55,22 +55,22 @@ def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path):
     assert not (tmp_path / "a.json").is_symlink()
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
+def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     for name in (".a.17.tmp.json", ".mine.json", "b.tmp.json"):
         (tmp_path / name).touch()
     remove_left_over(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.json", "b.tmp.json"]
 
 
-def test_lines_are_only_added(tmp_path):
+def test_lines_are_only_appended(tmp_path):
     path = tmp_path / "log"
     append_line(path, "one")
-    path.write_bytes(path.read_bytes() + b"tw")  # cut off by a crash
+    path.write_bytes(path.read_bytes() + b"tw")  # truncated by a crash
     append_line(path, "three")
     assert path.read_bytes() == b"one\ntw\nthree\n"
 
 
-def test_what_is_no_file_of_its_folder_is_not_opened(tmp_path):
+def test_only_regular_files_in_the_folder_are_opened(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "out").touch()
     (tmp_path / "in" / "link").symlink_to(tmp_path / "out")
@@ -92,7 +92,7 @@ def test_json_that_is_too_large_is_not_read(tmp_path):
         read_json(tmp_path / "a.json", "restore it")
 
 
-def test_a_lock_is_held_by_one_and_leaves_nothing(tmp_path):
+def test_a_lock_has_one_holder_and_leaves_no_file(tmp_path):
     for _ in range(2):
         with alone(tmp_path / "lock", "it"):
             with pytest.raises(UserError, match="it: another process is using it"), alone(tmp_path / "lock", "it"):
@@ -121,8 +121,8 @@ print(held)
 """
 
 
-def test_many_processes_are_never_inside_together(tmp_path):
-    """Not even while the one removes the file that the other has just opened."""
+def test_a_lock_never_has_two_holders(tmp_path):
+    """Not even if one process removes the file that another one has just opened."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path), "300"]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     held = [process.communicate()[0] for process in processes]
@@ -131,7 +131,7 @@ def test_many_processes_are_never_inside_together(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_lock_that_a_killed_process_left_is_none(tmp_path):
+def test_a_lock_of_a_killed_process_is_released(tmp_path):
     (tmp_path / "lock").write_text("")
     with alone(Path(tmp_path / "lock"), "it"):
         pass

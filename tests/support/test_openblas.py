@@ -1,4 +1,4 @@
-"""OpenBLAS: what is loaded and in which order, and the script that fetches it, with stand-ins for apt and the like."""
+"""OpenBLAS: which library is loaded, and the script that fetches it, with fake versions of apt and similar programs."""
 
 import ctypes
 import os
@@ -18,7 +18,7 @@ FETCHED = "openblas/usr/lib/{}/openblas-pthread/libopenblas.so.0"
 
 @pytest.fixture
 def tried(monkeypatch, tmp_path):
-    """What the loader is asked for on a Linux before MLX is loaded; it has what ``tried.there`` says."""
+    """Record which libraries the loader tries on Linux before MLX is loaded; those in ``tried.there`` exist."""
 
     class Tried(list):
         there = ()
@@ -56,15 +56,15 @@ def test_the_systems_library_is_taken_first(tried, tmp_path, name):
     ("architecture", "runtime"),
     [("x86_64-linux-gnu", ["libquadmath.so.0", "libgfortran.so.5"]), ("aarch64-linux-gnu", ["libgfortran.so.5"])],
 )
-def test_the_environments_library_is_taken_where_the_system_has_none(tried, tmp_path, architecture, runtime):
+def test_the_environments_library_is_used_if_the_system_has_none(tried, tmp_path, architecture, runtime):
     files = [f"usr/lib/{architecture}/{name}" for name in (*runtime, "openblas-pthread/libopenblas.so.0")]
-    place(tmp_path, *files, *(f"{file}.0.0" for file in files))  # the files that those are links to
+    place(tmp_path, *files, *(f"{file}.0.0" for file in files))  # the files that those link to
     tried.there = files
     assert openblas.prefer_openblas()
     assert tried == [*openblas.SYSTEM, *files]
 
 
-def test_a_fetched_library_of_another_architecture_is_none(tried, tmp_path):
+def test_a_fetched_library_of_another_architecture_is_ignored(tried, tmp_path):
     place(tmp_path, "usr/lib/aarch64-linux-gnu/libgfortran.so.5")
     place(tmp_path, "usr/lib/aarch64-linux-gnu/openblas-pthread/libopenblas.so.0")
     assert not openblas.prefer_openblas()
@@ -95,7 +95,7 @@ def test_only_linux_needs_it(tried, monkeypatch):
 
 
 class Machine:
-    """A machine that has only what a test gives it, and an environment without OpenBLAS."""
+    """A machine with only the programs that a test provides, and an environment without OpenBLAS."""
 
     def __init__(self, folder):
         self.bin, self.calls, self.environment = folder / "bin", folder / "calls", folder / "environment"
@@ -108,7 +108,7 @@ class Machine:
         self.python_finds("openblas/usr/lib/*/openblas-pthread/libopenblas.so.0")
 
     def program(self, name, body):
-        """A stand-in that notes how it was called."""
+        """Add a fake program that records its arguments."""
         path = self.bin / name
         path.write_text(f'#!{shutil.which("bash")}\necho "{name} $*" >> {self.calls}\n{body}\n')
         path.chmod(0o755)
@@ -119,7 +119,7 @@ class Machine:
         path.chmod(0o755)
 
     def debian(self, architecture="x86_64-linux-gnu", runtime=("libgfortran5", "libquadmath0"), refused=0, warning=""):
-        """Give it apt and dpkg, the first of which refuses so many downloads, and warns where lists are fetched."""
+        """Add apt and dpkg; apt refuses the first ``refused`` downloads, and warns when it fetches package lists."""
         names = ["libopenblas0-pthread", "  Depends: libc6", "libc6", *runtime, "libgfortran5:i386"]
         self.program("apt-cache", "\n".join(f"echo '{name}'" for name in names))
         self.program(
@@ -144,13 +144,13 @@ class Machine:
         )
 
     def fetch(self):
-        """Run the script, which never fails; its lines and the calls that were made."""
+        """Run the script, which must exit with 0; return its lines and the recorded calls."""
         run = subprocess.run(
             [shutil.which("bash"), SCRIPT, self.environment.name],
             cwd=self.environment.parent, env={**os.environ, "PATH": str(self.bin)}, capture_output=True, text=True,
         )  # fmt: skip
         assert (run.returncode, run.stderr) == (0, "")
-        assert not list(self.environment.glob("openblas.*"))  # nothing half done is left
+        assert not list(self.environment.glob("openblas.*"))  # no partial result is left
         return run.stdout.splitlines(), [call for call in self.calls.read_text().splitlines() if call != "uname -s"]
 
 
@@ -172,10 +172,10 @@ def test_debian_fetches_it_with_the_runtime_that_the_architecture_needs(machine,
     assert (machine.environment / FETCHED.format(architecture)).exists()
     for name in runtime:
         assert (machine.environment / f"openblas/usr/lib/{architecture}" / f"{name[:-1]}.so").exists()
-    assert machine.fetch() == ([], calls)  # there already
+    assert machine.fetch() == ([], calls)  # it is already there
 
 
-def test_lists_of_its_own_help_where_the_systems_are_empty_or_old(machine):
+def test_own_package_lists_help_if_those_of_the_system_are_empty_or_old(machine):
     machine.debian(refused=1)
     lines, calls = machine.fetch()
     assert lines == ["fetching OpenBLAS into environment/openblas"]
@@ -227,7 +227,7 @@ def test_a_fetched_library_that_does_not_load_is_one_line(machine):
         ("apk", "this system's package manager"),
     ],
 )
-def test_other_systems_are_told_the_package(machine, manager, command):
+def test_other_systems_are_told_the_package_to_install(machine, manager, command):
     machine.program(manager, "exit 1")
     (line,), calls = machine.fetch()
     assert line.startswith("OpenBLAS is missing")

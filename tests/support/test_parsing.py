@@ -1,4 +1,4 @@
-"""Whatever is typed, or lies in a settings file, becomes settings or one line on what is wrong with it."""
+"""Command lines and configuration files become settings, or one line that says what is wrong."""
 
 import contextlib
 
@@ -25,14 +25,14 @@ WORDS = st.one_of(FLAGS, NUMBERS, st.text(max_size=12), st.sampled_from(["copy",
 
 
 @given(st.sampled_from(sorted(PARSERS)), st.lists(WORDS, max_size=6), st.booleans())
-def test_any_words_are_settings_or_one_line(program, words, with_task):
+def test_any_arguments_give_settings_or_one_line(program, words, with_task):
     if "-h" not in words and "--help" not in words:
         with contextlib.suppress(UserError):
             PARSERS[program](["copy"] * with_task + words)
 
 
 @given(st.one_of(st.binary(max_size=60), st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass"))))
-def test_any_file_is_flags_or_one_line(tmp_path_factory, content):
+def test_any_file_gives_flags_or_one_line(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.toml"
     path.write_bytes(content)
     with contextlib.suppress(UserError):
@@ -42,14 +42,14 @@ def test_any_file_is_flags_or_one_line(tmp_path_factory, content):
 @pytest.mark.parametrize(
     "content", [b"x = " + b"[" * 100_000, b'data = "caf\xe9"', b"noise = " + b"9" * 5000, b"\xff\xfe", b"a" * 10_000]
 )
-def test_files_that_are_no_settings(content, tmp_path):
+def test_invalid_configuration_files(content, tmp_path):
     (tmp_path / "c.toml").write_bytes(content)
     with pytest.raises(UserError, match="invalid TOML"):
         read_config_file(tmp_path / "c.toml")
 
 
 def test_a_nul_character_is_refused(tmp_path):
-    """No shell can pass one, but a settings file can."""
+    """A shell cannot pass one, but a configuration file can."""
     (tmp_path / "c.toml").write_text('data = "a\\u0000b"')
     with pytest.raises(UserError, match="contains a NUL character"):
         train.read_command(["text", "--config", str(tmp_path / "c.toml")])
@@ -71,12 +71,12 @@ def test_a_nul_character_is_refused(tmp_path):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_is_wrong_is_said_plainly(words, said):
+def test_error_messages(words, said):
     with pytest.raises(UserError, match=said):
         train.read_command(words)
 
 
-def test_help_says_where_the_flags_are(capsys):
+def test_help_names_the_subcommands(capsys):
     for main, program in ((train.main, "train"), (plan.main, "plan")):
         with pytest.raises(SystemExit):
             main(["--help"])

@@ -1,4 +1,4 @@
-"""Keys: another one for each seed, step and purpose, and always the same."""
+"""Keys: different for each seed, step and purpose, and reproducible."""
 
 import itertools
 from typing import get_args
@@ -15,20 +15,20 @@ def keys():
     return [step_key(*which).tolist() for which in itertools.product(SEEDS, STEPS, get_args(Purpose))]
 
 
-def test_seeds_steps_and_purposes_have_keys_of_their_own():
+def test_keys_differ_by_seed_step_and_purpose():
     assert set(get_args(Purpose)) == {"data", "dropout", "validation", "test"}
     assert len(set(map(tuple, keys()))) == len(SEEDS) * len(STEPS) * 4
 
 
-def test_what_was_drawn_before_changes_no_key():
+def test_earlier_draws_change_no_key():
     before = keys()
     mx.random.seed(7)
     mx.eval(mx.random.uniform(shape=(3,)))
     assert keys() == before
 
 
-def test_what_the_host_draws_is_fixed_by_seed_and_step():
+def test_random_numbers_on_the_host_depend_on_seed_and_step():
     drawn = {(seed, step): step_generator(seed, step).random() for seed, step in itertools.product(SEEDS, STEPS)}
     assert len(set(drawn.values())) == len(SEEDS) * len(STEPS)
     assert drawn == {which: step_generator(*which).random() for which in drawn}
-    assert drawn[0, 0] == 0.6369616873214543  # numbers that NumPy guarantees
+    assert drawn[0, 0] == 0.6369616873214543  # NumPy guarantees this number

@@ -1,4 +1,4 @@
-"""Requests to stop: heard at once wherever a program is, without a traceback, and with a sensible exit code."""
+"""Stop requests: handled at once wherever a program is, without a traceback, and with a conventional exit code."""
 
 import os
 import signal
@@ -39,15 +39,15 @@ def start(how, does):
 
 
 @pytest.mark.parametrize(("does", "which"), [(SLEEPS, signal.SIGTERM), (CALLS, signal.SIGINT)], ids=str)
-def test_a_program_is_interrupted_wherever_it_is(does, which):
+def test_a_program_is_interrupted_anywhere(does, which):
     with start("interruptible", does) as process:
         process.send_signal(which)
         assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == 128 + which
 
 
-def test_who_insists_is_not_kept_waiting():
-    """What would be heeded later ends the program when it is asked for again."""
+def test_a_second_request_ends_a_program_at_once():
+    """Also a program that would handle the first request later."""
     with start("stop_requests", CALLS) as process:
         process.send_signal(signal.SIGINT)
         time.sleep(2 * SAME)
@@ -57,8 +57,8 @@ def test_who_insists_is_not_kept_waiting():
     assert process.returncode == 128 + signal.SIGINT
 
 
-def test_a_signal_sent_twice_at_once_is_one():
-    """Terminals, timeout and parents may each send it."""
+def test_two_signals_at_once_count_as_one():
+    """A terminal, timeout and a parent process may each send it."""
     with start("stop_requests", HEEDS) as process:
         for which in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
             process.send_signal(which)
@@ -79,7 +79,7 @@ def test_imports_are_interrupted_without_a_traceback():
     assert process.returncode == -signal.SIGINT
 
 
-def test_handlers_are_put_back():
+def test_signal_handlers_are_restored():
     before = [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with interruptible(), stop_requests() as requests:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -93,7 +93,7 @@ def test_handlers_are_put_back():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_another_thread_hears_nothing():
+def test_other_threads_receive_no_requests():
     heard = []
 
     def run():

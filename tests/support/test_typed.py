@@ -1,4 +1,4 @@
-"""Values from files are of the types that they should have, or are refused."""
+"""Values from files have the expected types or are refused."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -21,7 +21,7 @@ import pytest
         ({"a": "b"}, dict[str, float], False), ([], dict[str, float], False), ({}, dict, True),
     ],
 )  # fmt: skip
-def test_values_fit_types(value, kind, expected):
+def test_values_and_types(value, kind, expected):
     assert fits(value, kind) is expected
 
 
@@ -52,12 +52,12 @@ def test_a_dataclass_is_made():
         ([1], "must be a table"),
     ],
 )
-def test_what_is_no_such_dataclass_is_refused(values, words):
+def test_an_invalid_dataclass_is_refused(values, words):
     with pytest.raises(UserError, match=words):
         make(Example, values)
 
 
-def test_values_are_shown_in_one_short_line():
+def test_values_are_printed_in_one_short_line():
     for value in ("a\nb" * 1000, 10**4000, [1] * 10**6, {"a": 1}, "\ud800", float("nan"), None):
         assert len(shown(value)) <= 60
         shown(value).encode()
