@@ -28,7 +28,7 @@ def settings(recipe: RunConfig = COPY, **training) -> RunConfig:
 
 
 @pytest.mark.parametrize("recipe", [COPY, IMAGE, TEXT])
-def test_a_choice_fits_and_twice_its_batch_does_not(recipe):
+def test_a_choice_fits_and_the_next_larger_batch_does_not(recipe):
     planner = Planner(recipe)
     rows = planner.choices(1e9)
     assert rows
@@ -158,7 +158,7 @@ def test_the_samples_of_solved_recipes_match_their_results():
         assert (samples / 3, tokens / samples) == pytest.approx((solved.samples, solved.length), rel=0.15)
 
 
-def test_a_plan_of_a_regular_transformer_has_no_segment(capsys):
+def test_a_plan_of_a_regular_transformer_names_no_segment(capsys):
     plan.main(["text", "--model", "regular", "--dim", "12", "--batch", "2", "--length", "32"])
     assert "the run's own settings fit: --batch 2\n" in capsys.readouterr().out
 

@@ -71,7 +71,7 @@ def test_flags_override_the_config_file_which_overrides_the_recipe(tmp_path):
     assert (settings.optimizer.lr, settings.progress.lr_rule, settings.progress.start_noise) == (5e-4, "paper", 32)
 
 
-def test_the_paper_recipe_agrees_with_the_paper():
+def test_the_papers_recipe_is_the_papers():
     settings = train.read_command(["copy", "--recipe", "paper"])[0].settings
     model = settings.architecture
     assert (model.dim, model.heads, model.block, model.dropout, model.positions) == (96, 6, 32, 0.05, "absolute")
@@ -140,7 +140,7 @@ def test_a_truncated_checkpoint_is_reported(run, capsys, monkeypatch):
     file.write_bytes(whole)
 
 
-def test_resume_needs_no_other_flags(run, capsys):
+def test_resume_needs_no_other_flag(run, capsys):
     train.main(["copy", "--out", str(run[0]), "--resume", "--samples", "320"])
     said = capsys.readouterr().out
     assert "resumed at step 10" in said
@@ -168,7 +168,7 @@ def test_evaluate_writes_its_scores_as_json(run, tmp_path, capsys):
     assert (scores.sequences, scores.targets) == (8, 16)
     assert scores.text(("loss", "accuracy", "sequence_accuracy")) in said
     evaluate.main([str(run[0]), "--noise", "20", "--samples", "1", "--json", str(tmp_path / "scores.json")])
-    assert json.loads((tmp_path / "scores.json").read_text())["scores"]["loss_se"] is None  # of a single sequence
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"]["loss_se"] is None  # of one sequence
 
 
 def test_scores_are_written_to_special_files_without_replacing_them(run, tmp_path, capsys):
@@ -234,7 +234,7 @@ def test_a_full_disk_during_logging_is_reported(tmp_path):
 
 def test_numbers_are_short():
     assert line({"step": 12345, "loss": 0.1234567, "alpha": [0.5, 0.25]}) == "step=12345 loss=0.1235 alpha=0.5,0.25"
-    assert line({"step": 1, "alpha": []}) == "step=1"  # for a regular transformer
+    assert line({"step": 1, "alpha": []}) == "step=1"  # of a regular transformer
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_parts_of_the_memory():
     assert at(segment=8).segment > 1.5 * at().segment
     assert at(segment=8).carries < at().carries
     assert at(segment=None).segment == at(segment=17).segment > at(segment=16).segment
-    assert at(segment=None).carries == 4 * 8 * 544  # only tokens
+    assert at(segment=None).carries == 4 * 8 * 544  # tokens alone
     assert forward_memory(config, 544, 8, 16).peak < at().peak
 
 

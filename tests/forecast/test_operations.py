@@ -26,7 +26,7 @@ NAMES = {RecurrentTransformer: "recurrent", RegularTransformer: "regular"}
         (384, 16, 256, 6, "regular", "3.77E+08"),
     ],
 )
-def test_figures_of_the_paper(dim, block, length, layers, model, printed):
+def test_the_papers_figures(dim, block, length, layers, model, printed):
     config = Architecture(dim=dim, heads=1, block=block, layers=layers)
     assert f"{paper_ops(config, length, model):.2E}" == printed
 

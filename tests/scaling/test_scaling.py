@@ -20,7 +20,7 @@ LOSSES = Path(__file__).parents[2] / "results" / "scaling" / "losses.jsonl"
 CHINCHILLA = Fit(1.69, 406.4, 0.34, 410.7, 0.28)
 
 
-def test_numbers_of_the_paper():
+def test_the_papers_numbers():
     assert scaling.gamma(0.28) == (0.44, 0.72)
     assert gamma(0.095) == (0.81, 0.905)
     assert unique_bounds(0.28, 1e10) == pytest.approx((10**4.4, 10**7.2))
@@ -42,7 +42,7 @@ def test_lemma_1_follows_from_theorem_1_and_equation_3():
         assert excess_bounds(low, D)[1] == pytest.approx(excess)
 
 
-def test_the_optimum_has_the_least_loss_at_its_operations():
+def test_the_optimum_is_the_least_loss_of_its_operations():
     for operations in (1e18, 5.76e23):
         N, D = CHINCHILLA.optimum(operations)
         assert pytest.approx(operations) == 6 * N * D

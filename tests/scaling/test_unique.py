@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 
-def naive_counts(tokens, length, size):
+def plainly(tokens, length, size):
     return len({tuple(tokens[p : p + length]) for p in range(size)})
 
 
@@ -22,7 +22,7 @@ def test_unique_sequences_are_counted_exactly(symbols):
     tokens = np.random.default_rng(symbols).integers(0, symbols, 300)
     tokens[200:260] = tokens[20:80]  # a long repetition
     lengths, sizes = [1, 2, 3, 5, 40, 60, 61], [1, 2, 7, 50, 201, 240]
-    expected = [[naive_counts(tokens, length, size) for size in sizes] for length in lengths]
+    expected = [[plainly(tokens, length, size) for size in sizes] for length in lengths]
     assert unique_sequences(tokens, lengths, sizes).tolist() == expected
 
 
@@ -37,7 +37,7 @@ def test_counts_known_in_closed_form():
 
 def test_every_word_of_a_de_bruijn_sequence_occurs_once():
     order, tokens = 6, []
-    for p in range(1, order + 1):  # Lyndon words whose length divides the order, concatenated
+    for p in range(1, order + 1):  # Lyndon words whose length divides the order, one after the other
         tokens += [w for w in itertools.product(range(2), repeat=p) if order % p == 0 and lyndon(w)]
     tokens = np.array([symbol for word in sorted(tokens) for symbol in word])
     assert len(tokens) == 2**order
@@ -106,7 +106,7 @@ def test_a_markov_chain_has_at_most_the_possible_sequences():
     assert counts[1] > counts[0]
 
 
-def test_repeated_text():
+def test_copies():
     assert unique_sequences(corpora.copies(1000, period=100), [20], [50, 500])[0].tolist() == [50, 100]
     fresh = corpora.repeated(10_000, period=100, fresh=0.2)
     assert 500 < unique_sequences(fresh, [20], [9_900])[0, 0] < 9_000
@@ -129,5 +129,5 @@ def test_growth_of_a_corpus():
     assert found.within(0.9, 1.1) == [1, 4]
     flat = growth(corpora.Corpus("copies", np.resize(np.arange(20), 2000)), [1], rising_sizes(1990, 3), starts=3)
     assert 0.2 < flat.exponents[0].value < 0.6
-    assert flat.within(0.2, 0.6) == []  # the exponent of its last decade is 0
+    assert flat.within(0.2, 0.6) == []  # its last decade has an exponent of 0
     assert json.loads(json.dumps(flat.report()))["exponents"][0].keys() == {"value", "low", "high"}

@@ -32,17 +32,17 @@ def test_chance_is_the_loss_of_guessing_among_the_payload_symbols(kind):
     assert task.chance == pytest.approx(np.log(len(symbols)))
 
 
-def test_copy_has_the_payload_first():
+def test_copy_puts_the_payload_first():
     tokens, targets = CopyTask(noise=10, payload=4).draw(mx.random.key(0), 8)
     assert mx.array_equal(tokens[:, :4], targets)
 
 
-def test_selective_copy_spreads_the_payload_evenly():
+def test_selective_copy_spreads_it_evenly():
     task = SelectiveCopyTask(noise=12, payload=4)
     tokens = np.array(task.draw(mx.random.key(0), 4000)[0])[:, :16]
     share = (tokens != 0).mean(axis=0)  # 1/4 at each of 16 positions, standard error 0.007
     assert np.abs(share - 0.25).max() < 0.035
-    assert len({tuple(row) for row in tokens != 0}) > 1000  # of 1820 possible ones
+    assert len({tuple(row) for row in tokens != 0}) > 1000  # of 1820 choices
 
 
 @pytest.mark.parametrize("kind", TASKS)

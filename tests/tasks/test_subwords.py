@@ -96,7 +96,7 @@ def test_incremental_decoding_outputs_all_characters_as_a_whole(make):
 
 def test_a_character_that_the_prompt_began_is_completed():
     vocabulary = trained()
-    first, *rest = vocabulary.encode("\u4e8c").tolist()  # 二, whose bytes are separate tokens
+    first, *rest = vocabulary.encode("\u4e8c").tolist()  # 二, whose bytes are tokens
     decode = vocabulary.decoder([first])
     assert [decode(token) for token in rest] == ["", "\u4e8c"]
     decode = vocabulary.decoder()

@@ -86,7 +86,7 @@ def test_no_datasets_package(monkeypatch):
         text_file.load(None)
 
 
-def test_every_character_of_a_file_is_kept(file):
+def test_from_a_file_every_character_is_kept(file):
     text = TEXT + "\r\n\r\u2028 é"
     file.write_bytes(text.encode())
     assert text_file.load(str(file))[0] == text
@@ -131,12 +131,12 @@ def test_files_unsuitable_for_training(file, content, words):
         load(file)
 
 
-def test_a_missing_file():
+def test_no_file():
     with pytest.raises(UserError, match="not found"):
         load("nowhere.txt")
 
 
-def test_a_text_with_unknown_characters(file):
+def test_a_text_with_characters_the_model_does_not_know(file):
     with pytest.raises(UserError, match=r"a text\.txt: .* is not among the 3 characters the model knows"):
         TextTask(data=str(file)).load(Characters("abc"))
 
@@ -266,6 +266,6 @@ def test_a_stateful_run_validates_in_long_windows(file):
 
 
 @pytest.mark.parametrize("wrong", [{"length": 0}, {"sample": -1}, {"without_replacement": True, "stateful": True}])
-def test_invalid_settings_are_refused(wrong):
+def test_bad_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         TextTask(**wrong)

@@ -51,7 +51,7 @@ def test_invalid_files(tmp_path, content):
         Characters.load(path)
 
 
-def test_a_vocabulary_in_another_order_is_refused(tmp_path):
+def test_a_vocabulary_of_another_order_is_refused(tmp_path):
     Characters("ab").save(tmp_path / "t.json")
     described = json.loads((tmp_path / "t.json").read_text())
     described["model"]["vocab"] = {"a": 1, "b": 0}

@@ -51,7 +51,7 @@ def test_no_bar_without_a_terminal(tmp_path, capsys):
     assert capsys.readouterr().out == "step=1 samples=2 loss=0.5\n"
 
 
-def test_texts_that_fit():
+def test_words_that_fit():
     assert fit(["one", "two", "three"], 8) == "one, two"
     assert fit(["much too long"], 4) == "much"
     assert fit([], 4) == ""

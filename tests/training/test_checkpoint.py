@@ -51,12 +51,12 @@ def test_training_state_is_restored_bit_exactly(folder):
         assert mx.array_equal(array, after[name]), name
 
 
-def test_a_missing_folder(tmp_path):
+def test_no_such_folder(tmp_path):
     with pytest.raises(UserError, match="no such run folder"):
         load(tmp_path / "nothing")
 
 
-def test_a_folder_of_another_program(tmp_path):
+def test_a_foreign_folder(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         load(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')

@@ -1,4 +1,4 @@
-"""Stages, learning rates and collapses, with synthetic losses."""
+"""Stages, learning rates and collapses, on made-up losses."""
 
 import json
 import math
@@ -45,8 +45,8 @@ def test_a_short_task_has_one_stage():
     assert make(noise=100).noise == 100
 
 
-def test_learning_rates_of_the_paper():
-    """5e-4 → 4.84, 4.54, 3.97, 2.98, 1.49e-4, as printed by the paper's program."""
+def test_the_papers_learning_rates():
+    """5e-4 → 4.84, 4.54, 3.97, 2.98, 1.49e-4, as its program prints them."""
     curriculum, rates = make(lr_rule="paper"), []
     for _ in range(5):
         curriculum.observe(0.29)
@@ -195,7 +195,7 @@ def test_the_last_stage_does_not_advance():
         (0.0, 1.0, 256, False),  # not the last stage
     ],
 )
-def test_solved_is_a_low_loss_and_every_sequence_correct_at_full_noise(loss, right, noise, solved):
+def test_solved_is_a_low_loss_and_every_sequence_right_at_full_noise(loss, right, noise, solved):
     assert make(noise=noise, stop_loss=0.25).solved(loss, right) is solved
 
 
@@ -257,7 +257,7 @@ def test_learning_rate_decay_over_the_samples(decay, rates):
     assert [progress.rate(done) for done in (0, 0.5, 1)] == pytest.approx(rates)
 
 
-def test_linear_decay_with_a_floor():
+def test_linear_decay_and_its_floor():
     progress = Progress(ProgressConfig(lr_decay="linear", lr_floor=0.2), 1.0, CHANCE)
     assert [progress.rate(done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.6, 0.2])
     progress = Progress(ProgressConfig(lr_decay="cosine", lr_floor=0.0), 1.0, CHANCE)
@@ -282,7 +282,7 @@ def test_the_plateau_rule_lowers_the_rate_with_the_noise():
 def test_the_plateau_rule_halves_the_rate_on_a_plateau():
     curriculum = plateau()
     seen = []
-    for loss in (1.0, 0.98, 0.975, 0.971, 0.8, 0.79, 0.785, 0.78):  # only the fifth is 3 % lower
+    for loss in (1.0, 0.98, 0.975, 0.971, 0.8, 0.79, 0.785, 0.78):  # only the fifth falls by 3 %
         curriculum.observe(loss)
         seen.append(curriculum.rate(0.0))
     assert seen == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25]

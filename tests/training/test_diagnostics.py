@@ -47,8 +47,8 @@ def test_losses_are_signs_beyond_their_thresholds(train_loss, loss, words):
     assert bool(found) == bool(words)
 
 
-def test_a_sign_must_last_without_interruption():
+def test_a_sign_must_last_without_a_break():
     bad = (1.0, 1.0, [1.0])
-    assert not warnings_of(bad, bad, GOOD, bad, bad, patience=3)
-    assert warnings_of(bad, bad, GOOD, bad, bad, bad, patience=3).count("pinned") == 1
-    assert not warnings_of(*[bad] * 9, patience=10)
+    assert not said(bad, bad, GOOD, bad, bad, patience=3)
+    assert said(bad, bad, GOOD, bad, bad, bad, patience=3).count("pinned") == 1
+    assert not said(*[bad] * 9, patience=10)

@@ -78,7 +78,7 @@ def test_matrices_are_aligned_for_products_on_a_gpu():
     for tree in (model.trainable_parameters(), average.weights):
         matrices = [mx.zeros((4, 4)), *(array for array in flat(tree).values() if array.ndim == 2)]
         mx.eval(matrices)
-        own, *others = (np.asarray(memoryview(array)).ctypes.data % 16 for array in matrices)  # from the buffer's start
+        own, *others = (np.asarray(memoryview(array)).ctypes.data % 16 for array in matrices)  # of a buffer's beginning
         assert set(others) == {own}
 
 

@@ -92,7 +92,7 @@ def test_all_ranks_end_if_one_is_killed_and_the_run_can_be_resumed(lost, tmp_pat
     assert err.endswith("--out run --resume")
     assert err.count("\n") == 0
     assert list(Path("there").iterdir()) == []
-    assert len(list(Path("temporary").iterdir())) == lost, "only the killed rank leaves files"
+    assert len(list(Path("temporary").iterdir())) == lost, "what was killed alone leaves something"
     if lost == 1:
         return
     step = saved(tmp_path / "here" / "run")[1]["step"]  # of the last validation before the kill

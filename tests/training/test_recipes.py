@@ -1,6 +1,6 @@
-"""All settings of the recipes: those of the paper and its program, and the ones that were measured to be better.
+"""The recipes, setting by setting: the paper's as it and its program have them, the others as they were measured.
 
-A changed value changes the results of every run with that recipe, so it must be changed here too, deliberately.
+A changed value changes what every run of that recipe comes to, so it is changed here too, and on purpose.
 """
 
 import ast
@@ -113,7 +113,7 @@ def test_recipes_match_the_table(task, name):
     found: dict[str, object] = {}
     for concern, value in asdict(config).items():
         part = value if isinstance(value, dict) else {concern: value}
-        assert not found.keys() & part.keys()  # flags are unique
+        assert not found.keys() & part.keys()  # flags have one meaning
         found |= part
     assert found == column(task, name)
     assert type(config.task) is TASKS[task]

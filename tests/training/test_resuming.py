@@ -82,9 +82,9 @@ def unlucky_runs(tmp_path_factory):
         ("too large", 1e3, OptimizerConfig(lr=1e-2, skip_above=2.0)),
     ):
         config = replace(TINY, optimizer=optimizer, training=replace(TINY.training, report_every=3))
-        path = tmp_path_factory.mktemp("skips") / "whole"
+        path = tmp_path_factory.mktemp("unlucky") / "whole"
         with pytest.MonkeyPatch.context() as patch:
-            BadGradients(patch, range(11, 26), factor).make(path, config).fit()
+            Unlucky(patch, range(11, 26), factor).make(path, config).fit()
         found[name] = (factor, config, path)
     return found
 
@@ -98,11 +98,11 @@ def test_a_run_stopped_amid_skipped_steps_equals_the_uninterrupted_run(trouble, 
     factor, config, whole = unlucky_runs[trouble]
     path = tmp_path_factory.mktemp("parts") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        trainers = BadGradients(patch, range(11, 26), factor)
-        fit_until(trainers.make(path, config), stop)
-        trainers.make(path, config, resume=True).fit()
+        unlucky = Unlucky(patch, range(11, 26), factor)
+        fit_until(unlucky.make(path, config), stop)
+        unlucky.make(path, config, resume=True).fit()
     same(saved(path), saved(whole))
-    assert logged(path) == logged(whole)
+    assert told(path) == told(whole)
     assert events(whole, "skipped")
     assert trouble == "too large" or events(whole, "collapse")
 
@@ -124,7 +124,7 @@ def test_a_sign_of_failure_outlasts_a_stop(tmp_path):
     fit_until(hopeless(tmp_path / "parts"), 4)
     hopeless(tmp_path / "parts", resume=True).fit()
     assert [event["step"] for event in events(tmp_path / "parts", "sign")] == [6]
-    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+    assert told(tmp_path / "parts") == told(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("missing", [["training.safetensors"], ["training.safetensors", "model.safetensors"]])
@@ -202,7 +202,7 @@ def test_a_log_only_grows(tmp_path):
     log.write_bytes(before[:-100])  # a crash in the middle of a line
     make_trainer(tmp_path / "parts", resume=True).fit()
     assert log.read_bytes().startswith(before[:-100] + b"\n")
-    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+    assert told(tmp_path / "parts") == told(tmp_path / "whole")
     same(saved(tmp_path / "parts"), saved(tmp_path / "whole"))
 
 

@@ -159,7 +159,7 @@ def test_unsuitable_settings_for_stateful_training_are_refused(tmp_path, changes
         )
 
 
-def test_events_of_a_run(whole):
+def test_what_a_run_reports(whole):
     names = {"step", "samples", "loss", "alpha", "noise", "length", "lr", "samples_per_s", "tokens_per_s", "peak_gb"}
     reports = events(whole, "train")
     assert all(names <= report.keys() for report in reports)
@@ -236,7 +236,7 @@ def test_a_finished_run_is_not_changed(tmp_path, whole):
     same(saved(tmp_path), saved(whole))
 
 
-def test_more_samples_extend_a_run(tmp_path):
+def test_more_samples_lengthen_a_run(tmp_path):
     make(tmp_path, replace(TINY, training=replace(TINY.training, samples=16 * 10))).fit()
     longer = make(tmp_path, resume=True)
     longer.fit()

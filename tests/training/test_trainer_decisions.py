@@ -191,7 +191,7 @@ def test_the_end_scores_the_best_weights_on_the_whole_task(tmp_path, monkeypatch
     assert [event["noise"] for event in events(tmp_path, "validation") + events(tmp_path, "final")] == [3, 3, 12]
 
 
-def test_training_does_not_read_the_test_split(tmp_path, monkeypatch):
+def test_training_reads_no_test_split(tmp_path, monkeypatch):
     read, real = [], CopyTask.held_out
 
     def held_out(self, split, *rest):

@@ -75,7 +75,7 @@ def test_a_damaged_file_is_refused_or_read_unchanged(name, data, written):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors"])
-def test_every_changed_number_is_detected(name, run, written):
+def test_every_changed_number_is_noticed(name, run, written):
     content, generator = written[2][name], np.random.default_rng(0)
     begin = 8 + int.from_bytes(content[:8], "little")
     for at in generator.integers(begin, len(content), 100):
@@ -91,8 +91,8 @@ def test_a_damaged_log_loses_no_other_line(data, written):
     restore(written)
     log, content = written[0] / "metrics.jsonl", written[2]["metrics.jsonl"]
     before = read_lines(log)
-    log.write_bytes(data.draw(harms(len(content)))(content))
-    told, cut = still_told(log, before), len(log.read_bytes()) < len(content)
+    log.write_bytes(data.draw(damages(len(content)))(content))
+    told, cut = lines_kept(log, before), len(log.read_bytes()) < len(content)
     assert cut or told >= len(before) - 2  # a lost line break joins two lines
 
 
