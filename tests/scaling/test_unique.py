@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 
-def plainly(tokens, length, size):
+def count_directly(tokens, length, size):
     return len({tuple(tokens[p : p + length]) for p in range(size)})
 
 
@@ -22,7 +22,7 @@ def test_unique_sequences_are_counted_exactly(symbols):
     tokens = np.random.default_rng(symbols).integers(0, symbols, 300)
     tokens[200:260] = tokens[20:80]  # a long repetition
     lengths, sizes = [1, 2, 3, 5, 40, 60, 61], [1, 2, 7, 50, 201, 240]
-    expected = [[plainly(tokens, length, size) for size in sizes] for length in lengths]
+    expected = [[count_directly(tokens, length, size) for size in sizes] for length in lengths]
     assert unique_sequences(tokens, lengths, sizes).tolist() == expected
 
 

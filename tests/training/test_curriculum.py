@@ -1,4 +1,4 @@
-"""Stages, learning rates and collapses, on made-up losses."""
+"""Stages, learning rates and collapses, with synthetic losses."""
 
 import json
 import math

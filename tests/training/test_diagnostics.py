@@ -7,7 +7,7 @@ import pytest
 GOOD = (1.0, 1.0, [0.5])  # training loss, validation loss, α of each layer
 
 
-def said(*validations, patience=1, **settings):
+def warnings_of(*validations, patience=1, **settings):
     """Return the warnings of validations, joined; the chance loss is 2."""
     signs = FailureSigns(chance=2.0, patience=patience, **settings)
     return " ".join(text for validation in validations for text in signs.observe(*validation))
@@ -26,14 +26,14 @@ def said(*validations, patience=1, **settings):
     ],
 )
 def test_alpha_counts_as_pinned_only_if_it_is_in_every_layer(alphas, words):
-    found = said((1.0, 1.0, alphas))
+    found = warnings_of((1.0, 1.0, alphas))
     assert words in found
     assert bool(found) == bool(words)
 
 
 def test_alpha_at_0_is_not_a_sign_in_short_range_tasks():
-    assert not said((1.0, 1.0, [0.0]), long_range=False)
-    assert "pinned at 1" in said((1.0, 1.0, [1.0]), long_range=False)
+    assert not warnings_of((1.0, 1.0, [0.0]), long_range=False)
+    assert "pinned at 1" in warnings_of((1.0, 1.0, [1.0]), long_range=False)
 
 
 @pytest.mark.parametrize(
@@ -42,13 +42,13 @@ def test_alpha_at_0_is_not_a_sign_in_short_range_tasks():
 )
 def test_losses_are_signs_beyond_their_thresholds(train_loss, loss, words):
     """A loss above 97 % of that of guessing; a validation loss above twice the training loss plus 0.1."""
-    found = said((train_loss, loss, [0.5]))
+    found = warnings_of((train_loss, loss, [0.5]))
     assert words in found
     assert bool(found) == bool(words)
 
 
 def test_a_sign_must_last_without_a_break():
     bad = (1.0, 1.0, [1.0])
-    assert not said(bad, bad, GOOD, bad, bad, patience=3)
-    assert said(bad, bad, GOOD, bad, bad, bad, patience=3).count("pinned") == 1
-    assert not said(*[bad] * 9, patience=10)
+    assert not warnings_of(bad, bad, GOOD, bad, bad, patience=3)
+    assert warnings_of(bad, bad, GOOD, bad, bad, bad, patience=3).count("pinned") == 1
+    assert not warnings_of(*[bad] * 9, patience=10)

@@ -1,4 +1,4 @@
-"""Steps on earlier stages of a curriculum: how many, which, and that reports and validations are of the present one."""
+"""Steps on earlier stages of a curriculum: how many and which; reports and validations are of the current stage."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ MIXED = replace(TINY, progress=replace(TINY.progress, mix=0.4))
 
 
 def at_stage(number, noise=1000, **changes):
-    """A curriculum that has passed so many stages."""
+    """Return a curriculum that has passed ``number`` stages."""
     curriculum = Curriculum(CurriculumConfig(**changes), noise, lr=1e-3, chance=2.6)
     for _ in range(number):
         curriculum.observe(0.01)
@@ -28,8 +28,8 @@ def drawn(curriculum, steps=4000, seed=0):
 
 @pytest.mark.parametrize("passed", [1, 2, 4])
 @pytest.mark.parametrize("mix", [0.1, 0.5])
-def test_a_share_of_the_steps_is_of_earlier_stages_each_as_often(passed, mix):
-    """Stages of 100, 200, 400, 800 and 1000, the last of which is not a whole factor further."""
+def test_a_fraction_of_the_steps_is_on_earlier_stages_in_equal_shares(passed, mix):
+    """Stages of 100, 200, 400, 800 and 1000; the last is not a whole factor larger."""
     curriculum = at_stage(passed, start_noise=100, mix=mix)
     stages = [100, 200, 400, 800, 1000][: passed + 1]
     assert curriculum.noise == stages[-1]

@@ -1,6 +1,6 @@
-"""The recipes, setting by setting: the paper's as it and its program have them, the others as they were measured.
+"""All settings of the recipes: those of the paper and its program, and the ones chosen from measurements.
 
-A changed value changes what every run of that recipe comes to, so it is changed here too, and on purpose.
+A changed value changes the results of every run with that recipe, so it must be changed here too, deliberately.
 """
 
 import ast
