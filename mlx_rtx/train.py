@@ -103,7 +103,7 @@ def resumed_config(folder: RunFolder, data: Data) -> dict:
     """Return the ``config.json`` of a run to resume; raise UserError if it was trained on other data."""
     config = folder.read_config()
     made_with = config["data"]["sha256"]
-    require(made_with == data.fingerprint, f"--data: {folder.path} was trained on other data; give that again")
+    require(made_with == data.fingerprint, f"--data: {folder.path} was trained on other data; pass the original data")
     return config
 
 
