@@ -108,10 +108,10 @@ def collect(
         share = left * (1.0 if size == 1 else FIRST if parts else len(asked) / len(missing))
         request = {"points": [asdict(p) for p in asked], "effort": asdict(effort), "seconds": MARGIN * share}
         print(f"{size} ranks, at most {share:.0f} s …", flush=True)
-        said = run_ranks([*WORKER, json.dumps(request)], size, by, share, BENCHMARKS)
-        if said.failure:
-            left_out.append(f"{size} ranks: {said.failure}")
-        for line in said.out.splitlines():
+        output = run_ranks([*WORKER, json.dumps(request)], size, by, share, BENCHMARKS)
+        if output.failure:
+            left_out.append(f"{size} ranks: {output.failure}")
+        for line in output.out.splitlines():
             if line.startswith('{"pace"'):
                 found.append(Pace(**json.loads(line)["pace"]))
             elif line.startswith('{"left_out"'):

@@ -229,14 +229,14 @@ def compare(rows: list[Row]) -> list[dict]:
 
 def words(answer: list[dict]) -> str:
     """Return the comparison in words."""
-    said = []
+    lines = []
     for row in answer:
         times = [f"{row[other]:,.1f} times {other}" for other in (CACHED, RECOMPUTED) if other in row]
         versus = ", ".join(times) or "others were left out"
-        said.append(
+        lines.append(
             f"context {row['context']:,}, batch {row['batch']}: recurrent {row['tokens_per_s']:,.0f} tokens/s; {versus}"
         )
-    return "\n".join(said)
+    return "\n".join(lines)
 
 
 def picture(rows: list[Row]) -> Any:

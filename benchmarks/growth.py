@@ -119,7 +119,7 @@ def grows(points: list[Point]) -> dict[str, dict[str, float]]:
 
 def words(exponents: dict[str, dict[str, float]], points: list[Point]) -> str:
     """Return the growth in words, and the length from which the recurrent model is faster."""
-    said = [
+    sentences = [
         f"{name}: from {e['from']:,} to {e['to']:,} tokens time grows as L^{e['time']:.2f}, "
         f"memory as L^{e['memory']:.2f}"
         for name, e in exponents.items()
@@ -132,8 +132,8 @@ def words(exponents: dict[str, dict[str, float]], points: list[Point]) -> str:
         )
         faster = [length for length in regular.keys() & recurrent if recurrent[length] < regular[length]]
         text = f"from {min(faster):,} tokens on" if faster else "at no length that was measured for both"
-        said.append(f"{mode}: the recurrent model is faster {text}")
-    return "\n".join(said)
+        sentences.append(f"{mode}: the recurrent model is faster {text}")
+    return "\n".join(sentences)
 
 
 def table(points: list[Point], left_out: list[str]) -> str:

@@ -148,7 +148,7 @@ def table(run: Race) -> str:
 
 def words(run: Race) -> str:
     """Return one line per other contender with MLX's time and memory relative to it."""
-    theirs, said = run.best, []
+    theirs, lines = run.best, []
     ours = theirs.pop("mlx", None)
     if ours is None or not theirs:
         return f"{run}: nothing to compare"
@@ -156,8 +156,8 @@ def words(run: Race) -> str:
         line = f"{run}: mlx takes {_ratio(ours.seconds, timing.seconds)} times {name}'s time"
         if timing.peak_gb is not None:
             line += f" and {_ratio(ours.peak_gb, timing.peak_gb)} times its memory"
-        said.append(line)
-    return "\n".join(said)
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _ratio(a: float | None, b: float | None) -> str:

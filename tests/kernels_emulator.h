@@ -1,5 +1,5 @@
-// What kernels are written in, on a CPU. The threads of a threadgroup take turns, each up to a barrier; as REAL_THREADS,
-// which sanitizers understand, they run at once.
+// The language of the kernels, on a CPU. The threads of a threadgroup take turns, each running up to a barrier; with
+// REAL_THREADS they run in parallel, as the sanitizers require.
 #ifdef __APPLE__
 #define _XOPEN_SOURCE 700
 #endif
@@ -46,10 +46,10 @@ static const int STACK = 1 << 16;
 static int emulated_rank, emulated_group, at_work;
 static Barrier gate, warp_gates[32];
 static ucontext_t outside, starts[1024];
-static jmp_buf places[1024];  // where threads have got to: to go there is much faster than to another context
+static jmp_buf places[1024];  // where each thread continues; longjmp is much faster than switching contexts
 static bool begun[1024], ended[1024];
 static void (*emulated_body)();
-static bool pass_on() {  // to the next thread that has not ended; whether there is another
+static bool pass_on() {  // switch to the next unfinished thread; return whether there is one
   const int from = emulated_rank;
   do emulated_rank = (emulated_rank + 1) % at_work;
   while (ended[emulated_rank] && emulated_rank != from);
@@ -64,7 +64,7 @@ static void wait_for(Barrier* barrier) {
   const int round = barrier->round;
   if (++barrier->waiting == barrier->count) barrier->waiting = 0, ++barrier->round;
   while (barrier->round == round)
-    if (!pass_on()) abort();  // the others have ended without coming here
+    if (!pass_on()) abort();  // the other threads have ended without reaching this barrier
 }
 static void take_turns() {
   emulated_body();
@@ -112,7 +112,7 @@ static float shuffle_xor(float value, int mask) {
 #define SHUFFLE_XOR(value, mask) shuffle_xor(value, mask)
 #define STORE_4(to, value) *(float4*)(to) = value
 
-struct Matrix { float x[8][8]; };  // all of it in each thread of a warp; a thread stores two of its numbers
+struct Matrix { float x[8][8]; };  // each thread of a warp has all numbers and stores two of them
 #define MATRIX Matrix
 #define NO_MATRIX Matrix()
 #define MATRIX_LOAD(to, from, pitch) for (int e = 0; e < 64; ++e) (to).x[e / 8][e % 8] = (from)[e / 8 * (pitch) + e % 8]

@@ -111,8 +111,9 @@ def _build(text: str) -> Path:
     built = stem.with_suffix(".so")
     if not built.exists():
         BUILD.mkdir(exist_ok=True)
-        stem.with_suffix(".cpp").write_text(text)
-        partial = stem.with_suffix(".partial")
-        subprocess.run([*command, "-o", partial, stem.with_suffix(".cpp")], check=True)
-        partial.replace(built)
+        with tempfile.TemporaryDirectory(dir=BUILD) as folder:  # other processes may build the same kernel
+            source, made = Path(folder, "kernel.cpp"), Path(folder, "kernel")
+            source.write_text(text)
+            subprocess.run([*command, "-o", made, source], check=True)
+            made.replace(built)
     return built

@@ -1,6 +1,6 @@
-// Metal for plain clang++ in C++14: its address spaces, which convert to one another as little as Metal's do, and those
-// names of its library, and of what MLX writes before every kernel, that a kernel may use or could collide with.
-// `thread` is clang's address space 0, that of locals and of `this`.
+// Metal for plain clang++ in C++14: its address spaces, which do not convert to one another, as in Metal; and the names
+// from its library and from MLX's preamble of every kernel that a kernel may use or could collide with.
+// `thread` is clang's address space 0, that of local variables and `this`.
 #define device __attribute__((address_space(1)))
 #define constant __attribute__((address_space(2)))
 #define threadgroup __attribute__((address_space(3)))
@@ -33,7 +33,7 @@ void threadgroup_barrier(mem_flags);
 void simdgroup_barrier(mem_flags);
 template <typename T> T simd_shuffle_xor(T, ushort); template <typename T> T simd_shuffle(T, ushort);
 template <typename T> T simd_sum(T); template <typename T> T simd_max(T);
-// of <metal_simdgroup_matrix>
+// from <metal_simdgroup_matrix>
 struct simdgroup_float8x8 { float of_a_thread[2]; };
 void simdgroup_load(simdgroup_float8x8&, const device float*, ulong);
 void simdgroup_load(simdgroup_float8x8&, const threadgroup float*, ulong);

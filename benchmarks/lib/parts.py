@@ -39,7 +39,7 @@ class Outcome:
     """Outcome of a part."""
 
     part: Part
-    said: str = ""
+    output: str = ""
     """Its output."""
     seconds: float = 0.0
     failure: str | None = None
@@ -90,17 +90,17 @@ def run(part: Part, share: float) -> Outcome:
     )  # fmt: skip
     limit, late = share if part.endless else LATE * share, False
     try:
-        said, late = _wait(process, limit)
+        output, late = _wait(process, limit)
     finally:
         _send(process, signal.SIGKILL)
         process.wait()
-    lines = [line for line in said.splitlines() if line.strip()] or ["no output"]
+    lines = [line for line in output.splitlines() if line.strip()] or ["no output"]
     failure = None
     if late and not part.endless:
         failure = f"took longer than {limit:.0f} s"
     elif process.returncode and not (late and process.returncode in STOPPED):
         failure = f"status {process.returncode}: {lines[-1].removeprefix('error: ')}"
-    return Outcome(part, said, time.perf_counter() - began, failure, stopped=late and failure is None)
+    return Outcome(part, output, time.perf_counter() - began, failure, stopped=late and failure is None)
 
 
 def _wait(process: subprocess.Popen, limit: float) -> tuple[str, bool]:

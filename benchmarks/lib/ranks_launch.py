@@ -19,7 +19,7 @@ GRACE = 3.0  # seconds in which the others must end after one has failed
 
 
 @dataclass(frozen=True)
-class Said:
+class RanksOutput:
     """Output of the ranks."""
 
     out: str
@@ -28,7 +28,7 @@ class Said:
     """The failure in one line; None if there was none."""
 
 
-def run_ranks(command: Sequence[str], size: int, backend: Backend, seconds: float, cwd: Path) -> Said:
+def run_ranks(command: Sequence[str], size: int, backend: Backend, seconds: float, cwd: Path) -> RanksOutput:
     """Run a command as ``size`` ranks for at most ``seconds``; kill each rank's session afterwards."""
     found_in = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)  # absolute, because of ``cwd``
     with tempfile.TemporaryDirectory() as made, contextlib.ExitStack() as files:
@@ -48,10 +48,10 @@ def run_ranks(command: Sequence[str], size: int, backend: Backend, seconds: floa
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(rank.pid, signal.SIGKILL)
                 rank.wait()
-        said = [(folder / f"{rank}.e").read_text(errors="replace").strip() for rank in range(size)]
+        errors = [(folder / f"{rank}.e").read_text(errors="replace").strip() for rank in range(size)]
         if failure:
-            failure = " | ".join([failure, *dict.fromkeys(text.splitlines()[-1] for text in said if text)])
-        return Said((folder / "0.o").read_text(errors="replace"), failure)
+            failure = " | ".join([failure, *dict.fromkeys(text.splitlines()[-1] for text in errors if text)])
+        return RanksOutput((folder / "0.o").read_text(errors="replace"), failure)
 
 
 def environments(size: int, backend: Backend, folder: Path) -> list[dict[str, str]]:

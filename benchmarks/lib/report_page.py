@@ -49,7 +49,7 @@ def page(
         missing = "; one that did not reach its first report is missing" if whole else ""
         lines += ["", "## Short trainings", "", f"{note}, each stopped at the end of its time{missing}.", ""]
         lines += table(trainings, whole)
-        lines += [f"\n{said.strip()}" for outcome in outcomes for said in kernels(outcome)]
+        lines += [f"\n{shown.strip()}" for outcome in outcomes for shown in kernels(outcome)]
         lines += ["", f"![Losses and accuracies]({picture})"] if picture else []
     return "\n".join(lines) + "\n"
 
@@ -65,14 +65,14 @@ def machine(environment: dict[str, Any], info: dict[str, str]) -> list[tuple[str
 
 def section(outcome: Outcome) -> list[str]:
     """Return the lines of a part: its output without the progress, or its last lines if it failed."""
-    kept = [line for line in outcome.said.splitlines() if not line.startswith(("{", "[{", "report"))]
+    kept = [line for line in outcome.output.splitlines() if not line.startswith(("{", "[{", "report"))]
     found = [line for line in kept if " left out: " not in line or outcome.failure]
-    said = "\n".join(found)
+    shown = "\n".join(found)
     if outcome.failure:
-        said = "\n".join(said.strip().splitlines()[-LAST:])
+        shown = "\n".join(shown.strip().splitlines()[-LAST:])
     else:
-        said = said.strip().partition("\n\n")[2] or said
-    lines = [f"## {outcome.part.title}", "", "```", said.strip("\n"), "```"]
+        shown = shown.strip().partition("\n\n")[2] or shown
+    lines = [f"## {outcome.part.title}", "", "```", shown.strip("\n"), "```"]
     if left_out := len(kept) - len(found):
         lines += ["", f"{left_out} sizes were left out because of the limits of time or memory."]
     if not outcome.failure:
@@ -83,4 +83,4 @@ def section(outcome: Outcome) -> list[str]:
 
 def kernels(outcome: Outcome) -> list[str]:
     """Return the line that a training prints about its kernels, if it has one."""
-    return [line for line in outcome.said.splitlines() if outcome.part.endless and line.startswith("kernels: ")]
+    return [line for line in outcome.output.splitlines() if outcome.part.endless and line.startswith("kernels: ")]

@@ -145,9 +145,9 @@ def _image_ratio(points: list[Point]) -> dict[str, float]:
 def words(answer: Answer) -> str:
     """Return the answer in words."""
     launch, arithmetic, byte = answer.fit.seconds
-    said = ["Fraction of the variance of log time that each count explains, with time proportional to the count:"]
-    said += [f"  {text:28} R² = {answer.r2[name]:.3f}" for name, text in COUNTS.items()]
-    said.append(f"  {'launches, arithmetic, bytes':28} R² = {answer.fit.r2:.3f} (fitted together)")
+    sentences = ["Fraction of the variance of log time that each count explains, with time proportional to the count:"]
+    sentences += [f"  {text:28} R² = {answer.r2[name]:.3f}" for name, text in COUNTS.items()]
+    sentences.append(f"  {'launches, arithmetic, bytes':28} R² = {answer.fit.r2:.3f} (fitted together)")
     rates = []
     if launch:
         rates.append(f"{1e6 * launch:,.1f} µs per launch")
@@ -155,33 +155,33 @@ def words(answer: Answer) -> str:
         rates.append(f"{1e-9 / arithmetic:,.1f} G multiply-adds/s")
     if byte:
         rates.append(f"{1e-9 / byte:,.1f} GB/s")
-    said.append(f"The fit: {', '.join(rates)}.")
+    sentences.append(f"The fit: {', '.join(rates)}.")
     best, worst = max(answer.r2, key=answer.r2.__getitem__), answer.r2["paper"]
-    said.append(
+    sentences.append(
         f"The paper's formula {'predicts' if worst > GOOD else 'does not predict'} time here; of the three counts "
         f"the {COUNTS[best]} predict{'s' if best == 'paper' else ''} best."
     )
     for text, predicted in (("does", True), ("does not", False)):
         names = [name for name, r2 in answer.within.items() if (r2["paper"] > GOOD) is predicted]
         if names:
-            said.append(f"Within one model, over its sizes, it {text} (R² above {GOOD}): {'; '.join(names)}.")
+            sentences.append(f"Within one model, over its sizes, it {text} (R² above {GOOD}): {'; '.join(names)}.")
     for name, batch in answer.arithmetic_batch.items():
         text = f"above batch {batch:,.0f}" if batch is not None else "at no batch"
-        said.append(f"  {name}: arithmetic and bytes take longer than launches {text}")
+        sentences.append(f"  {name}: arithmetic and bytes take longer than launches {text}")
     if ratio := answer.image_ratio:
-        said += [
+        sentences += [
             f"Image, recurrent relative to regular with 4 layers, a training step at batch {ratio['batch']}:",
             f"  {ratio['paper']:.1%} of the paper's count (the paper claims less than 5 %)",
             f"  {ratio['true']:.1%} of the true multiply-adds, {ratio['executed']:.1%} of the executed ones",
             f"  {ratio['time']:.1%} of the measured time, {ratio['memory']:.1%} of the memory",
         ]
     if memory := answer.memory:
-        said.append(
+        sentences.append(
             f"Memory: {memory['within']} of {memory['points']} training steps above 0.1 GB were within "
             f"{100 * WITHIN:.0f} % of the prediction, all of them at {memory['smallest']:.2f} to "
             f"{memory['largest']:.2f} times the prediction."
         )
-    return "\n".join(said)
+    return "\n".join(sentences)
 
 
 def table(points: list[Point], answer: Answer) -> str:

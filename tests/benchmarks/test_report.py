@@ -43,8 +43,8 @@ def test_a_part_fails_alone():
     failing, good = carry_out(
         [part("print('x'); raise SystemExit('error: lost')"), part("print('fine')")], 60, said.append
     )
-    assert (failing.failure, failing.said) == ("status 1: lost", "x\nerror: lost\n")
-    assert (good.text, good.said) == ("done", "fine\n")
+    assert (failing.failure, failing.output) == ("status 1: lost", "x\nerror: lost\n")
+    assert (good.text, good.output) == ("done", "fine\n")
     assert [text.partition(",")[0] for text in said] == ["some", "some"]
 
 
@@ -71,7 +71,7 @@ def test_no_part_is_started_without_time(monkeypatch):
 
 def test_only_endless_parts_may_be_stopped():
     stopped = run(part(SLEEP, endless=True), 1.0)
-    assert (stopped.text, stopped.said) == ("stopped at the end of its time", "there\n")
+    assert (stopped.text, stopped.output) == ("stopped at the end of its time", "there\n")
     assert run(part(SLEEP), 1.0 / parts.LATE).failure == "took longer than 1 s"
 
 
@@ -87,7 +87,7 @@ time.sleep(60)
 """
     outcome = run(part(code, endless=True), 1.0)
     assert outcome.seconds < 30
-    pids = [int(word) for word in outcome.said.split()]
+    pids = [int(word) for word in outcome.output.split()]
     assert len(pids) == 2
     for pid in pids:
         for _ in range(100):  # until it has been waited for
