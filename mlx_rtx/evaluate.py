@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlx_rtx.forecast.room import require_evaluation_room
+from mlx_rtx.forecast.memory_check import require_evaluation_memory
 from mlx_rtx.support import backend
 from mlx_rtx.support.backend import DeviceName
 from mlx_rtx.support.command import run_command
@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> None:
     samples = command.samples
     if samples is None:
         samples = settings.progress.test_samples
-    require_evaluation_room(settings, data, command.batch)
+    require_evaluation_memory(settings, data, command.batch)
     model, _ = load(command.run)
     started = time.perf_counter()
     scores = evaluate(model, data.held_out(split, samples, command.batch, mx.random.key(command.seed)))

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mlx_rtx.forecast.room import require_training_room
+from mlx_rtx.forecast.memory_check import require_training_memory
 from mlx_rtx.kernel_check import decide
 from mlx_rtx.support import backend
 from mlx_rtx.support.backend import DeviceName
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
             settings = command.settings
             share = rank_settings(ranks, settings)
             data = settings.task.load(folder.vocabulary() if command.resume else None)
-            require_training_room(share, data)
+            require_training_memory(share, data)
             held.enter_context(folder.locked())
             before = resumed_config(folder, data) if command.resume else None
             if before is None:

@@ -161,20 +161,20 @@ class Transformer(nn.Module, ABC):
         require(state.position < 2**31, f"position={state.position}: must be below 2^31; start a new stream")
         found, expected = (
             [(array.shape, array.dtype) for array in arrays(one.layers)]
-            for one in (state, self.initial_state(batch_size, self.room(state)))
+            for one in (state, self.initial_state(batch_size, self.capacity(state)))
         )
         require(
             found == expected,
             f"state: does not fit this model with {batch_size} streams; start with initial_state({batch_size})",
         )
 
-    def room(self, state: Any) -> int:
+    def capacity(self, state: Any) -> int:
         """Return the number of tokens for which ``state`` has memory allocated, at least the number fed so far."""
         return state.position
 
     @abstractmethod
-    def initial_state(self, batch_size: int = 1, room: int = 0) -> Any:
-        """Return the state of ``batch_size`` streams before their first token, with memory for ``room`` tokens."""
+    def initial_state(self, batch_size: int = 1, capacity: int = 0) -> Any:
+        """Return the state of ``batch_size`` streams before their first token, with memory for ``capacity`` tokens."""
 
     @abstractmethod
     def carry_shapes(self, batch_size: int) -> list[tuple[int, ...]]:

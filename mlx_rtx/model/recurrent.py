@@ -84,8 +84,8 @@ class RecurrentTransformer(Transformer):
         size = length if segment is None else segment * self.config.block
         return [(start, min(start + size, length)) for start in range(0, length, size)]
 
-    def initial_state(self, batch_size: int = 1, room: int = 0) -> State:
-        """Return the state of ``batch_size`` streams before their first token; ``room`` is ignored."""
+    def initial_state(self, batch_size: int = 1, capacity: int = 0) -> State:
+        """Return the state of ``batch_size`` streams before their first token; ``capacity`` is ignored."""
         require_whole(batch_size=batch_size)
         return State(0, tuple(layer.initial_state(batch_size) for layer in self.layers))
 

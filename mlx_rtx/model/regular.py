@@ -65,15 +65,15 @@ class RegularTransformer(Transformer):
         """Return one segment: attention over the whole sequence cannot be split."""
         return [(0, length)]
 
-    def initial_state(self, batch_size: int = 1, room: int = 0) -> CacheState:
-        """Return the state of ``batch_size`` streams before their first token, with caches for ``room`` tokens."""
+    def initial_state(self, batch_size: int = 1, capacity: int = 0) -> CacheState:
+        """Return the state of ``batch_size`` streams before their first token, with caches for ``capacity`` tokens."""
         require_whole(batch_size=batch_size)
-        require_whole(least=0, room=room)
+        require_whole(least=0, capacity=capacity)
         H = self.config.heads
-        empty = mx.zeros((2, batch_size, H, _rows(room), self.config.dim // H))
+        empty = mx.zeros((2, batch_size, H, _rows(capacity), self.config.dim // H))
         return CacheState(0, (empty,) * len(self.layers))
 
-    def room(self, state):
+    def capacity(self, state):
         """Return the number of rows of the caches, or of tokens fed if that is larger."""
         return max([state.position, *(cache.shape[3] for cache in arrays(state.layers) if cache.ndim == 5)])
 

@@ -87,5 +87,5 @@ def losses(panels: Mapping[str, tuple[Sequence[Loss], LossFit]]) -> "Figure":
         axis.set_xscale("log")
         axis.set_xlabel("D, characters read once")
         axis.legend(fontsize=9, loc="upper right")
-    axes[0, 0].set_ylabel("loss (nats a character)")
+    axes[0, 0].set_ylabel("loss (nats per character)")
     return figure

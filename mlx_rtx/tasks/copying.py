@@ -12,14 +12,14 @@ from functools import partial
 from mlx_rtx.support import backend
 from mlx_rtx.support.errors import require, require_at_most
 from mlx_rtx.support.typed import require_types
-from mlx_rtx.tasks.made import MadeTask
+from mlx_rtx.tasks.synthetic import SyntheticTask
 from mlx_rtx.tasks.task import Sequences
 
 import mlx.core as mx
 
 
 @dataclass(frozen=True, kw_only=True)
-class CopyTask(MadeTask):
+class CopyTask(SyntheticTask):
     """Copy: the payload comes first, then the noise. Every batch is newly generated.
 
     Example:

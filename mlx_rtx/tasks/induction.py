@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from mlx_rtx.support.errors import require, require_at_most
 from mlx_rtx.support.typed import require_types
-from mlx_rtx.tasks.made import MadeTask
+from mlx_rtx.tasks.synthetic import SyntheticTask
 
 import mlx.core as mx
 
 
 @dataclass(frozen=True, kw_only=True)
-class InductionTask(MadeTask):
+class InductionTask(SyntheticTask):
     """Recall the token that followed the trigger.
 
     Example:

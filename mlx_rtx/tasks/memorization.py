@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from mlx_rtx.support.errors import require, require_at_most
 from mlx_rtx.support.inputs import IGNORED
 from mlx_rtx.support.typed import require_types
-from mlx_rtx.tasks.made import MadeTask
+from mlx_rtx.tasks.synthetic import SyntheticTask
 
 import mlx.core as mx
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemorizationTask(MadeTask):
+class MemorizationTask(SyntheticTask):
     """Output the memorized value of each key.
 
     Example:

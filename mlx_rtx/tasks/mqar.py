@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from mlx_rtx.support.errors import require, require_at_most
 from mlx_rtx.support.randomness import step_generator
 from mlx_rtx.support.typed import require_types
-from mlx_rtx.tasks.made import MadeTask, distinct, ignored_targets
+from mlx_rtx.tasks.synthetic import SyntheticTask, distinct, ignored_targets
 from mlx_rtx.tasks.task import Batch
 
 import mlx.core as mx
 
 
 @dataclass(frozen=True, kw_only=True)
-class MqarTask(MadeTask):
+class MqarTask(SyntheticTask):
     """Recall the values of keys.
 
     Example:

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from mlx_rtx.support.errors import require, require_at_most, require_positive
 from mlx_rtx.support.inputs import IGNORED
 from mlx_rtx.support.typed import require_types
-from mlx_rtx.tasks.made import MadeTask
+from mlx_rtx.tasks.synthetic import SyntheticTask
 
 import mlx.core as mx
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecallTask(MadeTask):
+class RecallTask(SyntheticTask):
     """Recall the values of keys that occurred before.
 
     Example:

@@ -51,12 +51,12 @@ class Bar:
         self._bar.close()
 
     def _draw(self, words: list[str]) -> None:
-        room = max(shutil.get_terminal_size().columns - 1 - FRAME, NARROWEST)
-        self._bar.set_description_str(fit(words, room))
+        columns = max(shutil.get_terminal_size().columns - 1 - FRAME, NARROWEST)
+        self._bar.set_description_str(fit(words, columns))
 
 
-def fit(words: list[str], room: int) -> str:
-    """Join as many of the first words as fit into ``room`` columns.
+def fit(words: list[str], columns: int) -> str:
+    """Join as many of the first words as fit into ``columns`` columns.
 
     Example:
         >>> fit(["1:05 left", "loss 0.31", "stage 2 of 6"], 24)
@@ -65,10 +65,10 @@ def fit(words: list[str], room: int) -> str:
     text = ""
     for word in words:
         longer = f"{text}, {word}" if text else word
-        if len(longer) > room:
+        if len(longer) > columns:
             break
         text = longer
-    return text or words[0][:room] if words else ""
+    return text or words[0][:columns] if words else ""
 
 
 def in_words(seconds: float) -> str:

@@ -10,21 +10,21 @@ from mlx_rtx.training.settings import RunConfig
 CERTAIN = 1.25  # tolerance on the memory available: predictions may be off, and the machine may swap
 
 
-def require_training_room(settings: RunConfig, data: Data) -> None:
+def require_training_memory(settings: RunConfig, data: Data) -> None:
     """Raise UserError if the training steps of a run cannot fit into memory."""
     config, training = settings.model_config(data), settings.training
     needed = training_memory(config, data.length, training.batch, data.targets, training.segment, settings.model)
-    _require_room(needed.peak, "use a smaller --dim, --batch or --segment; python -m mlx_rtx.plan says what fits")
+    _require_memory(needed.peak, "use a smaller --dim, --batch or --segment; python -m mlx_rtx.plan says what fits")
 
 
-def require_evaluation_room(settings: RunConfig, data: Data, batch: int) -> None:
+def require_evaluation_memory(settings: RunConfig, data: Data, batch: int) -> None:
     """Raise UserError if not even one segment of the sequences to score fits into memory."""
     read = min(data.targets, SEGMENT * settings.architecture.block)
     needed = forward_memory(settings.model_config(data), data.length, batch, read, settings.model)
-    _require_room(needed.weights + needed.segment, "use a smaller --batch")
+    _require_memory(needed.weights + needed.segment, "use a smaller --batch")
 
 
-def _require_room(needed: float, remedy: str) -> None:
+def _require_memory(needed: float, remedy: str) -> None:
     there = 1e9 * backend.memory_gb()
     require(
         needed <= CERTAIN * there, f"memory: would take about {needed / 1e9:,.3g} GB of {there / 1e9:,.3g} GB; {remedy}"

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 
 @dataclass(frozen=True, kw_only=True)
-class MadeTask(Task, Data):
+class SyntheticTask(Task, Data):
     """A synthetic task, which is its own data.
 
     Subclasses implement `make`; those with long sequences may override `sequences` to generate them piece by piece.

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from mlx_rtx import UserError
-from mlx_rtx.forecast.room import require_evaluation_room, require_training_room
+from mlx_rtx.forecast.memory_check import require_evaluation_memory, require_training_memory
 from mlx_rtx.support import backend
 from mlx_rtx.tasks import SelectiveCopyTask
 from mlx_rtx.training.recipes import COPY, IMAGE
@@ -18,17 +18,17 @@ def with_batch(recipe, batch):
 
 def test_a_training_that_cannot_fit_is_refused(monkeypatch):
     monkeypatch.setattr(backend, "memory_gb", lambda: 1.0)
-    require_training_room(COPY, COPY.task.load())
+    require_training_memory(COPY, COPY.task.load())
     with pytest.raises(UserError, match=r"memory: would take about 5.* GB of 1 GB; use a smaller --dim, --batch"):
-        require_training_room(with_batch(COPY, 1024), COPY.task.load())
+        require_training_memory(with_batch(COPY, 1024), COPY.task.load())
 
 
 def test_evaluation_needs_the_memory_of_one_segment(monkeypatch):
     monkeypatch.setattr(backend, "memory_gb", lambda: 1.0)
     long = replace(COPY.task, noise=2**30)
-    require_evaluation_room(replace(COPY, task=long), long, 8)
+    require_evaluation_memory(replace(COPY, task=long), long, 8)
     with pytest.raises(UserError, match="use a smaller --batch"):
-        require_evaluation_room(COPY, COPY.task, 2**20)
+        require_evaluation_memory(COPY, COPY.task, 2**20)
 
 
 def test_positions_that_do_not_fit_into_memory_are_refused(monkeypatch):
@@ -45,5 +45,5 @@ def test_memory_limits_of_the_process_are_respected(monkeypatch):
 
 def test_all_recipes_fit_into_16_gb(monkeypatch):
     monkeypatch.setattr(backend, "memory_gb", lambda: 16.0)
-    require_training_room(COPY, COPY.task.load())
-    require_training_room(IMAGE, replace(COPY.task, noise=992))
+    require_training_memory(COPY, COPY.task.load())
+    require_training_memory(IMAGE, replace(COPY.task, noise=992))
