@@ -107,8 +107,8 @@ def _build(text: str) -> Path:
     watched = ["-DREAL_THREADS", f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-g"]
     kind = watched if SANITIZERS else ["-shared", "-fPIC"]
     command = ["g++", *FLAGS, *kind, "-pthread"]
-    stem = BUILD / hashlib.sha256("\n".join([*command, text]).encode()).hexdigest()[:24]
-    built = stem.with_suffix(".so")
+    digest = hashlib.sha256("\n".join([*command, text]).encode()).hexdigest()
+    built = BUILD / f"{digest[:24]}.so"
     if not built.exists():
         BUILD.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=BUILD) as folder:  # other processes may build the same kernel

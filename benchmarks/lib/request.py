@@ -1,9 +1,10 @@
-"""The request to a contender of `peers` and its reply, which are passed between processes."""
+"""The request to a contender of `peers` and its reply, which are passed between processes.
+
+This module must not import MLX or `mlx_rtx`, because a process of PyTorch uses it.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
-
-from mlx_rtx.model.config import ModelKind
 
 Contender = Literal["mlx", "torch eager", "torch compile", "torch graphs"]
 
@@ -13,7 +14,7 @@ class Request:
     """A contender, a model at a size, and how to time it."""
 
     contender: Contender
-    model: ModelKind
+    model: Literal["recurrent", "regular"]
     mode: Literal["forward", "training"]
     config: dict
     """Fields of a `mlx_rtx.ModelConfig`."""
