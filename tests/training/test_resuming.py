@@ -30,7 +30,7 @@ def contents(path):
     return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
 
 
-def told(path):
+def logged(path):
     """Return a log without what depends on the machine or on stops."""
     lines = [line for line in read_lines(path / "metrics.jsonl") if line["kind"] != "resume"]
     return [json.dumps({name: value for name, value in line.items() if name not in TIMES}) for line in lines]
@@ -54,7 +54,7 @@ def run(finished, tmp_path):
     return path
 
 
-class Unlucky:
+class BadGradients:
     """Make gradients of certain steps not finite or far too large, in every trainer."""
 
     def __init__(self, monkeypatch, bad, factor):
@@ -74,7 +74,7 @@ class Unlucky:
 
 
 @pytest.fixture(scope="module")
-def unlucky_runs(tmp_path_factory):
+def skipping_runs(tmp_path_factory):
     """Return uninterrupted runs with skipped steps: by kind the steps, the settings and the folder."""
     found = {}
     for name, factor, optimizer in (
@@ -82,9 +82,9 @@ def unlucky_runs(tmp_path_factory):
         ("too large", 1e3, OptimizerConfig(lr=1e-2, skip_above=2.0)),
     ):
         config = replace(TINY, optimizer=optimizer, training=replace(TINY.training, report_every=3))
-        path = tmp_path_factory.mktemp("unlucky") / "whole"
+        path = tmp_path_factory.mktemp("skips") / "whole"
         with pytest.MonkeyPatch.context() as patch:
-            Unlucky(patch, range(11, 26), factor).make(path, config).fit()
+            BadGradients(patch, range(11, 26), factor).make(path, config).fit()
         found[name] = (factor, config, path)
     return found
 
@@ -93,16 +93,16 @@ def unlucky_runs(tmp_path_factory):
 @settings(max_examples=2)
 @example(stop=17)
 @given(stop=st.integers(1, 39))
-def test_a_run_stopped_amid_skipped_steps_equals_the_uninterrupted_run(trouble, stop, unlucky_runs, tmp_path_factory):
+def test_a_run_stopped_amid_skipped_steps_equals_the_uninterrupted_run(trouble, stop, skipping_runs, tmp_path_factory):
     """Regression test: a stop lost the counts of skipped steps, losses and signs, so that a collapse was missed."""
-    factor, config, whole = unlucky_runs[trouble]
+    factor, config, whole = skipping_runs[trouble]
     path = tmp_path_factory.mktemp("parts") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        unlucky = Unlucky(patch, range(11, 26), factor)
-        fit_until(unlucky.make(path, config), stop)
-        unlucky.make(path, config, resume=True).fit()
+        trainers = BadGradients(patch, range(11, 26), factor)
+        fit_until(trainers.make(path, config), stop)
+        trainers.make(path, config, resume=True).fit()
     same(saved(path), saved(whole))
-    assert told(path) == told(whole)
+    assert logged(path) == logged(whole)
     assert events(whole, "skipped")
     assert trouble == "too large" or events(whole, "collapse")
 
@@ -124,7 +124,7 @@ def test_a_sign_of_failure_outlasts_a_stop(tmp_path):
     fit_until(hopeless(tmp_path / "parts"), 4)
     hopeless(tmp_path / "parts", resume=True).fit()
     assert [event["step"] for event in events(tmp_path / "parts", "sign")] == [6]
-    assert told(tmp_path / "parts") == told(tmp_path / "whole")
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("missing", [["training.safetensors"], ["training.safetensors", "model.safetensors"]])
@@ -202,7 +202,7 @@ def test_a_log_only_grows(tmp_path):
     log.write_bytes(before[:-100])  # a crash in the middle of a line
     make_trainer(tmp_path / "parts", resume=True).fit()
     assert log.read_bytes().startswith(before[:-100] + b"\n")
-    assert told(tmp_path / "parts") == told(tmp_path / "whole")
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
     same(saved(tmp_path / "parts"), saved(tmp_path / "whole"))
 
 
