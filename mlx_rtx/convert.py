@@ -36,8 +36,8 @@ class ConvertCommand:
     block: int = 32
     """Block width K, not in the checkpoint either; 16 in the paper's text models."""
     activation: Literal["relu", "gelu"] = "gelu"
-    """Activation function, not in the checkpoint either; gelu in nanoGPT and the paper's text models, relu in the
-    paper's other models."""
+    """Activation function, not in the checkpoint either.
+    gelu: nanoGPT and the paper's text models; relu: the paper's other models."""
     history: Literal["output", "hidden"] = "output"
     """Reading of Eq. 6, not in the checkpoint either; output (y) in the paper's program."""
     task: Literal["text", "image", "copy", "selective-copy"] | None = None

@@ -40,8 +40,8 @@ class PlanCommand:
     recipe: Literal["default", "paper"] = "default"
     """Source of the other flags' defaults: the settings that gave the best results, or the paper's."""
     verify: bool = False
-    """Run whole steps on this machine, and exit with code 1 if their peak memory differs by more than 15 % from the
-    prediction (on a GPU: from its range)."""
+    """Run whole steps on this machine and compare their peak memory with the prediction.
+    A difference above 15 % (on a GPU: from the predicted range) gives exit code 1."""
 
     def __post_init__(self):
         here = self.machine == "this"

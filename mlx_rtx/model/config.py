@@ -33,8 +33,8 @@ class Architecture:
     activation: Literal["relu", "gelu"] = "relu"
     """Activation function of the MLP."""
     positions: Literal["absolute", "block", "axial", "none"] = "absolute"
-    """Learned position embedding: one row per position (absolute), K rows shared by all blocks (block), those plus one
-    row per block (axial), or none."""
+    """Learned position embedding.
+    absolute: one row per position; block: K rows shared by all blocks; axial: those plus one row per block."""
     history: Literal["hidden", "output"] = "hidden"
     """History that Eq. 6 adds: h as printed in the paper (hidden), or y as in the author's program (output)."""
     state_norm: bool = False
@@ -46,8 +46,8 @@ class Architecture:
     alpha: float = 0.5
     """Initial value of the accumulation parameter, in [0, 1]."""
     alpha_kind: Literal["scalar", "head", "channel", "gated"] = "scalar"
-    """One alpha per layer (scalar), as in the paper; one per head or per channel; or one per head and row (gated), a
-    sigmoid of the row to which the history is added. Gated does not use the fused kernels and is slower on a GPU."""
+    """One alpha per layer (scalar), as in the paper, per head, per channel, or per head and row (gated).
+    A gated alpha is a sigmoid of the row to which the history is added; no fused kernels, hence slower on a GPU."""
     embedding_std: float = 0.02
     """Standard deviation of the initial token and position embeddings."""
     train_alpha: bool = True

@@ -30,8 +30,9 @@ class ImageTask(StoredTask):
     summary = "Classify CIFAR-10 images from 1,024 grey levels read one by one (paper §6.1)."
 
     validate_on: Literal["held-out", "test"] = "held-out"
-    """Validation set. held-out: 5,000 of the training images; test: the test set, as in the paper. Training then uses
-    all 50,000 images, and the best weights are selected on the test set, so that test scores are biased upwards."""
+    """Validation set.
+    held-out: 5,000 of the training images;
+    test: the test set, as in the paper: training uses all 50,000 images, and test scores are biased upwards."""
 
     mirror: bool = False
     """Flip each training image horizontally with probability 1/2."""

@@ -52,8 +52,8 @@ class TextTask(StoredTask):
     documents: int | None = None
     """Read only this many documents, from the first; None: all."""
     validation: float | str = HELD_OUT
-    """Validation set: a fraction of the text, from its end; or another text, given like --data; or the name of a split,
-    if --data is a data set of the hub."""
+    """Validation set: a fraction of the text, from its end; or another text, given like --data.
+    If --data is a data set of the hub: the name of a split."""
     tokenizer: str | None = None
     """Use subwords of this tokenizer instead of characters: a tokenizer.json, or a model on the Hugging Face hub."""
     vocab_size: int | None = None
@@ -64,8 +64,8 @@ class TextTask(StoredTask):
     """Train on consecutive windows: each row of a batch continues that of the previous step, with its state.
     Works best with --alpha 0."""
     without_replacement: Annotated[bool, tyro.conf.arg(aliases=("--once",))] = False
-    """Train on non-overlapping windows in random order, each once per epoch, instead of windows drawn at random
-    positions with replacement."""
+    """Train on non-overlapping windows in random order, each once per epoch.
+    Otherwise windows are drawn at random positions, with replacement."""
     characters: int | None = None
     """Train only on this many characters, from the first, with the same validation set; None: on all."""
     sample: int = 160

@@ -26,15 +26,17 @@ class CurriculumConfig(ProgressConfig):
     advance_below: float = 0.3
     """Validation loss below which a stage ends."""
     lr_rule: Literal["constant", "settle", "paper", "plateau"] = "settle"
-    """How the learning rate depends on the stage's noise N. constant: not at all; paper: multiply it by 1 - N/(2 N_max)
-    each time N grows, and at N = N_max by 1 - e^-loss, without raising it again; settle: only the latter factor, at
-    least 0.3; plateau: multiply it by √(128/N) if N > 128, and halve it if the loss stalls (--plateau-patience)."""
+    """How the learning rate depends on the stage's noise N.
+    constant: not at all;
+    paper: multiply it by 1 - N/(2 N_max) each time N grows, and at N = N_max by 1 - e^-loss, never raising it;
+    settle: only the latter factor, at least 0.3;
+    plateau: multiply it by √(128/N) if N > 128, and halve it if the loss stalls (--plateau-patience)."""
     plateau_patience: int = 8
-    """With --lr-rule plateau: validations without a 3 % lower loss after which the rate is halved. It is also halved,
-    and the best weights are restored, after 3 consecutive losses above 1.6 times the best plus 0.05."""
+    """With --lr-rule plateau: validations without a 3 % lower loss after which the rate is halved.
+    After 3 consecutive losses above 1.6 times the best plus 0.05 the best weights are restored as well."""
     stop_loss: float = 0.015
-    """End when, at full noise, the validation loss is at most this and every sequence is right, and a second validation
-    on --test-samples sequences also has every sequence right; 0: use all samples."""
+    """End when, at full noise, the validation loss is at most this and every sequence is right.
+    A second validation, on --test-samples sequences, must also have every sequence right. 0: use all samples."""
     test_samples: int = 256
     """Fresh sequences for the validation that confirms the end, and as many others for the final scores."""
 

@@ -40,8 +40,8 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay, on matrices only: not on the gains of norms nor on alpha."""
     average: float = 0.0
-    """Decay of an exponential moving average of the weights, e.g. 0.999; 0: none. Validations score the weights and the
-    average, and keep the better; the average decides whether the task is solved."""
+    """Decay of an exponential moving average of the weights, e.g. 0.999; 0: none.
+    Validations score the weights and the average, and keep the better; the average decides if the task is solved."""
 
     def __post_init__(self):
         require_types(self)

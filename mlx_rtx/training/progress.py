@@ -21,8 +21,8 @@ class ProgressConfig:
     lr_floor: float = 0.1
     """Fraction of the learning rate at which the decay ends."""
     collapse_patience: int = 8
-    """Once the loss has been below half the loss of random guessing: consecutive validations above that, without a new
-    minimum, that count as a collapse. Training then returns to the best weights with half the learning rate."""
+    """Consecutive validations above half the loss of random guessing, after one below it, that count as a collapse.
+    Training then returns to the best weights with half the learning rate."""
     patience: int | None = None
     """Early stopping: end after this many consecutive validations without better weights, and keep the best ones.
     None: use all samples."""

@@ -20,11 +20,11 @@ class LoopConfig:
     batch: int
     """Sequences per step, or per part of a step with --accumulate."""
     accumulate: int = 1
-    """Gradient accumulation: parts per step, each of --batch sequences, whose gradients are averaged. Memory is that of
-    one part."""
+    """Gradient accumulation: parts per step, each of --batch sequences, whose gradients are averaged.
+    Memory is that of one part."""
     segment: int | None = 8
-    """Gradient checkpointing: blocks per recomputed segment. Memory grows with it; None: no checkpointing, the whole
-    sequence is one segment."""
+    """Gradient checkpointing: blocks per recomputed segment, with which memory grows.
+    None: no checkpointing, the whole sequence is one segment."""
     detach: int | None = None
     """Truncated backpropagation: stop the gradient every this many segments; None: exact gradient."""
     validate_every: int = 15
