@@ -55,3 +55,13 @@ def test_gradient_of_bfloat16_is_summed_in_float32(atomic):
     gradient = mx.grad(lambda table: lookup.lookup(table, indices).sum())(mx.zeros((2, 4), mx.bfloat16))
     assert (gradient[0] == 1000).all()
     assert (gradient[1] == 0).all()
+
+
+def test_gradient_is_bitwise_reproducible():
+    """On a GPU a scatter-add of these numbers would differ from run to run; on the CPU it never does."""
+    table, indices = mx.zeros((3, 16)), mx.random.randint(0, 3, (50_000,), key=mx.random.key(0))
+    factors = mx.random.normal((50_000, 16), key=mx.random.key(1))
+    gradient = mx.grad(lambda table: (lookup.lookup(table, indices) * factors).sum())
+    first = np.array(gradient(table))
+    for _ in range(10):
+        assert np.array_equal(gradient(table), first)
