@@ -83,7 +83,7 @@ def losses(panels: Mapping[str, tuple[Sequence[Loss], LossFit]]) -> "Figure":
                 **look,
             )
             axis.plot(sizes, [found.fit.loss(N, D) for D in sizes], ls=DASHES[1], lw=1.3, **look)
-        axis.set_title(f"{title}; off by {100 * found.spread:.1f} %", fontsize=11)
+        axis.set_title(f"{title}; residuals {100 * found.spread:.1f} %", fontsize=11)
         axis.set_xscale("log")
         axis.set_xlabel("D, characters read once")
         axis.legend(fontsize=9, loc="upper right")
