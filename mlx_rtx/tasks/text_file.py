@@ -24,7 +24,7 @@ URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshake
 FILE = "tinyshakespeare.txt"
 CHARACTERS = 65  # number of distinct characters in it
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-INSTEAD = "give any text file in UTF-8 as {flag}"
+INSTEAD = "give any text file in UTF-8"
 LINES = ".jsonl"  # suffix of files with one document per line
 BLOCK = 2**22  # bytes to read at once
 BETWEEN = b"\0"  # separator of documents in the hash
@@ -90,7 +90,7 @@ class Text:
 def load(data: str | None, flag: str = "--data") -> tuple[str, Path]:
     """Return a text as one string, and the file it was read from; see `find`."""
     (path,) = _files(data, flag)[:1]
-    text = "".join(_read(path, flag))
+    text = "".join(_read(path))
     require(bool(text), f"{path}: is empty; give a text")
     return text, path
 
@@ -118,10 +118,10 @@ def find(
     """
     if data is not None and data.startswith(HUB):
         path = _keep_documents(data, column, split, documents, flag)
-        return Text(data, lambda: _pieces([path], "text", documents, flag))
+        return Text(data, lambda: _pieces([path], "text", documents))
     files = _files(data, flag)
     name = files[0].name if len(files) == 1 else str(data)
-    return Text(name, lambda: _pieces(files, column, documents, flag))
+    return Text(name, lambda: _pieces(files, column, documents))
 
 
 def _files(data: str | None, flag: str) -> list[Path]:
@@ -139,20 +139,20 @@ def _files(data: str | None, flag: str) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix in (".txt", LINES) and path.is_file())
 
 
-def _pieces(files: Iterable[Path], column: str, count: int | None, flag: str) -> Iterator[str | None]:
-    for i, document in enumerate(islice(_documents(files, column, flag), count)):
+def _pieces(files: Iterable[Path], column: str, count: int | None) -> Iterator[str | None]:
+    for i, document in enumerate(islice(_documents(files, column), count)):
         if i:
             yield None
         yield from document
 
 
-def _documents(files: Iterable[Path], column: str, flag: str) -> Iterator[Iterable[str]]:
+def _documents(files: Iterable[Path], column: str) -> Iterator[Iterable[str]]:
     """Yield documents as iterables of pieces: each line of a ``.jsonl`` file, and each other file as a whole."""
     for path in files:
         if path.suffix != LINES:
-            yield _read(path, flag)
+            yield _read(path)
             continue
-        for number, line in enumerate(_lines(path, flag), 1):
+        for number, line in enumerate(_lines(path), 1):
             try:
                 text = json.loads(line)[column]
                 text.encode()
@@ -161,17 +161,17 @@ def _documents(files: Iterable[Path], column: str, flag: str) -> Iterator[Iterab
             yield [text]
 
 
-def _lines(path: Path, flag: str) -> Iterator[str]:
+def _lines(path: Path) -> Iterator[str]:
     """Yield the lines of a file that are not blank."""
     left = ""
-    for piece in _read(path, flag):
+    for piece in _read(path):
         *whole, left = (left + piece).split("\n")
         yield from filter(str.strip, whole)
     if left.strip():
         yield left
 
 
-def _read(path: Path, flag: str) -> Iterator[str]:
+def _read(path: Path) -> Iterator[str]:
     """Yield a file in pieces that end with a line break, if it has any."""
     if path.name == FILE:
         _check(path)
@@ -188,7 +188,7 @@ def _read(path: Path, flag: str) -> Iterator[str]:
         block, waiting = b"", len(decoder.getstate()[0])
         decoder.decode(b"", final=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {INSTEAD.format(flag=flag)}") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {INSTEAD}") from None
     except UnicodeDecodeError as error:
         where = f"byte {error.object[error.start]:#04x} at {done - waiting + error.start}"
         raise UserError(f"{path}: is not UTF-8 ({where}); convert it, for example with iconv -t UTF-8") from None
@@ -205,9 +205,9 @@ def _keep_documents(name: str, column: str, split: str, count: int | None, flag:
     key = sha256(json.dumps([name, column, split, count, state]).encode())[:16]
 
     def fetch(path: Path) -> None:
-        rows = download(name, INSTEAD.format(flag=flag), what, config or None, split=split, streaming=True)
+        rows = download(name, f"{INSTEAD} as {flag}", what, config or None, split=split, streaming=True)
         with path.open("w", encoding="utf-8") as file:
-            for row in islice(_whole(rows, name, flag), count):
+            for row in islice(_whole(rows, name), count):
                 text = row.get(column)
                 known = ", ".join(row)
                 require(isinstance(text, str), f"--column {column}: is not text in {name}, which has {known}")
@@ -216,7 +216,7 @@ def _keep_documents(name: str, column: str, split: str, count: int | None, flag:
     return kept(f"{Path(what).name}-{split}-{key}{LINES}", fetch)
 
 
-def _whole(rows: Iterable[dict], name: str, flag: str) -> Iterator[dict]:
+def _whole(rows: Iterable[dict], name: str) -> Iterator[dict]:
     """Yield all rows of a data set; raise UserError if the download fails."""
     try:
         yield from rows
@@ -224,12 +224,11 @@ def _whole(rows: Iterable[dict], name: str, flag: str) -> Iterator[dict]:
         raise  # its message is clear enough
     except Exception as error:  # any error of the library, the network or the server
         reason = " ".join(str(error).split())[:200]
-        instead = INSTEAD.format(flag=flag)
-        raise UserError(f"{name}: failed ({type(error).__name__}: {reason}); call again, or {instead}") from None
+        raise UserError(f"{name}: failed ({type(error).__name__}: {reason}); call again, or {INSTEAD}") from None
 
 
 def _download(path: Path, flag: str) -> None:
-    rows = download(URL, INSTEAD.format(flag=flag), "text", data_files=URL, split="train", sample_by="document")
+    rows = download(URL, f"{INSTEAD} as {flag}", "text", data_files=URL, split="train", sample_by="document")
     content = rows[0]["text"].encode("utf-8")
     _check_hash(sha256(content), URL)
     path.write_bytes(content)
