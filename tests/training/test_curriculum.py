@@ -1,4 +1,4 @@
-"""Stages, learning rates and collapses, with synthetic losses."""
+"""Stages, learning rates and collapses of a curriculum, with synthetic losses."""
 
 import json
 import math
@@ -172,13 +172,6 @@ def test_each_threshold_belongs_to_one_side(losses, verdicts):
     assert [curriculum.observe(loss) for loss in losses] == verdicts
 
 
-@pytest.mark.parametrize("patience", [1, 2, 5])
-def test_a_collapse_takes_the_given_number_of_validations(patience):
-    progress = Progress(ProgressConfig(collapse_patience=patience), 1e-3, CHANCE)
-    verdicts = [progress.observe(loss) for loss in (0.1, *[CHANCE] * patience)]
-    assert verdicts == [BEST, *[GOING] * (patience - 1), COLLAPSED]
-
-
 def test_the_last_stage_does_not_advance():
     curriculum = make(noise=256)
     assert [curriculum.observe(loss) for loss in (0.2, 0.2, 0.1)] == [ADVANCED, BEST, BEST]
@@ -237,33 +230,6 @@ def test_bad_settings_are_refused(wrong):
 def test_the_smallest_settings_are_accepted():
     least = {"start_noise": 1, "growth": 2, "collapse_patience": 1, "stop_loss": 0, "test_samples": 1}
     assert CurriculumConfig(**least, advance_below=1e-9, lr_floor=0, plateau_patience=1).test_samples == 1
-
-
-def test_best_weights_and_collapse_without_stages():
-    """A loss that never falls below half the loss of guessing, as for images, is not a collapse."""
-    progress = Progress(ProgressConfig(collapse_patience=2), 1e-3, CHANCE)
-    assert progress.stage == {}
-    assert [progress.observe(loss) for loss in (2.5, 2.0, 2.1, 2.2, 1.9)] == [
-        Verdict.BEST, Verdict.BEST, Verdict.GOING, Verdict.GOING, Verdict.BEST
-    ]  # fmt: skip
-    assert progress.observe(math.nan) is Verdict.COLLAPSED
-    assert progress.lr == 5e-4
-    assert not progress.solved(0.0, 1.0)
-
-
-@pytest.mark.parametrize(("decay", "rates"), [("none", [1, 1, 1]), ("cosine", [1, 0.55, 0.1])])
-def test_learning_rate_decay_over_the_samples(decay, rates):
-    progress = Progress(ProgressConfig(lr_decay=decay), 1.0, CHANCE)
-    assert [progress.rate(done) for done in (0, 0.5, 1)] == pytest.approx(rates)
-
-
-def test_linear_decay_and_its_floor():
-    progress = Progress(ProgressConfig(lr_decay="linear", lr_floor=0.2), 1.0, CHANCE)
-    assert [progress.rate(done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.6, 0.2])
-    progress = Progress(ProgressConfig(lr_decay="cosine", lr_floor=0.0), 1.0, CHANCE)
-    assert [progress.rate(done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0.0], abs=1e-9)
-    with pytest.raises(UserError, match="lr_floor"):
-        ProgressConfig(lr_floor=1.5)
 
 
 def plateau(**changes):
@@ -330,25 +296,6 @@ def test_a_run_that_uses_all_samples_is_never_solved():
     assert not make(noise=128, stop_loss=0).solved(0.0, 1.0)
 
 
-def test_patience_counts_consecutive_validations_without_better_weights():
-    progress = Progress(ProgressConfig(patience=3), lr=1e-3, chance=2.3)
-    progress.observe(2.0)
-    for loss in (2.1, 2.1, 1.9, 2.0, 2.0):  # the third is better
-        progress.observe(loss)
-        assert not progress.exhausted
-    again = Progress(ProgressConfig(patience=3), lr=1e-3, chance=2.3)
-    again.restore(json.loads(json.dumps(progress.state())))
-    for one in (progress, again):
-        one.observe(1.9)
-        assert one.exhausted
-    averaged = Progress(ProgressConfig(patience=1), lr=1e-3, chance=2.3)
-    averaged.observe(2.0)
-    averaged.observe(2.1, 1.9)
-    assert not averaged.exhausted
-    averaged.observe(2.1, 2.1)
-    assert averaged.exhausted
-
-
 def test_patience_restarts_with_a_stage_and_after_a_collapse():
     staged = Curriculum(CurriculumConfig(patience=2, start_noise=8), 32, 1e-3, 2.6)
     for loss in (0.9, 1.0, 0.2, 1.1, 1.2):  # the third ends a stage
@@ -358,10 +305,3 @@ def test_patience_restarts_with_a_stage_and_after_a_collapse():
     assert staged.exhausted
     staged.observe(float("nan"))
     assert staged.waited == 0
-
-
-def test_without_patience_a_run_never_ends_early():
-    progress = Progress(ProgressConfig(), lr=1e-3, chance=2.3)
-    for _ in range(100):
-        progress.observe(2.0)
-    assert not progress.exhausted
