@@ -186,7 +186,7 @@ def write(report: Report, folder: Path, runs: Path, outcomes: list[Outcome], sec
     trainings = [found for task in report.trainings if (found := read(runs / task, task))]
     environment, info = backend.environment(), {name: str(value) for name, value in mx.device_info().items()}
     parts = [
-        {"name": o.part.name, "seconds": o.seconds, "failure": o.failure, "skipped": o.skipped, "said": o.output}
+        {"name": o.part.name, "seconds": o.seconds, "failure": o.failure, "skipped": o.skipped, "output": o.output}
         for o in outcomes
     ]
     whole = {"quick": report.quick, "seconds": seconds, "device_info": info}

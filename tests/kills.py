@@ -108,9 +108,9 @@ def results(run: Path) -> list:
     return [*arrays, [line for line in read_lines(run / "metrics.jsonl") if line["kind"] in kinds]]
 
 
-def is_pythons_own(said: str) -> bool:
+def is_pythons_own(output: str) -> bool:
     """Return whether a traceback comes from Python's start-up, before any of the project's files is read."""
-    return "KeyboardInterrupt" in said and "/mlx_rtx/" not in said
+    return "KeyboardInterrupt" in output and "/mlx_rtx/" not in output
 
 
 def is_there(run: Path) -> list[str]:
@@ -165,9 +165,9 @@ def main(kills: int, seed: int) -> int:
         trouble += [f"ended with {code} at last"] if code else []
         if not trouble and results(run) != whole[name]:
             trouble.append("came to something else")
-        said = err.read_text(errors="replace").strip()
-        if said and not is_pythons_own(said):
-            trouble.append(said[-2000:])
+        output = err.read_text(errors="replace").strip()
+        if output and not is_pythons_own(output):
+            trouble.append(output[-2000:])
         if trouble:
             faults += 1
             print(f"FAULT {name}: {'; '.join(trouble)}", flush=True)

@@ -108,9 +108,9 @@ def test_the_end_of_positions_is_reported(text, capsys):
 def test_wrong_input(arguments, words, text, capsys, monkeypatch):
     monkeypatch.chdir(text)
     arguments = ["block" if argument == "RUN" else argument for argument in arguments]
-    said = complaint(arguments, capsys, monkeypatch, generate.main)
+    output = complaint(arguments, capsys, monkeypatch, generate.main)
     for word in words:
-        assert word in said
+        assert word in output
 
 
 def test_a_closed_pipe_ends_generation(text):
@@ -124,18 +124,18 @@ def test_a_closed_pipe_ends_generation(text):
 
 def test_standard_input_that_is_not_text(text, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
-    said = complaint(["--model", str(text / "block"), "--prompt", "-"], capsys, monkeypatch, generate.main)
-    assert "--prompt -: is not UTF-8" in said
+    output = complaint(["--model", str(text / "block"), "--prompt", "-"], capsys, monkeypatch, generate.main)
+    assert "--prompt -: is not UTF-8" in output
 
 
 def test_evaluate_scores_all_held_out_text(text, capsys):
     evaluate.main([str(text / "block")])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     held_out = len(TEXT) - int(0.9 * len(TEXT))
-    assert f"validation={held_out}" in said
-    assert "bits_per_character=" in said
-    assert f"sequences={-(-(held_out - 1) // 32)}" in said
-    assert "note:" not in said
+    assert f"validation={held_out}" in output
+    assert "bits_per_character=" in output
+    assert f"sequences={-(-(held_out - 1) // 32)}" in output
+    assert "note:" not in output
     evaluate.main([str(text / "block"), "--split", "stream"])
     assert "sequences=1\n" in capsys.readouterr().out
 
@@ -151,9 +151,9 @@ def test_evaluate_reports_a_different_text(text, tmp_path, capsys):
     [("absolute", ["longer than the position table", "max_len=32"]), ("regular", ["--split stream", "square"])],
 )
 def test_a_model_that_cannot_read_a_stream_is_refused(name, words, text, capsys, monkeypatch):
-    said = complaint([str(text / name), "--split", "stream"], capsys, monkeypatch, evaluate.main)
+    output = complaint([str(text / name), "--split", "stream"], capsys, monkeypatch, evaluate.main)
     for word in words:
-        assert word in said
+        assert word in output
 
 
 def test_text_with_other_characters_is_refused(text, tmp_path, capsys, monkeypatch):
@@ -163,8 +163,8 @@ def test_text_with_other_characters_is_refused(text, tmp_path, capsys, monkeypat
         (evaluate.main, [str(text / "block")]),
         (train.main, ["text", "--out", str(text / "block"), "--resume"]),
     ):
-        said = complaint([*arguments, "--data", str(tmp_path / "other.txt")], capsys, monkeypatch, main)
-        assert "'Ä', 'Ö', 'Ü' is not among" in said
+        output = complaint([*arguments, "--data", str(tmp_path / "other.txt")], capsys, monkeypatch, main)
+        assert "'Ä', 'Ö', 'Ü' is not among" in output
     (tmp_path / "other.txt").write_text(TEXT[::-1])
     arguments = ["text", "--out", str(text / "block"), "--resume", "--data", str(tmp_path / "other.txt")]
     assert "was trained on other data" in complaint(arguments, capsys, monkeypatch)
@@ -207,25 +207,25 @@ def images(monkeypatch, tmp_path):
 def test_images_train_and_are_evaluated(images, model, capsys):
     out = images / "run"
     train.main(["image", "--data", str(images), "--model", model, "--block=64", "--out", str(out), *SMALL])
-    said = capsys.readouterr().out
-    assert "train=180 validation=20" in said
-    assert "final loss=" in said
+    output = capsys.readouterr().out
+    assert "train=180 validation=20" in output
+    assert "final loss=" in output
     assert json.loads((out / "config.json").read_text())["model"]["kind"] == model
     evaluate.main([str(out), "--data", str(images / "cifar10_gray.npz")])
-    said = capsys.readouterr().out
-    assert "task=image split=test" in said
-    assert "sequences=50" in said
-    assert " of 50 right, " in said
+    output = capsys.readouterr().out
+    assert "task=image split=test" in output
+    assert "sequences=50" in output
+    assert " of 50 right, " in output
 
 
 def test_an_image_model_generates_no_text(images, capsys, monkeypatch):
     out = images / "run"
     train.main(["image", "--data", str(images), "--block=64", "--out", str(out), *SMALL])
     capsys.readouterr()
-    said = complaint(["--model", str(out), "--prompt", "a"], capsys, monkeypatch, generate.main)
-    assert "has no tokenizer.json, so it is not a text model" in said
-    said = complaint([str(out), "--noise", "9"], capsys, monkeypatch, evaluate.main)
-    assert "only the copy tasks have noise" in said
+    output = complaint(["--model", str(out), "--prompt", "a"], capsys, monkeypatch, generate.main)
+    assert "has no tokenizer.json, so it is not a text model" in output
+    output = complaint([str(out), "--noise", "9"], capsys, monkeypatch, evaluate.main)
+    assert "only the copy tasks have noise" in output
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_wrong_data(arguments, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text("abcde")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9" * 500)
-    said = complaint([*arguments, "--out", "run"], capsys, monkeypatch)
+    output = complaint([*arguments, "--out", "run"], capsys, monkeypatch)
     for word in words:
-        assert word in said
+        assert word in output
     assert not (tmp_path / "run").exists()

@@ -21,9 +21,9 @@ def call(monkeypatch, *arguments):
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_it_lists_every_command(arguments, monkeypatch, capsys):
     assert call(monkeypatch, *arguments) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in program.COMMANDS:
-        assert f"\n      python -m mlx_rtx.{name} " in said
+        assert f"\n      python -m mlx_rtx.{name} " in output
 
 
 @pytest.mark.parametrize("name", program.COMMANDS)

@@ -67,8 +67,8 @@ def test_an_index_out_of_range_is_reported_with_its_position(name, kind, row, co
     array = np.array(GOOD, np.int64)
     array[row, column] = wrong
     for call in {"tokens": READS_TOKENS, "targets": READS_TARGETS}[name].values():
-        said = complains(call, MODELS[kind], mx.array(array))
-        assert said.startswith(f"{name}: {wrong} at ({row}, {column}); must lie in 0 … {V - 1}, the ")
+        output = complains(call, MODELS[kind], mx.array(array))
+        assert output.startswith(f"{name}: {wrong} at ({row}, {column}); must lie in 0 … {V - 1}, the ")
 
 
 @pytest.mark.parametrize("dtype", [mx.uint8, mx.uint32, mx.int64])

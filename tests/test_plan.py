@@ -117,31 +117,31 @@ TINY = ["copy", "--noise", "64", "--dim", "12", "--block", "8", "--batch", "4", 
 
 def test_a_plan_from_end_to_end(capsys):
     plan.main([*TINY, "--memory", "16GB"])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for words in ("length=96", "16 GB, of which a run may use 10.7 GB", "--segment", "4,096+"):
-        assert words in said
-    assert "the run's own settings fit: --batch 4 --segment 2" in said
-    assert "from steps timed at 32 and 64 tokens" in said or "from steps timed at 96 tokens" in said
-    assert "20,000 samples take" in said
-    assert "a curriculum begins with short ones" in said
+        assert words in output
+    assert "the run's own settings fit: --batch 4 --segment 2" in output
+    assert "from steps timed at 32 and 64 tokens" in output or "from steps timed at 96 tokens" in output
+    assert "20,000 samples take" in output
+    assert "a curriculum begins with short ones" in output
 
 
 def test_a_plan_for_another_machine_runs_nothing(capsys, monkeypatch):
     monkeypatch.setattr(StepBenchmark, "measure", None)
     plan.main([*TINY, "--machine", "m4"])
-    said = capsys.readouterr().out
-    assert "; estimates from published measurements" in said
-    assert re.search(r"a step takes [0-9.]+ to [0-9.]+ s, an estimate: .* launches\n", said)
+    output = capsys.readouterr().out
+    assert "; estimates from published measurements" in output
+    assert re.search(r"a step takes [0-9.]+ to [0-9.]+ s, an estimate: .* launches\n", output)
 
 
 def test_an_overview_prints_the_times_in_the_readme(capsys, monkeypatch):
     monkeypatch.setattr(StepBenchmark, "measure", None)
     plan.main(["--machine", "m4"])
     time = r"([0-9.]+ to [0-9.]+ (?:s|min|h))"
-    said = re.findall(rf"^([a-z-]+) +[0-9,]+ .* {time}(?: \(until.*)?$", capsys.readouterr().out, re.MULTILINE)
+    output = re.findall(rf"^([a-z-]+) +[0-9,]+ .* {time}(?: \(until.*)?$", capsys.readouterr().out, re.MULTILINE)
     page = re.findall(rf"^\| ([a-z ]+), .* \| {time} \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert {name for name, _ in said} == {task for task, recipes in RECIPES.items() if "paper" in recipes}
-    assert {(name.replace("-", " "), text) for name, text in said} == set(page)
+    assert {name for name, _ in output} == {task for task, recipes in RECIPES.items() if "paper" in recipes}
+    assert {(name.replace("-", " "), text) for name, text in output} == set(page)
 
 
 def test_the_samples_of_solved_recipes_match_their_results():
@@ -173,10 +173,10 @@ def test_verification_fails_if_memory_differs_from_the_prediction(capsys, monkey
     predicted = planner.memory(32, 8).peak
     monkeypatch.setattr(Planner, "verify", lambda *_: StepTiming(1.1, 1, 1, 1, round(1.1 * predicted)))
     plan.verify(planner, 32, 8, 1.0)
-    said = capsys.readouterr().out
-    assert "verified: peak" in said
-    assert "+10.0% from" in said
-    assert "a step 1.1 s, +10.0%" in said
+    output = capsys.readouterr().out
+    assert "verified: peak" in output
+    assert "+10.0% from" in output
+    assert "a step 1.1 s, +10.0%" in output
     monkeypatch.setattr(Planner, "verify", lambda *_: StepTiming(1.0, 1, 1, 1, round(0.8 * predicted)))
     with pytest.raises(SystemExit) as stop:
         plan.verify(planner, 32, 8, 1.0)

@@ -30,9 +30,9 @@ def test_the_better_of_weights_and_average_is_plotted(runs, tmp_path):
     folder, expected, factors = tmp_path / "averaged", [], itertools.cycle([0.5, 2, math.nan])
     shutil.copytree(runs / "recurrent", folder)
     log = RunLog(folder / "metrics.jsonl", 640)
-    said = read_lines(log.path)
+    output = read_lines(log.path)
     log.path.unlink()
-    for line in said:
+    for line in output:
         log.note(**line)
         if line["kind"] == "validation":
             factor = next(factors)
@@ -105,8 +105,8 @@ def test_files(runs, tmp_path, capsys, monkeypatch):
 
 
 def test_runs_that_cannot_be_plotted(runs, tmp_path, capsys, monkeypatch):
-    said = complaint([], capsys, monkeypatch, plot.main)
-    assert "name at least one run folder" in said
+    output = complaint([], capsys, monkeypatch, plot.main)
+    assert "name at least one run folder" in output
     assert "no such run folder" in complaint([str(tmp_path / "none")], capsys, monkeypatch, plot.main)
     young = tmp_path / "young"
     young.mkdir()
@@ -116,5 +116,5 @@ def test_runs_that_cannot_be_plotted(runs, tmp_path, capsys, monkeypatch):
     arguments = [str(runs / "recurrent"), "--out", str(tmp_path / "file")]
     assert "cannot create this folder" in complaint(arguments, capsys, monkeypatch, plot.main)
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    said = complaint([str(runs / "recurrent")], capsys, monkeypatch, plot.main)
-    assert "mlx-rtx[plot]" in said
+    output = complaint([str(runs / "recurrent")], capsys, monkeypatch, plot.main)
+    assert "mlx-rtx[plot]" in output

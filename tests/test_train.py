@@ -40,9 +40,9 @@ from tiny import FLAGS, complaint
 def test_wrong_input(arguments, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    said = complaint(arguments, capsys, monkeypatch)
+    output = complaint(arguments, capsys, monkeypatch)
     for word in words:
-        assert word in said
+        assert word in output
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -52,11 +52,11 @@ def test_wrong_input(arguments, words, capsys, monkeypatch, tmp_path):
 )
 def test_wrong_config_files(text, words, capsys, monkeypatch, tmp_path):
     (tmp_path / "c.toml").write_text(text)
-    said = complaint(
+    output = complaint(
         ["copy", "--config", str(tmp_path / "c.toml"), "--out", str(tmp_path / "run")], capsys, monkeypatch
     )
     for word in [*words, "c.toml"]:
-        assert word in said
+        assert word in output
     assert not (tmp_path / "run").exists()
 
 
@@ -96,7 +96,7 @@ def run(tmp_path_factory):
 
 
 def test_output_of_a_run(run):
-    path, said = run
+    path, output = run
     for words in (
         "task=copy noise=12",
         "parameters",
@@ -106,9 +106,9 @@ def test_output_of_a_run(run):
         "step=10 samples=160 loss=",
         "final noise=12",
     ):
-        assert words in said
-    assert f"--out {path} --resume" in said
-    assert "\r" not in said  # no progress bar in a pipe
+        assert words in output
+    assert f"--out {path} --resume" in output
+    assert "\r" not in output  # no progress bar in a pipe
     assert {"versions", "device", "git_revision"} <= json.loads((path / "config.json").read_text())[
         "environment"
     ].keys()
@@ -121,11 +121,11 @@ def contents(path):
 def test_a_folder_with_a_run_is_not_changed(run, capsys, monkeypatch):
     path, before = run[0], contents(run[0])
     assert "already holds a run; add --resume" in complaint([*FLAGS, "--out", str(path)], capsys, monkeypatch)
-    said = complaint(["copy", "--out", str(path), "--resume", "--dim", "32"], capsys, monkeypatch)
-    assert "--dim 32" in said
-    assert "was trained with 16" in said
-    said = complaint(["selective-copy", "--out", str(path), "--resume"], capsys, monkeypatch)
-    assert "holds a run of copy" in said
+    output = complaint(["copy", "--out", str(path), "--resume", "--dim", "32"], capsys, monkeypatch)
+    assert "--dim 32" in output
+    assert "was trained with 16" in output
+    output = complaint(["selective-copy", "--out", str(path), "--resume"], capsys, monkeypatch)
+    assert "holds a run of copy" in output
     assert contents(path) == before
 
 
@@ -134,39 +134,39 @@ def test_a_truncated_checkpoint_is_reported(run, capsys, monkeypatch):
     whole = file.read_bytes()
     file.write_bytes(whole[:-10])
     before = contents(run[0])
-    said = complaint(["copy", "--out", str(run[0]), "--resume"], capsys, monkeypatch)
-    assert "training.safetensors: truncated" in said
+    output = complaint(["copy", "--out", str(run[0]), "--resume"], capsys, monkeypatch)
+    assert "training.safetensors: truncated" in output
     assert contents(run[0]) == before
     file.write_bytes(whole)
 
 
 def test_resume_needs_no_other_flag(run, capsys):
     train.main(["copy", "--out", str(run[0]), "--resume", "--samples", "320"])
-    said = capsys.readouterr().out
-    assert "resumed at step 10" in said
-    assert "step=20 samples=320" in said
+    output = capsys.readouterr().out
+    assert "resumed at step 10" in output
+    assert "step=20 samples=320" in output
 
 
 def test_evaluate_scores_any_noise(run, capsys):
     evaluate.main([str(run[0]), "--noise", "100", "--samples", "8", "--batch", "4"])
-    said = capsys.readouterr().out
-    assert said.startswith("task=copy split=fresh noise=100 length=104\nloss=")
-    assert "95 % intervals: loss ± " in said
-    assert " of 8 right, " in said
-    assert "sequences=8" in said
+    output = capsys.readouterr().out
+    assert output.startswith("task=copy split=fresh noise=100 length=104\nloss=")
+    assert "95 % intervals: loss ± " in output
+    assert " of 8 right, " in output
+    assert "sequences=8" in output
 
 
 def test_evaluate_writes_its_scores_as_json(run, tmp_path, capsys):
     flags = ["--noise", "20", "--samples", "8", "--batch", "4"]
     evaluate.main([str(run[0]), *flags, "--json", str(tmp_path / "scores.json")])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     report = json.loads((tmp_path / "scores.json").read_text())
     assert (report["task"], report["split"], report["noise"]) == ("copy", "fresh", 20)
     assert {"device_name", "git_revision"} <= report["environment"].keys()
     assert f"model: recurrent, {report['parameters']:,} parameters" in run[1]
     scores = Scores(**report["scores"])
     assert (scores.sequences, scores.targets) == (8, 16)
-    assert scores.text(("loss", "accuracy", "sequence_accuracy")) in said
+    assert scores.text(("loss", "accuracy", "sequence_accuracy")) in output
     evaluate.main([str(run[0]), "--noise", "20", "--samples", "1", "--json", str(tmp_path / "scores.json")])
     assert json.loads((tmp_path / "scores.json").read_text())["scores"]["loss_se"] is None  # of one sequence
 
@@ -219,9 +219,9 @@ def test_the_revision_shows_whether_sources_were_modified(tmp_path, monkeypatch)
 )
 def test_wrong_input_to_evaluate(arguments, words, run, capsys, monkeypatch):
     arguments = [str(run[0]) if argument == "RUN" else argument for argument in arguments]
-    said = complaint(arguments, capsys, monkeypatch, evaluate.main)
+    output = complaint(arguments, capsys, monkeypatch, evaluate.main)
     for word in words:
-        assert word in said
+        assert word in output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a device that is always full")
@@ -248,9 +248,9 @@ def test_numbers_are_short():
 )
 def test_lasting_signs_of_failure_give_one_warning(train_loss, loss, alphas, words):
     signs = FailureSigns(chance=2.639, patience=3)
-    said = [signs.observe(train_loss, loss, alphas) for _ in range(6)]
-    assert [len(warnings) for warnings in said] == [0, 0, 1, 0, 0, 0]
-    assert words in said[2][0]
+    output = [signs.observe(train_loss, loss, alphas) for _ in range(6)]
+    assert [len(warnings) for warnings in output] == [0, 0, 1, 0, 0, 0]
+    assert words in output[2][0]
 
 
 def test_a_healthy_run_gives_no_warning():

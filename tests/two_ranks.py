@@ -109,14 +109,14 @@ def start(words, folder, size=2, cwd=None):
 def finish(processes, seconds=300):
     """Return exit code, standard output and errors of each process, without MLX's own messages."""
     try:
-        said = [process.communicate(timeout=seconds) for process in processes]
+        output = [process.communicate(timeout=seconds) for process in processes]
     finally:
         for process in processes:
             process.kill()
     noise = "[ring]"
     return [
         (process.returncode, out, "\n".join(line for line in err.splitlines() if line and noise not in line))
-        for process, (out, err) in zip(processes, said, strict=True)
+        for process, (out, err) in zip(processes, output, strict=True)
     ]
 
 

@@ -48,12 +48,12 @@ def load_stream(path: Path, model: Transformer) -> Stream:
             file.metadata.get("model") == fingerprint(model),
             f"{path}: is the state of another model; name its own model, or another --state-file",
         )
-        said, waiting = file.metadata.get("position", ""), file.arrays.get("pending")
-        number = said.isascii() and said.isdecimal() and len(said) <= len(str(LAST_POSITION))
+        text, waiting = file.metadata.get("position", ""), file.arrays.get("pending")
+        number = text.isascii() and text.isdecimal() and len(text) <= len(str(LAST_POSITION))
         limit = LAST_POSITION if model.limit is None else model.limit
-        valid = number and int(said) <= limit
-        require(valid, f"{path}: position={shown(said)}: must lie in 0 … {limit:,}; start a new stream")
-        position, (batch, n) = int(said), waiting.shape if waiting and len(waiting.shape) == 2 else (1, 0)
+        valid = number and int(text) <= limit
+        require(valid, f"{path}: position={shown(text)}: must lie in 0 … {limit:,}; start a new stream")
+        position, (batch, n) = int(text), waiting.shape if waiting and len(waiting.shape) == 2 else (1, 0)
         state = model.initial_state(max(batch, 1), position)
         expected = {"layers." + name: array for name, array in flat(state.layers).items()}
         arrays = file.read({**expected, "pending": mx.zeros((max(batch, 1), n), mx.int32)})

@@ -29,7 +29,7 @@ def upload(folder: Path, repository: str, private: bool = False) -> str:
         hub.create_repo(repository, private=private, exist_ok=True)
         done = hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export by mlx_rtx")
     except (HTTPError, HFValidationError, OSError) as error:
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         remedy = "log in with hf auth login, and name a repository of yours"
-        raise UserError(f"--upload {repository}: {said}; {remedy}") from None
+        raise UserError(f"--upload {repository}: {message}; {remedy}") from None
     return str(done.commit_url)

@@ -184,9 +184,9 @@ def _watch(file: VerdictFile, command: Sequence[str], limit: float, lock: int, s
             process.kill()
             process.wait()
         errors.seek(0)
-        said = errors.read().split("\n")
+        lines = errors.read().split("\n")
     now = file.read()
     if process.returncode or now is None or now.stage:
-        last = next((line for line in reversed(said) if line.strip()), "no output")
+        last = next((line for line in reversed(lines) if line.strip()), "no output")
         return f"a check ended with status {process.returncode} ({(now and now.stage) or stage}): {last[:300]}"
     return None

@@ -63,10 +63,10 @@ def read_json_lines(path: Path, parse: Callable[[bytes], T | None], nothing: str
     try:
         with open_data(path) as file:
             for number, text in enumerate(file, 1):
-                if (said := parse(text)) is None:
+                if (record := parse(text)) is None:
                     damaged.append(number)
                 else:
-                    found.append(said)
+                    found.append(record)
     except FileNotFoundError:
         return []
     if damaged:
@@ -79,7 +79,7 @@ def read_json_lines(path: Path, parse: Callable[[bytes], T | None], nothing: str
 def parse_table(text: bytes) -> dict[str, Any] | None:
     """Return a line's JSON object, or None if the line is not a JSON object in UTF-8."""
     try:
-        said = json.loads(text.decode())
+        record = json.loads(text.decode())
     except (ValueError, RecursionError):
         return None
-    return said if isinstance(said, dict) else None
+    return record if isinstance(record, dict) else None

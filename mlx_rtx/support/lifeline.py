@@ -70,11 +70,11 @@ class Lifeline:
                 waiting.register(other, selectors.EVENT_READ, rank)
             while waiting.get_map():
                 for key, _ in waiting.select():
-                    said = b""
+                    received = b""
                     with contextlib.suppress(OSError):
-                        said = self._others[key.data].recv(1)
-                    if said != WELL:
-                        self._end(key.data, told=said == FAILED)
+                        received = self._others[key.data].recv(1)
+                    if received != WELL:
+                        self._end(key.data, told=received == FAILED)
                         return
                     waiting.unregister(key.fileobj)
 
@@ -138,11 +138,11 @@ def _accepted(server: socket.socket, size: int, token: bytes) -> dict[int, socke
             server.settimeout(max(end - time.monotonic(), 0.01))
             caller, _ = server.accept()
             caller.settimeout(1.0)
-            said = b""
+            received = b""
             with contextlib.suppress(OSError):
-                said = caller.recv(len(token) + 4, socket.MSG_WAITALL)
-            if len(said) == len(token) + 4 and secrets.compare_digest(said[:-4], token):
-                found[int.from_bytes(said[-4:], "big")] = caller
+                received = caller.recv(len(token) + 4, socket.MSG_WAITALL)
+            if len(received) == len(token) + 4 and secrets.compare_digest(received[:-4], token):
+                found[int.from_bytes(received[-4:], "big")] = caller
             else:
                 caller.close()
     return found

@@ -81,14 +81,14 @@ class ArrayFile(NamedTuple):
                 "the file belongs to another run",
             )
         chunks = {name: self._read(name) for name in sorted(self.arrays)}
-        said = self.metadata.get("sha256")
-        whole = said == _digest(self.metadata, self.arrays, chunks) if said else self.metadata["format"] != FORMAT
+        digest = self.metadata.get("sha256")
+        whole = digest == _digest(self.metadata, self.arrays, chunks) if digest else self.metadata["format"] != FORMAT
         require(whole, f"{self.path}: is not what was written (its sha256 differs); restore it or train again")
         arrays = {
             name: mx.array(np.frombuffer(chunks[part + name], np.uint8)).view(DTYPES[dtype]).reshape(shape)
             for name, (dtype, shape) in here.items()
         }
-        if finite or said is None:
+        if finite or digest is None:
             bad = next((name for name, array in arrays.items() if not mx.isfinite(array).all()), None)
             require(
                 bad is None,

@@ -158,11 +158,11 @@ def test_sizes_of_a_sweep(tiny):
 def test_a_sweep_from_end_to_end(tiny, tmp_path, capsys):
     out = tmp_path / "report"
     ops_vs_wallclock.main(["--shapes", "image", "copy", "--batches", "1", "4", "--blocks", "4", "8", "--out", str(out)])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     expected = ("peak rates:", "image regular-4, training", "R² =", "The fit:", "measured time", "ms over block width")
     for words in (*expected, "share of the machine's ceiling", "of the three counts"):
-        assert words in said
-    last = json.loads(said.splitlines()[-1])
+        assert words in output
+    last = json.loads(output.splitlines()[-1])
     stored = json.loads((out / "ops_vs_wallclock.json").read_text())
     assert stored["answer"] == last
     assert len(stored["points"]) == 2 * 2 * (2 + 2) + 2 * 2 * 2
@@ -213,11 +213,11 @@ def test_a_sweep_is_compared_with_other_machines(tmp_path, monkeypatch):
 def test_growth_from_end_to_end(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(growth, "SHORT", 64)
     growth.main(["--lengths", "16", "32", "64", "128", "--widths", "12", "24", "--out", str(tmp_path)])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for words in ("long regular-1, training: from 16 to 128 tokens time grows as", "model is faster", "GB"):
-        assert words in said
+        assert words in output
     stored = json.loads((tmp_path / "growth.json").read_text())
-    assert json.loads(said.splitlines()[-1]) == stored["exponents"]
+    assert json.loads(output.splitlines()[-1]) == stored["exponents"]
     assert len(stored["points"]) == 4 * 5  # 64 tokens at the model's own width belong to both
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
@@ -245,12 +245,12 @@ def short(monkeypatch):
 
 def test_generation_from_end_to_end(short, tmp_path, capsys):
     generation.main(["--contexts", "8", "16", "--batches", "1", "2", "--out", str(tmp_path)])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     stored = json.loads((tmp_path / "generation.json").read_text())
     assert len(stored["rows"]) == 2 * 2 * 3
-    answer = json.loads(said.splitlines()[-1])
+    answer = json.loads(output.splitlines()[-1])
     assert [(row["context"], row["batch"]) for row in answer] == [(8, 1), (8, 2), (16, 1), (16, 2)]
-    assert "times regular-6, cached" in said
+    assert "times regular-6, cached" in output
     state = {(r["context"], r["batch"]): r["state_mb"] for r in stored["rows"] if r["method"] == generation.RECURRENT}
     assert state[8, 1] == state[16, 1] == state[8, 2] / 2 > 0
     assert (tmp_path / "generation.png").read_bytes().startswith(b"\x89PNG")

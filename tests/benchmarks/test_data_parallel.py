@@ -45,13 +45,13 @@ def test_each_kind_of_task_is_measured():
 
 def test_ranks_that_hang_or_fail_are_ended():
     began = time.monotonic()
-    said = ranks_launch.run_ranks(
+    output = ranks_launch.run_ranks(
         [sys.executable, "-c", "print(1, flush=True); import time; time.sleep(100)"], 2, "ring", 2.0, Path.cwd()
     )
-    assert (said.out, said.failure) == ("1\n", "the time was up")
+    assert (output.out, output.failure) == ("1\n", "the time was up")
     word = "import os, sys, time; os.environ['MLX_RANK'] == '1' and sys.exit('error: it broke'); time.sleep(100)"
-    said = ranks_launch.run_ranks([sys.executable, "-c", word], 2, "ring", 60.0, Path.cwd())
-    assert said.failure.endswith("| error: it broke")
+    output = ranks_launch.run_ranks([sys.executable, "-c", word], 2, "ring", 60.0, Path.cwd())
+    assert output.failure.endswith("| error: it broke")
     assert time.monotonic() - began < 60
 
 

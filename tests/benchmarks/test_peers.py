@@ -107,7 +107,7 @@ def tiny(monkeypatch):
 def test_peers_from_end_to_end(tiny, tmp_path, capsys):
     """A contender that cannot run is reported in one line, and the others run."""
     peers.main(["--shapes", "image", "copy", "--batch", "3", "--repeats", "2", "--out", str(tmp_path)])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for words in (
         "copy recurrent, training, batch 3: mlx takes ",
         " times torch eager's time",
@@ -115,9 +115,9 @@ def test_peers_from_end_to_end(tiny, tmp_path, capsys):
         "  round 1, torch compile: left out (RuntimeError: no compiler on this machine)\n",
         "torch eager: torch_model, eager; torch ",
     ):
-        assert words in said
-    assert said.count("no compiler") == said.count("CUDA graphs need a CUDA device") == 4
-    answer, report = json.loads(said.splitlines()[-1]), json.loads((tmp_path / "peers.json").read_text())
+        assert words in output
+    assert output.count("no compiler") == output.count("CUDA graphs need a CUDA device") == 4
+    answer, report = json.loads(output.splitlines()[-1]), json.loads((tmp_path / "peers.json").read_text())
     assert report["answer"] == answer
     assert "environment" in report
     assert len(answer) == len(report["races"]) == 4
@@ -163,8 +163,8 @@ def test_a_crashed_process_loses_its_own_contender(tmp_path, monkeypatch):
 def test_pytorch_missing_is_one_line(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert importlib.util.find_spec("torch") is None
-    said = complaint([], capsys, monkeypatch, peers.main)
-    assert said == "error: peers: needs torch; pip install 'mlx-rtx[peers]'\n"
+    output = complaint([], capsys, monkeypatch, peers.main)
+    assert output == "error: peers: needs torch; pip install 'mlx-rtx[peers]'\n"
 
 
 @pytest.mark.parametrize("wrong", [["--batch", "0"], ["--repeats", "0"], ["--shapes", "video"], ["--models"]])
@@ -173,5 +173,5 @@ def test_wrong_flags_of_peers(wrong, capsys, monkeypatch):
 
 
 def test_a_model_that_a_shape_lacks(capsys, monkeypatch):
-    said = complaint(["--shapes", "copy", "--models", "regular"], capsys, monkeypatch, peers.main)
-    assert "models=('regular',)" in said
+    output = complaint(["--shapes", "copy", "--models", "regular"], capsys, monkeypatch, peers.main)
+    assert "models=('regular',)" in output

@@ -39,13 +39,13 @@ def at_once(monkeypatch):
 
 
 def test_a_part_fails_alone():
-    said: list[str] = []
+    output: list[str] = []
     failing, good = carry_out(
-        [part("print('x'); raise SystemExit('error: lost')"), part("print('fine')")], 60, said.append
+        [part("print('x'); raise SystemExit('error: lost')"), part("print('fine')")], 60, output.append
     )
     assert (failing.failure, failing.output) == ("status 1: lost", "x\nerror: lost\n")
     assert (good.text, good.output) == ("done", "fine\n")
-    assert [text.partition(",")[0] for text in said] == ["some", "some"]
+    assert [text.partition(",")[0] for text in output] == ["some", "some"]
 
 
 def test_unused_time_goes_to_other_parts():
@@ -113,8 +113,8 @@ def test_the_page_is_complete_after_each_part(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         run_command(report.main)
     assert stop.value.code == 1
-    said, page = capsys.readouterr().out, (tmp_path / "README.md").read_text()
-    assert "4 parts take about 2 min" in said
+    output, page = capsys.readouterr().out, (tmp_path / "README.md").read_text()
+    assert "4 parts take about 2 min" in output
     for words in ("| The other one | ", "so far 3", "```\nfound\n```", "![The some one](a.png)", "skipped: no GPU"):
         assert words in page
     assert "**failed**: status 1: OSError: gone" in page

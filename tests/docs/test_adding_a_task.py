@@ -40,9 +40,9 @@ def call(checkout, *words):
 
 
 def test_the_new_task_trains_and_is_evaluated(checkout):
-    said = call(checkout, "mlx_rtx.train", "reverse-copy", *TINY, "--samples=4800", "--start-noise=8", "--lr=1e-2")
-    assert "task=reverse-copy noise=8" in said
-    final = re.search(r"^final noise=8 loss=([0-9.]+)", said, re.MULTILINE)
+    output = call(checkout, "mlx_rtx.train", "reverse-copy", *TINY, "--samples=4800", "--start-noise=8", "--lr=1e-2")
+    assert "task=reverse-copy noise=8" in output
+    final = re.search(r"^final noise=8 loss=([0-9.]+)", output, re.MULTILINE)
     assert float(final[1]) < 0.5  # a guess has ln 3 = 1.1
     assert call(checkout, "mlx_rtx.evaluate", "runs/reverse-copy", "--samples=8").startswith("task=reverse-copy")
 

@@ -72,14 +72,16 @@ def test_a_damaged_state_is_refused_or_reads_the_same(data, written):
 
 
 @pytest.mark.parametrize(
-    "said", ["", "-1", "x", "٣", "1_0", " 9", "9.0", "41", str(2**70), "9" * 5000, str(2 * 10**9)], ids=lambda s: s[:20]
+    "position",
+    ["", "-1", "x", "٣", "1_0", " 9", "9.0", "41", str(2**70), "9" * 5000, str(2 * 10**9)],
+    ids=lambda s: s[:20],
 )
-def test_invalid_positions_are_refused(said, written):
+def test_invalid_positions_are_refused(position, written):
     """With a correct sha256: the model has 40 positions."""
     model, path, content = written
     path.write_bytes(content)
     stream = load_stream(path, model)
-    put(path, model, stream._replace(state=stream.state._replace(position=said)))
+    put(path, model, stream._replace(state=stream.state._replace(position=position)))
     with pytest.raises(UserError, match=r"s\.state: position=.* must lie in 0 … 40; start a new stream"):
         load_stream(path, model)
 
@@ -122,8 +124,8 @@ def test_two_processes_do_not_write_the_same_state(tmp_path, capsys, monkeypatch
     command = [sys.executable, "-m", "mlx_rtx.generate", *arguments, "1000000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
         assert first.stdout.read(1)
-        said = complaint([*arguments, "5"], capsys, monkeypatch, generate.main)
-        assert f"--state-file {state}: another process is using it" in said
+        output = complaint([*arguments, "5"], capsys, monkeypatch, generate.main)
+        assert f"--state-file {state}: another process is using it" in output
         first.kill()
         first.stdout.close()
     assert (tmp_path / ".s.state.lock").exists()

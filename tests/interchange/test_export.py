@@ -69,11 +69,11 @@ def test_the_loss_of_quantization_is_measured(run, tmp_path, bits, capsys):
     """The loss before is the run's own, because α is 0; the loss after is that of the weights in the file."""
     out = tmp_path / "out"
     export.main([str(run), str(out), "--bits", str(bits)])
-    said = capsys.readouterr().out.splitlines()[0]
+    output = capsys.readouterr().out.splitlines()[0]
     (final,) = (line for line in read_lines(run / "metrics.jsonl") if line["kind"] == "final")
-    assert f"loss: {final['loss']:.5f}"[:-1] in said
+    assert f"loss: {final['loss']:.5f}"[:-1] in output
     card = (out / "README.md").read_text()
-    assert f"| increase with {bits} bits | {said.partition('an increase of ')[2].removesuffix(' (95 %)')} |" in card
+    assert f"| increase with {bits} bits | {output.partition('an increase of ')[2].removesuffix(' (95 %)')} |" in card
     config, weights = json.loads((out / "config.json").read_text()), mx.load(str(out / "model.safetensors"))
     assert config["quantization"] == {"group_size": 32, "bits": bits, "mode": "affine"}
     packed = [weights[f"model.layers.0.up_proj.{name}"] for name in ("weight", "scales", "biases")]
@@ -95,8 +95,8 @@ def test_losses_are_compared_in_pairs():
 
 def test_group_sizes_that_do_not_fit_are_refused(run, tmp_path, capsys, monkeypatch):
     arguments = [str(run), str(tmp_path / "out"), "--bits=4", "--group-size=64"]
-    said = complaint(arguments, capsys, monkeypatch, export.main)
-    assert "--group-size 64: does not divide the model's dim=32; use 32" in said
+    output = complaint(arguments, capsys, monkeypatch, export.main)
+    assert "--group-size 64: does not divide the model's dim=32; use 32" in output
     assert not (tmp_path / "out").exists()
 
 

@@ -75,8 +75,8 @@ def test_a_prompt_cache_is_reused(exported, tmp_path):
     model(mx.array([tokenizer.encode("abcabc")]), cache)
     save_prompt_cache(str(tmp_path / "cache.safetensors"), cache)
     cache = load_prompt_cache(str(tmp_path / "cache.safetensors"))
-    said = mlx_lm.generate(model, tokenizer, "dad", max_tokens=20, prompt_cache=cache)
-    assert said == generate(load(run)[0], CHARACTERS, "abcabcdad", max_tokens=20)[0]
+    output = mlx_lm.generate(model, tokenizer, "dad", max_tokens=20, prompt_cache=cache)
+    assert output == generate(load(run)[0], CHARACTERS, "abcabcdad", max_tokens=20)[0]
 
 
 def test_it_is_quantized_or_refused(exported, tmp_path, monkeypatch):

@@ -144,8 +144,8 @@ def test_what_cannot_be_exported(tmp_path, capsys, monkeypatch):
     ):
         assert words in complaint(list(map(str, arguments)), capsys, monkeypatch, export.main)
     (run / "tokenizer.json").unlink()
-    said = complaint([str(run), str(tmp_path / "a")], capsys, monkeypatch, export.main)
-    assert "tokenizer.json: not found; restore it" in said
+    output = complaint([str(run), str(tmp_path / "a")], capsys, monkeypatch, export.main)
+    assert "tokenizer.json: not found; restore it" in output
 
 
 @pytest.mark.parametrize("variant", ["channel", "absolute"])
@@ -176,8 +176,8 @@ def test_the_cpp_code_of_the_page_runs_it(tmp_path):
     (place,) = mlx.__path__
     subprocess.run(["sh", "-c", f"mlx={place}; {compiling}"], cwd=tmp_path, check=True)
     step = [str(tmp_path / "step"), "out/step.mlxfn", "16", "2", str(K), "3"]
-    said = subprocess.run(step, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(step, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     tokens = [3]
     while len(tokens) <= 20:
         tokens.append(mx.argmax(model(mx.array([tokens]), last=1, close=False)).item())
-    assert said.split() == [str(token) for token in tokens[1:]]
+    assert output.split() == [str(token) for token in tokens[1:]]

@@ -79,9 +79,9 @@ def test_a_converted_model_scores_and_generates_text(tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["origin"]["file"] == "gpt.safetensors"
     capsys.readouterr()
     evaluate.main([str(tmp_path / "run"), data[1]])
-    said = capsys.readouterr().out
-    assert "bits_per_character=" in said
-    assert "note:" not in said
+    output = capsys.readouterr().out
+    assert "bits_per_character=" in output
+    assert "note:" not in output
     generate.main(["--model", str(tmp_path / "run"), "--prompt=abc", "--max-tokens=5"])
     assert len(capsys.readouterr().out) == 6
 
@@ -125,8 +125,9 @@ def test_unsupported_files(tmp_path, capsys, monkeypatch):
     ):
         if name != "gone.npz":
             (tmp_path / name).write_bytes(b"\x80")
-        said = complaint([str(tmp_path / name), str(tmp_path / "run"), "--heads=2"], capsys, monkeypatch, convert.main)
-        assert words in said
+        arguments = [str(tmp_path / name), str(tmp_path / "run"), "--heads=2"]
+        output = complaint(arguments, capsys, monkeypatch, convert.main)
+        assert words in output
 
 
 @pytest.mark.parametrize(

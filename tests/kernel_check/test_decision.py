@@ -164,13 +164,13 @@ def on_metal(monkeypatch):
 
 def test_the_verdict_is_found_once_and_cached(on_metal, monkeypatch):
     monkeypatch.setattr(decision, "settle", lambda file, question: file.write(on_metal))
-    said = []
-    made = decide("recurrent", SHAPE, BATCH, None, said.append)
+    output = []
+    made = decide("recurrent", SHAPE, BATCH, None, output.append)
     assert made.form == WIDE
-    assert len(said) == 1
+    assert len(output) == 1
     monkeypatch.setattr(decision, "settle", forbidden)
-    assert decide("recurrent", SHAPE, BATCH, None, said.append) == made
-    assert len(said) == 1
+    assert decide("recurrent", SHAPE, BATCH, None, output.append) == made
+    assert len(output) == 1
 
 
 def test_a_run_resumes_with_its_kernels(on_metal, monkeypatch):

@@ -157,8 +157,8 @@ def test_fit_from_end_to_end(tmp_path, capsys):
             rows.append(replace(a_loss(point, loss), parameters=int(N), embeddings=int(N) // 10, tokens=int(D)).row())
     (tmp_path / "losses.jsonl").write_text("\n".join(rows) + "\n")
     command.main(["fit", "--losses", str(tmp_path / "losses.jsonl"), "--resamples", "20", "--out", str(tmp_path)])
-    said = capsys.readouterr().out
-    assert said.count("36 runs") == 4
+    output = capsys.readouterr().out
+    assert output.count("36 runs") == 4
     report = json.loads((tmp_path / "fits.json").read_text())
     assert report["recurrent, N: all parameters"]["beta"]["value"] == pytest.approx(0.28, abs=0.02)
     assert (tmp_path / "losses.png").stat().st_size > 10_000
@@ -179,9 +179,9 @@ def a_loss(point, loss):
 def test_count_from_end_to_end(text, tmp_path, capsys):
     limits = ["--size", "2000", "--lengths", "1", "4", "16", "--decades", "2", "--starts", "2"]
     command.main(["count", str(text), *limits, "--out", str(tmp_path)])
-    said = capsys.readouterr().out
-    assert "tables, characters: " in said
-    assert "copies of one piece: 2,000 tokens" in said
+    output = capsys.readouterr().out
+    assert "tables, characters: " in output
+    assert "copies of one piece: 2,000 tokens" in output
     report = json.loads((tmp_path / "unique.json").read_text())
     assert [found["name"] for found in report["texts"]] == ["tables, characters", "tables, words"]
     assert len(report["made corpora"]) == len(corpora.MADE)
@@ -192,9 +192,9 @@ def test_count_from_end_to_end(text, tmp_path, capsys):
 
 def test_theory_from_end_to_end(capsys):
     command.main([])
-    said = capsys.readouterr().out
-    assert "0.44 … 0.72" in said
-    assert "0.27 … 0.63" in said  # the refitted constants
+    output = capsys.readouterr().out
+    assert "0.44 … 0.72" in output
+    assert "0.27 … 0.63" in output  # the refitted constants
     command.main(["theory", "--beta", "0.28"])
     assert "grow as D^0.44 to D^0.72" in capsys.readouterr().out
 
@@ -202,9 +202,9 @@ def test_theory_from_end_to_end(capsys):
 def test_only_the_lengths_that_a_short_text_has_are_counted(tmp_path, capsys):
     (tmp_path / "short.txt").write_text("the quick brown fox jumps over the lazy dog")
     command.main(["count", str(tmp_path / "short.txt"), "--no-made", "--starts=2", "--out", str(tmp_path / "out")])
-    said = capsys.readouterr().out
-    assert "not counted, because there are fewer than 10 sequences: l = 48, 64, 128, 256, 512, 1024" in said
-    assert "short, words: not counted, 9 tokens are too few" in said
+    output = capsys.readouterr().out
+    assert "not counted, because there are fewer than 10 sequences: l = 48, 64, 128, 256, 512, 1024" in output
+    assert "short, words: not counted, 9 tokens are too few" in output
     (growth,) = json.loads((tmp_path / "out" / "unique.json").read_text())["texts"]
     assert growth["lengths"] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32]
 

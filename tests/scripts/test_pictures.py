@@ -77,10 +77,10 @@ def test_loss_over_operations(results):
 
 def test_figures_from_the_command_line(results, tmp_path, capsys):
     reproduce.main(["figures", "--results", str(results)])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in FIGURES:
         assert (results / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert "figure1: no run yet of: python scripts/reproduce.py table2 --only regular-4:paper" in said
+    assert "figure1: no run yet of: python scripts/reproduce.py table2 --only regular-4:paper" in output
     reproduce.main(["figures", "--results", str(tmp_path)])
     assert capsys.readouterr().out.count("no run yet of") == 10
     assert list(tmp_path.iterdir()) == []

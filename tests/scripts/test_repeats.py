@@ -33,13 +33,14 @@ def test_from_file_to_file(tmp_path, capsys):
 def test_messages_name_the_argument(name, reason, tmp_path, capsys, monkeypatch):
     (tmp_path / "folder").mkdir()
     text = str(tmp_path / name)
-    said = complaint([text, str(tmp_path / "out.txt")], capsys, monkeypatch, repeats.main)
-    assert reason.format(text) in said
-    assert "--data" not in said
+    output = complaint([text, str(tmp_path / "out.txt")], capsys, monkeypatch, repeats.main)
+    assert reason.format(text) in output
+    assert "--data" not in output
 
 
 @pytest.mark.parametrize("wrong", [["--passage", "0"], ["--after", "2048", "--passage", "256"]])
 def test_wrong_flags(wrong, tmp_path, capsys, monkeypatch):
     (tmp_path / "text.txt").write_text("abcdef")
-    said = complaint([str(tmp_path / "text.txt"), str(tmp_path / "out.txt"), *wrong], capsys, monkeypatch, repeats.main)
-    assert wrong[0].strip("-") in said
+    arguments = [str(tmp_path / "text.txt"), str(tmp_path / "out.txt"), *wrong]
+    output = complaint(arguments, capsys, monkeypatch, repeats.main)
+    assert wrong[0].strip("-") in output

@@ -60,9 +60,9 @@ class InProcess:
 
 
 def test_a_run_is_trained_scored_and_kept(run, capsys):
-    call, said = InProcess(), []
+    call, output = InProcess(), []
     assert not run.complete()
-    carry_out(run, call, said.append)
+    carry_out(run, call, output.append)
     assert [module for module, *_ in call.calls] == ["mlx_rtx.train", "mlx_rtx.evaluate"]
     assert call.calls[0][1:] == [*run.flags, "--out", str(run.work.path)]
     assert run.complete()
@@ -80,7 +80,7 @@ def test_a_run_is_trained_scored_and_kept(run, capsys):
     assert sequence["sequences"] == sequence["answers"] == 64
     assert (final["row"], final["recipe"], final["seed"], final["samples"]) == ("copy", "paper", 0, 64)
     assert (final["flags"], final["chosen_on"], len(final["alpha"])) == (run.flags, None, 1)
-    assert said[-1].startswith("done: token_accuracy=")
+    assert output[-1].startswith("done: token_accuracy=")
 
 
 def test_a_stopped_run_is_resumed(run):
@@ -88,10 +88,10 @@ def test_a_stopped_run_is_resumed(run):
         carry_out(run, InProcess(stop_after=3), str)
     assert not run.trained
     assert not run.complete()
-    call, said = InProcess(), []
-    carry_out(run, call, said.append)
+    call, output = InProcess(), []
+    carry_out(run, call, output.append)
     assert call.calls[0][-1] == "--resume"
-    assert said[0].startswith("resuming")
+    assert output[0].startswith("resuming")
     steps = [event["step"] for event in read_lines(run.kept / "metrics.jsonl") if event["kind"] == "train"]
     assert steps == sorted(set(steps))
     assert steps[-1] == 8
@@ -266,9 +266,9 @@ def test_from_the_command_line_to_a_table(tmp_path, capsys, monkeypatch):
     """One row from end to end in real processes; a second call runs nothing."""
     before = {path: path.stat().st_mtime_ns for path in (workers.ROOT / "results").rglob("*")}
     quick(tmp_path, "table4", "--only", "copy:paper")
-    said = capsys.readouterr().out
-    assert "1 rows, 1 runs, 0 of them already complete" in said
-    assert "1 done, 0 left for a later call, 0 failed" in said
+    output = capsys.readouterr().out
+    assert "1 rows, 1 runs, 0 of them already complete" in output
+    assert "1 done, 0 left for a later call, 0 failed" in output
     results = tmp_path / "quick" / "results"
     summary = json.loads((results / "table4" / "summary.json").read_text())
     assert [(entry["metric"], entry["samples"]) for entry in summary] == [
@@ -279,9 +279,9 @@ def test_from_the_command_line_to_a_table(tmp_path, capsys, monkeypatch):
     assert "## copy\n\n| recipe | `token_accuracy` |" in (results / "table4" / "README.md").read_text()
     monkeypatch.setattr(workers.subprocess, "Popen", None)
     quick(tmp_path, "table4", "--only", "copy:paper")
-    said = capsys.readouterr().out
-    assert "1 of them already complete" in said
-    assert "written" not in said
+    output = capsys.readouterr().out
+    assert "1 of them already complete" in output
+    assert "written" not in output
     assert before == {path: path.stat().st_mtime_ns for path in (workers.ROOT / "results").rglob("*")}
 
 
@@ -298,8 +298,8 @@ def test_rows_that_share_runs_are_run_once(tmp_path, monkeypatch, capsys):
 def test_a_dry_run_prints_what_would_be_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "carry_out_all", None)
     quick(tmp_path, "table2", "--only", "regular-4", "--dry-run")
-    said = capsys.readouterr().out
-    assert said.startswith("table2/regular-4-paper-0: mlx_rtx.train image --recipe paper --model regular --layers 4 ")
+    output = capsys.readouterr().out
+    assert output.startswith("table2/regular-4-paper-0: mlx_rtx.train image --recipe paper --model regular --layers 4 ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -313,7 +313,7 @@ def test_a_failure_is_reported_at_the_end(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "name at least one of table2"),
         (["table3"], "table3"),
@@ -323,5 +323,5 @@ def test_a_failure_is_reported_at_the_end(tmp_path, monkeypatch, capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_input(words, said, capsys, monkeypatch):
-    assert said in complaint(words, capsys, monkeypatch, reproduce.main)
+def test_wrong_input(words, message, capsys, monkeypatch):
+    assert message in complaint(words, capsys, monkeypatch, reproduce.main)

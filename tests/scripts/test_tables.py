@@ -36,26 +36,28 @@ def project(tmp_path):
 
 
 def test_a_page_agrees_with_its_summary(project):
-    said = page("table2", read_summary(project / "results", "table2"))
-    assert said.startswith("# Table 2: ")
-    assert "## recurrent\n\n| recipe | `test_accuracy` | paper | seeds |" in said
+    output = page("table2", read_summary(project / "results", "table2"))
+    assert output.startswith("# Table 2: ")
+    assert "## recurrent\n\n| recipe | `test_accuracy` | paper | seeds |" in output
     line = "| default | **56.22 %** (55.25 – 57.19) | 47.3 % | 0 | 600,000 | 53,665 | Some GPU, abc1234 |"
-    assert line in said
-    assert "| paper | **46.00 %** (43.52 – 48.48) | 47.3 % | 0, 1, 2 |" in said
-    assert "selected on the test set that it is scored on, which makes the figure optimistic: recurrent paper." in said
-    assert "Student's t" in said
-    assert "Wilson's" in said
-    assert "python scripts/reproduce.py table2 --only recurrent:default" in said
-    said = page("table4", read_summary(project / "results", "table4"))
-    heads, _, values = (line.split(" | ") for line in said.splitlines() if line.startswith("|"))
+    assert line in output
+    assert "| paper | **46.00 %** (43.52 – 48.48) | 47.3 % | 0, 1, 2 |" in output
+    assert (
+        "selected on the test set that it is scored on, which makes the figure optimistic: recurrent paper." in output
+    )
+    assert "Student's t" in output
+    assert "Wilson's" in output
+    assert "python scripts/reproduce.py table2 --only recurrent:default" in output
+    output = page("table4", read_summary(project / "results", "table4"))
+    heads, _, values = (line.split(" | ") for line in output.splitlines() if line.startswith("|"))
     assert values[heads.index("`token_accuracy@1048544`")].startswith("**20.00 %**")
     assert values[heads.index("`sequence_accuracy`")].startswith("**95.70 %**")
-    assert "| sequence_accuracy" not in said
-    assert "optimistic" not in said
-    said = page("table6", read_summary(project / "results", "table6"))
-    assert "## regular-6" in said
-    assert "| paper | **1.5151** (1.5053 – 1.5249) | 1.47 |" in said
-    assert "regular-1" not in said  # it has no results
+    assert "| sequence_accuracy" not in output
+    assert "optimistic" not in output
+    output = page("table6", read_summary(project / "results", "table6"))
+    assert "## regular-6" in output
+    assert "| paper | **1.5151** (1.5053 – 1.5249) | 1.47 |" in output
+    assert "regular-1" not in output  # it has no results
 
 
 def test_a_loss_that_is_not_finite(tmp_path):

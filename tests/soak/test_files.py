@@ -185,13 +185,13 @@ def test_several_processes_in_one_folder(tmp_path, say):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=3 * generator.random())
             process.kill()
-            said = process.communicate()[1].decode()
-            assert "Traceback" not in said, said
-            assert "free some space" not in said
-            busy = "another process" in said or "already holds a run" in said
-            found["refused" if busy else {0: "ended", 2: said}.get(process.returncode, "killed")] += 1
-    code, said = train(path, LONG, "--resume")
-    assert code == 0, said
+            output = process.communicate()[1].decode()
+            assert "Traceback" not in output, output
+            assert "free some space" not in output
+            busy = "another process" in output or "already holds a run" in output
+            found["refused" if busy else {0: "ended", 2: output}.get(process.returncode, "killed")] += 1
+    code, output = train(path, LONG, "--resume")
+    assert code == 0, output
     assert train(tmp_path / "whole", LONG)[0] == 0
     same(saved(path), saved(tmp_path / "whole"))
     for kind in ("validation", "stage", "final"):
@@ -211,8 +211,8 @@ def test_a_small_disk(tmp_path, whole, say):
         for size in [*range(16, 400, 8), 2048]:
             subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
             again = ["--resume"] if (disk / "run" / "config.json").exists() else []
-            code, said = train(disk / "run", *again)
-            assert code == 0 or (code == 2 and "free some space" in said), said
+            code, output = train(disk / "run", *again)
+            assert code == 0 or (code == 2 and "free some space" in output), output
             found["ended" if code == 0 else "refused"] += 1
             if code == 0:
                 break
@@ -236,11 +236,11 @@ def test_missing_permissions(tmp_path, whole, say):
             before = {file.name: file.read_bytes() for file in run.iterdir()}
             for command in (["--resume", "--samples=800"], []):
                 (run / name).chmod(mode)
-                code, said = train(run, *command, prefix=prefix)
-                assert code in (0, 2), said
+                code, output = train(run, *command, prefix=prefix)
+                assert code in (0, 2), output
                 (run / name).chmod(0o700)
                 found["refused" if code else "went on"] += 1
                 after = {file.name: file.read_bytes() for file in run.iterdir()}
-                assert not code or before == after, (oct(mode), name, said)
+                assert not code or before == after, (oct(mode), name, output)
                 before = after
     say(f"{found.total()} calls: {dict(found)}")

@@ -59,5 +59,5 @@ def test_ten_million_tokens(history, tmp_path, capsys):
         following = [bytes(row) for row, _ in islice(drawn(model, [[]] * ROWS, AFTER, stream), AFTER)]
         assert following == tokens[step + 1 : step + 1 + AFTER]
     with capsys.disabled():
-        said = f"{len(tokens) * ROWS:,} tokens, {min(active):,} … {max(active):,} bytes of arrays"
-        print(f"\n{history}: {said}, {min(resident):,} … {max(resident):,} bytes resident; went on from {SAVED}")
+        sizes = f"{len(tokens) * ROWS:,} tokens, {min(active):,} … {max(active):,} bytes of arrays"
+        print(f"\n{history}: {sizes}, {min(resident):,} … {max(resident):,} bytes resident; went on from {SAVED}")

@@ -12,7 +12,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (UserError("noise=0: must be at least 1,\n e.g. 4096"), "noise=0: must be at least 1, e.g. 4096"),
         (PermissionError(errno.EACCES, "Permission denied", "runs/x"), "runs/x: permission denied; name another"),
@@ -22,7 +22,7 @@ import pytest
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_errors_give_one_line(error, said, capsys):
+def test_errors_give_one_line(error, message, capsys):
     def main(arguments):
         raise error
 
@@ -31,7 +31,7 @@ def test_errors_give_one_line(error, said, capsys):
     assert stop.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith(f"error: {said}")
+    assert printed.err.startswith(f"error: {message}")
     assert printed.err.count("\n") == 1
 
 
@@ -51,11 +51,11 @@ def test_long_messages_are_shortened_in_the_middle(capsys):
 
     with pytest.raises(SystemExit):
         run_command(main)
-    said = capsys.readouterr().err
-    assert said.startswith("error: --data xxx")
-    assert said.endswith("xxx: not found; name a file\n")
-    assert " … " in said
-    assert len(said) < LONGEST + 20
+    output = capsys.readouterr().err
+    assert output.startswith("error: --data xxx")
+    assert output.endswith("xxx: not found; name a file\n")
+    assert " … " in output
+    assert len(output) < LONGEST + 20
 
 
 def shell(words, **environment):
@@ -75,9 +75,9 @@ def test_a_closed_output_is_accepted():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a device that is always full")
 def test_a_full_disk_at_the_output_is_reported():
-    code, _, said = shell(".scaling --help >/dev/full")
+    code, _, output = shell(".scaling --help >/dev/full")
     assert code == 2
-    assert said == "error: reading or writing failed: no space left on device; free some space and run again\n"
+    assert output == "error: reading or writing failed: no space left on device; free some space and run again\n"
 
 
 def test_characters_outside_of_the_encoding_are_escaped():

@@ -56,7 +56,7 @@ def test_a_nul_character_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["copy", "--noise", "many"], "--noise 'many': must be a whole number"),
         (["copy", "--lr", "fast"], "--lr 'fast': must be a number"),
@@ -71,8 +71,8 @@ def test_a_nul_character_is_refused(tmp_path):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_error_messages(words, said):
-    with pytest.raises(UserError, match=said):
+def test_error_messages(words, message):
+    with pytest.raises(UserError, match=message):
         train.read_command(words)
 
 

@@ -204,9 +204,9 @@ def test_commands_on_subwords(folder, tmp_path, capsys):
     run = tmp_path / "run"
     common = ["text", "--data", str(folder), *SIZES, "--validate-every=2", "--out", str(run)]
     train.main([*common, "--tokenizer", str(tmp_path / "t.json")])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     (final,) = events(run, "final")
-    assert f"bits_per_byte={final['bits_per_byte']:.4g}" in said.splitlines()[-2]
+    assert f"bits_per_byte={final['bits_per_byte']:.4g}" in output.splitlines()[-2]
     assert final["bits_per_byte"] == final["loss"] * final["targets"] / final["bytes"] / math.log(2)
     (tmp_path / "t.json").unlink()
     train.main(["text", "--out", str(run), "--resume", "--samples=32"])
@@ -242,5 +242,5 @@ def test_a_tokenizer_is_trained_on_the_training_text_only(folder, tmp_path):
 
 def test_both_kinds_of_subwords_at_once_are_refused(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    said = complaint(["text", "--tokenizer=a/b", "--vocab-size=300"], capsys, monkeypatch)
-    assert "vocab_size=300: is for a tokenizer that is trained here; drop it, or --tokenizer" in said
+    output = complaint(["text", "--tokenizer=a/b", "--vocab-size=300"], capsys, monkeypatch)
+    assert "vocab_size=300: is for a tokenizer that is trained here; drop it, or --tokenizer" in output

@@ -43,13 +43,13 @@ class Fixed(nn.Module):
 
     def run(self, weights, segment, carry):
         tokens, last = segment.tokens, segment.outputs_wanted
-        said = tokens[:, :last]
+        output = tokens[:, :last]
         key = mx.stack([mx.array(0), tokens.sum()]).astype(mx.uint32)
         slip = mx.random.uniform(shape=(len(tokens), 1), key=key) < self._wrong
-        return SegmentOutput(mx.where(slip & (mx.arange(last) == last - 1), 1 + said % 6, said), carry, ())
+        return SegmentOutput(mx.where(slip & (mx.arange(last) == last - 1), 1 + output % 6, output), carry, ())
 
-    def readout(self, said, weights):
-        return self._confidence * (said[..., None] == mx.arange(8)).astype(mx.float32)
+    def readout(self, output, weights):
+        return self._confidence * (output[..., None] == mx.arange(8)).astype(mx.float32)
 
 
 @pytest.mark.parametrize("last", [1, K + 1, 6 * K - 1])

@@ -145,8 +145,8 @@ def test_an_error_of_one_rank_is_reported_once(tmp_path, monkeypatch):
 def test_a_batch_that_cannot_be_divided_is_refused():
     ranks = Ranks()
     ranks.size = 3
-    said = complains(rank_settings, ranks, TINY)
-    assert said == "--batch 16: must be a multiple of the 3 ranks, for example 18"
+    output = complains(rank_settings, ranks, TINY)
+    assert output == "--batch 16: must be a multiple of the 3 ranks, for example 18"
     ranks.size = 4
     assert rank_settings(ranks, TINY).training.batch == 4
 

@@ -133,8 +133,8 @@ def test_a_resume_without_its_checkpoint_changes_nothing(missing, run, capsys, m
     for name in missing:
         (run / name).unlink()
     before = contents(run)
-    said = complaint(["copy", "--resume", "--out", str(run), "--samples=320"], capsys, monkeypatch)
-    assert "training.safetensors: not found" in said
+    output = complaint(["copy", "--resume", "--out", str(run), "--samples=320"], capsys, monkeypatch)
+    assert "training.safetensors: not found" in output
     assert contents(run) == before
 
 
@@ -142,8 +142,8 @@ def test_a_resume_without_the_best_weights_changes_nothing(run, capsys, monkeypa
     (run / "model.safetensors").unlink()
     before = contents(run)
     for main, arguments in ((train.main, ["copy", "--resume", "--out"]), (evaluate.main, [])):
-        said = complaint([*arguments, str(run)], capsys, monkeypatch, main)
-        assert "model.safetensors: not found, though this run chose weights" in said
+        output = complaint([*arguments, str(run)], capsys, monkeypatch, main)
+        assert "model.safetensors: not found, though this run chose weights" in output
     assert contents(run) == before
 
 
@@ -274,8 +274,8 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, capsys, monkeypatch)
     with subprocess.Popen([*command, "--out", tmp_path / "run"], stdout=subprocess.PIPE, text=True) as first:
         next(line for line in first.stdout if line.startswith("step=2 "))
         for words in (["copy", "--resume"], FLAGS):
-            said = complaint([*words, "--out", str(tmp_path / "run")], capsys, monkeypatch)
-            assert f"--out {tmp_path / 'run'}: another process is using it; wait until it ends" in said
+            output = complaint([*words, "--out", str(tmp_path / "run")], capsys, monkeypatch)
+            assert f"--out {tmp_path / 'run'}: another process is using it; wait until it ends" in output
         first.kill()
     assert first.returncode == -signal.SIGKILL
     assert (tmp_path / "run" / ".lock").exists()

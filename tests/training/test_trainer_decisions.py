@@ -219,9 +219,9 @@ def test_a_run_without_better_weights_ends_early_with_the_best(tmp_path, capsys,
     flags += ["--validate-every=2", "--samples=400", "--lr=0.3", "--clip=0", "--average=0", "--sample=0", "--dropout=0"]
     run = tmp_path / "run"
     train.main([*flags, "--patience=3", "--out", str(run)])
-    said = capsys.readouterr().out
-    assert "until: 3 validations without better weights, at most 400 samples" in said
-    assert "no better weights in 3 validations: ended early" in said
+    output = capsys.readouterr().out
+    assert "until: 3 validations without better weights, at most 400 samples" in output
+    assert "no better weights in 3 validations: ended early" in output
     losses = [event["loss"] for event in events(run, "validation")]
     assert len(losses) < 40
     assert losses.index(min(losses)) == len(losses) - 4

@@ -101,8 +101,8 @@ def test_numbers_that_are_not_finite_are_refused(run, capsys, monkeypatch):
     folder, model = RunFolder(run), load(run)[0]
     model.embedding.tokens = model.embedding.tokens * np.nan
     folder.write_model(model)
-    said = complaint([str(run)], capsys, monkeypatch, evaluate.main)
-    assert "model.safetensors: embedding.tokens holds numbers that are not finite" in said
+    output = complaint([str(run)], capsys, monkeypatch, evaluate.main)
+    assert "model.safetensors: embedding.tokens holds numbers that are not finite" in output
 
 
 def retyped(header, data):
