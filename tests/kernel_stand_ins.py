@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from mlx_rtx import kernels
 from mlx_rtx.kernel_check import trials, worker
-from mlx_rtx.kernels import FORMS
+from mlx_rtx.kernels import FORMS, source
 from mlx_rtx.model.recurrence import Recurrence
 
 import mlx.core as mx
@@ -51,6 +51,7 @@ def main(behaviours, path, limit):
 
     mx.set_default_device(mx.cpu)  # nothing is compiled on a CPU, and no real kernel runs
     Recurrence._scan = stand_in
+    source.backend = lambda: "metal"  # which has all forms
     trials.time = SimpleNamespace(perf_counter=lambda: clock[0])
     worker.ROUNDS, worker.WINDOWS, worker.STEADY = 3, (1, 2), float("inf")
     worker.main(path, float(limit))

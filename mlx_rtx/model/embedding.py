@@ -5,6 +5,7 @@ from typing import Any
 from mlx_rtx.model.config import NORM_EPS, ModelConfig
 from mlx_rtx.model.layer import normal
 from mlx_rtx.model.lookup import exportable_lookup, lookup
+from mlx_rtx.model.norms import layer_norm
 from mlx_rtx.support.errors import require
 
 import mlx.core as mx
@@ -72,5 +73,5 @@ class Embedding(nn.Module):
 
     def readout(self, y: mx.array, weights: dict[str, Any]) -> mx.array:
         """Compute logits (B, n, outputs) of layer outputs (B, n, D), with a tree like ``self.parameters()``."""
-        y = mx.fast.layer_norm(y, weights["norm"]["weight"], None, NORM_EPS)
+        y = layer_norm(y, weights["norm"]["weight"])
         return y @ (weights["head"] if "head" in weights else weights["tokens"].T)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from mlx_rtx.model.config import NORM_EPS, Architecture
 from mlx_rtx.model.dropout import DropoutScales
+from mlx_rtx.model.norms import layer_norm, rms_norm
 from mlx_rtx.support.trees import each
 
 import mlx.core as mx
@@ -119,7 +120,7 @@ class TransformerLayer(nn.Module):
         """
         (B, N, D), w = x.shape, weights
         n = N if rows is None else rows
-        normed = _layer_norm(x, None).astype(w.qkv.dtype)
+        normed = layer_norm(x).astype(w.qkv.dtype)
         if 2 * n < N:  # few rows need queries: compute only theirs
             q = normed[:, N - n :].reshape(B * n, D) @ w.qkv[:, :D]
             k, v = mx.split(normed.reshape(B * N, D) @ w.qkv[:, D:], 2, axis=1)
@@ -128,11 +129,11 @@ class TransformerLayer(nn.Module):
         q, k, v = (part.reshape(B, -1, self.heads, D // self.heads).swapaxes(1, 2) for part in (q, k, v))
         q, scale = q[:, :, q.shape[2] - n :], 1.0
         if self.qk_norm:
-            q, k, scale = _rms_norm(q), _rms_norm(k), self.scale
+            q, k, scale = rms_norm(q), rms_norm(k), self.scale
         attended = _attend(q, k.swapaxes(2, 3), v, mask, scale, dropout and dropout.weights)  # (B·n, D)
         x = x[:, N - n :].reshape(B * n, D)
         x = _add_product(x, attended, w.attention_out, dropout and dropout.attention)
-        hidden = self.activation(_layer_norm(x, None).astype(w.mlp_in.dtype) @ w.mlp_in)  # (B·n, 4D)
+        hidden = self.activation(layer_norm(x).astype(w.mlp_in.dtype) @ w.mlp_in)  # (B·n, 4D)
         return _add_product(x, hidden, w.mlp_out, dropout and dropout.mlp).reshape(B, n, D)
 
     def step(
@@ -157,24 +158,16 @@ class TransformerLayer(nn.Module):
         """
         (B, n, D), p, H = x.shape, parameters, self.heads
         x = x.reshape(B * n, D)
-        qkv = (_layer_norm(x, p["attention_norm"]["weight"]) @ p["qkv"]).reshape(B, n, 3, H, D // H)
+        qkv = (layer_norm(x, p["attention_norm"]["weight"]) @ p["qkv"]).reshape(B, n, 3, H, D // H)
         qkv = qkv.transpose(2, 0, 3, 1, 4)  # (3, B, H, n, d)
         if self.qk_norm:
-            qkv = mx.concatenate([_rms_norm(qkv[:2]), qkv[2:]])
+            qkv = mx.concatenate([rms_norm(qkv[:2]), qkv[2:]])
         cache = write(cache, qkv[1:])
         k, v = each(cache)
         attended = _attend(qkv[:1].squeeze(0), k.swapaxes(2, 3), v, mask, self.scale)  # (B·n, D)
         x = _add_product(x, attended, p["attention_out"], None)
-        hidden = self.activation(_layer_norm(x, p["mlp_norm"]["weight"]) @ p["mlp_in"])  # (B·n, 4D)
+        hidden = self.activation(layer_norm(x, p["mlp_norm"]["weight"]) @ p["mlp_in"])  # (B·n, 4D)
         return _add_product(x, hidden, p["mlp_out"], None).reshape(B, n, D), cache
-
-
-def _layer_norm(x: mx.array, gain: mx.array | None) -> mx.array:
-    return mx.fast.layer_norm(x, gain, None, NORM_EPS)
-
-
-def _rms_norm(x: mx.array) -> mx.array:
-    return mx.fast.rms_norm(x, None, NORM_EPS)
 
 
 def _add_product(x: mx.array, rows: mx.array, weight: mx.array, scales: mx.array | None) -> mx.array:

@@ -24,6 +24,7 @@ from mlx_rtx.model.base import Implementation
 from mlx_rtx.model.config import NORM_EPS, Architecture
 from mlx_rtx.model.dropout import DropoutScales, SegmentDropout, draw_segment
 from mlx_rtx.model.layer import FoldedWeights, TransformerLayer, causal_mask
+from mlx_rtx.model.norms import rms_norm
 from mlx_rtx.model.segment import Carry, Saved
 from mlx_rtx.model.window import Alpha, Gate, accumulate, clamp, exportable_clamp, exportable_window, window
 
@@ -157,7 +158,7 @@ class Recurrence(nn.Module):
 
     def _normalise(self, x: mx.array) -> mx.array:
         """Return x as it is carried: RMS-normalised with ``state_norm``."""
-        return mx.fast.rms_norm(x, None, NORM_EPS) if self.state_norm else x
+        return rms_norm(x) if self.state_norm else x
 
     def _half(self, w: mx.array, tau: FoldedWeights, dropout: DropoutScales | None) -> mx.array:
         """Apply τ to the first half of a window alone: (·, K, D) → (·, K, D)."""
