@@ -53,8 +53,9 @@ def check_array(name: str, given: Any, shape: str, kind: mx.DtypeCategory) -> No
     """Raise `UserError` unless ``given`` is an MLX array of dtype ``kind``; the message names the expected shape."""
     if isinstance(given, mx.array) and mx.issubdtype(given.dtype, kind):
         return
-    found = f"of {given.dtype}" if isinstance(given, mx.array) else f"a {type(given).__name__}"
-    raise UserError(f"{name}: {found}; give an mx.array of {NUMBERS[kind]}, {shape}")
+    is_array = isinstance(given, mx.array)
+    found = f"has dtype {str(given.dtype).rsplit('.')[-1]}" if is_array else f"is a {type(given).__name__}"
+    raise UserError(f"{name}: {found}; must be an mx.array of {NUMBERS[kind]}, {shape}")
 
 
 def check_key(key: Any) -> None:

@@ -20,7 +20,7 @@ V, LETTERS = 7, Characters("abcdefg")
         (lambda logits: mx.full((len(logits),), 10**6), "1000000 at"),
         (lambda logits: mx.full((len(logits),), -100), "-100 at"),
         (lambda logits: mx.full((len(logits),), V), f"{V} at"),
-        (lambda logits: logits.max(axis=-1), "of mlx.core.float32"),
+        (lambda logits: logits.max(axis=-1), "has dtype float32"),
         (lambda logits: mx.argmax(logits, axis=-1, keepdims=True), r"shape \(1, 1\)"),
         (lambda logits: mx.array(3), r"shape \(\)"),
         (lambda logits: 3, "a int"),
@@ -89,7 +89,7 @@ def test_invalid_streams_to_continue(kind, tmp_path):
     for wrong, words in (
         (stream._replace(pending=mx.array([[10**6]])), "pending: 1000000 at"),
         (stream._replace(pending=mx.array([[-100]])), "pending: -100 at"),
-        (stream._replace(pending=mx.array([[1.5]])), "pending: of mlx.core.float32"),
+        (stream._replace(pending=mx.array([[1.5]])), "pending: has dtype float32"),
         (stream._replace(pending=mx.array([1])), r"pending tokens have shape \(1,\)"),
         (stopped_stream(kind, dim=16), "does not fit this model"),
         (stream._replace(state=stream.state._replace(layers=layers)), "not finite"),
