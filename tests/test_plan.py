@@ -138,10 +138,10 @@ def test_an_overview_prints_the_times_in_the_readme(capsys, monkeypatch):
     monkeypatch.setattr(StepBenchmark, "measure", None)
     plan.main(["--machine", "m4"])
     time = r"([0-9.]+ to [0-9.]+ (?:s|min|h))"
-    output = re.findall(rf"^([a-z-]+) +[0-9,]+ .* {time}(?: \(until.*)?$", capsys.readouterr().out, re.MULTILINE)
+    rows = re.findall(rf"^([a-z-]+) +[0-9,]+ .* {time}(?: \(until.*)?$", capsys.readouterr().out, re.MULTILINE)
     page = re.findall(rf"^\| ([a-z ]+), .* \| {time} \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert {name for name, _ in output} == {task for task, recipes in RECIPES.items() if "paper" in recipes}
-    assert {(name.replace("-", " "), text) for name, text in output} == set(page)
+    assert {name for name, _ in rows} == {task for task, recipes in RECIPES.items() if "paper" in recipes}
+    assert {(name.replace("-", " "), text) for name, text in rows} == set(page)
 
 
 def test_the_samples_of_solved_recipes_match_their_results():

@@ -30,9 +30,9 @@ def test_the_better_of_weights_and_average_is_plotted(runs, tmp_path):
     folder, expected, factors = tmp_path / "averaged", [], itertools.cycle([0.5, 2, math.nan])
     shutil.copytree(runs / "recurrent", folder)
     log = RunLog(folder / "metrics.jsonl", 640)
-    output = read_lines(log.path)
+    lines = read_lines(log.path)
     log.path.unlink()
-    for line in output:
+    for line in lines:
         log.note(**line)
         if line["kind"] == "validation":
             factor = next(factors)

@@ -248,9 +248,9 @@ def test_numbers_are_short():
 )
 def test_lasting_signs_of_failure_give_one_warning(train_loss, loss, alphas, words):
     signs = FailureSigns(chance=2.639, patience=3)
-    output = [signs.observe(train_loss, loss, alphas) for _ in range(6)]
-    assert [len(warnings) for warnings in output] == [0, 0, 1, 0, 0, 0]
-    assert words in output[2][0]
+    warnings = [signs.observe(train_loss, loss, alphas) for _ in range(6)]
+    assert [len(new) for new in warnings] == [0, 0, 1, 0, 0, 0]
+    assert words in warnings[2][0]
 
 
 def test_a_healthy_run_gives_no_warning():

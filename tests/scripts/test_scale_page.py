@@ -16,8 +16,8 @@ def test_sizes_and_curves(tmp_path):
     losses = {"recurrent-5m": 2.5, "recurrent-15m": 2.25, "regular-5m": 2.75, "recurrent-15m-head": 2.3}
     for row, loss in losses.items():
         folder = write_final(tmp_path, f"scale/{row}:gcide", 0, metric(loss), parameters=5_000_000)
-        output = {"kind": "validation", "accuracy": 0.5}
-        events = [output | {"step": n, "samples": n, "loss": loss + 1 / n} for n in (100, 200)]
+        event = {"kind": "validation", "accuracy": 0.5}
+        events = [event | {"step": n, "samples": n, "loss": loss + 1 / n} for n in (100, 200)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     figure = scale_page.draw(summarise(tmp_path, "scale"), tmp_path)
     over_size, over_operations = figure.axes

@@ -42,9 +42,8 @@ def test_a_page_agrees_with_its_summary(project):
     line = "| default | **56.22 %** (55.25 – 57.19) | 47.3 % | 0 | 600,000 | 53,665 | Some GPU, abc1234 |"
     assert line in output
     assert "| paper | **46.00 %** (43.52 – 48.48) | 47.3 % | 0, 1, 2 |" in output
-    assert (
-        "selected on the test set that it is scored on, which makes the figure optimistic: recurrent paper." in output
-    )
+    note = "selected on the test set that it is scored on, which makes the figure optimistic: recurrent paper."
+    assert note in output
     assert "Student's t" in output
     assert "Wilson's" in output
     assert "python scripts/reproduce.py table2 --only recurrent:default" in output

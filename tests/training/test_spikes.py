@@ -31,14 +31,14 @@ def test_the_guard_compares_norms_with_their_running_mean():
     """Compared with the formula in float64: the mean of the first norms, then an exponential mean."""
     generator = np.random.default_rng(0)
     norms = np.exp(generator.standard_normal(400)).astype(np.float32)
-    mean, expected, output = 0.0, [], []
+    mean, expected, below = 0.0, [], []
     for t, norm in enumerate(norms.astype(np.float64)):
         limit = 3 * mean if t >= FIRST else math.inf
-        output.append(bool(norm <= limit))
+        below.append(bool(norm <= limit))
         mean += (min(norm, limit) - mean) / min(t + 1, MEMORY)
         expected.append(mean)
     taken, means = judge(norms.tolist())
-    assert taken == output
+    assert taken == below
     assert 5 < taken.count(False) < 100
     assert means == pytest.approx(expected, rel=1e-4)
 

@@ -46,9 +46,9 @@ def test_trackers_receive_the_log(name, tmp_path, monkeypatch):
     assert json.dumps(begun["config"]["settings"])
     assert module.ended == 1
     for kind in ("train", "validation", "final"):
-        output = [(event["step"], event["loss"]) for event in events(tmp_path / "run", kind)]
-        assert output
-        assert [(step, v[f"{kind}/loss"]) for step, v in module.told if f"{kind}/loss" in v] == output
+        expected = [(event["step"], event["loss"]) for event in events(tmp_path / "run", kind)]
+        assert expected
+        assert [(step, v[f"{kind}/loss"]) for step, v in module.told if f"{kind}/loss" in v] == expected
     assert all(isinstance(value, int | float) for _, values in module.told for value in values.values())
     assert "train/alpha/0" in module.told[0][1]
 
@@ -97,5 +97,5 @@ def test_tensorboard_files_are_in_the_run_folder_and_a_resumed_run_adds_one(tmp_
     files = sorted((run / "tensorboard").iterdir())
     found = [(event.step, value.simple_value) for file in files for event in records(file)
              for value in event.summary.value if value.tag == "validation/loss"]  # fmt: skip
-    output = [(event["step"], pytest.approx(event["loss"], rel=1e-6)) for event in events(run, "validation")]
-    assert sorted(found) == output
+    expected = [(event["step"], pytest.approx(event["loss"], rel=1e-6)) for event in events(run, "validation")]
+    assert sorted(found) == expected
