@@ -26,6 +26,8 @@ def reference(x, gain, cotangent):
 @pytest.mark.parametrize("has_gain", [False, True])
 @pytest.mark.parametrize("D", [2, 5, 6, 8, 13, 130, 258])
 def test_output_and_gradients(D, has_gain, elementary, monkeypatch):
+    if elementary is False and norms.gradient_is_wrong(D):
+        pytest.skip("wrong on this device, and an illegal memory access there at some widths")
     if elementary is not None:
         monkeypatch.setattr(norms, "gradient_is_wrong", lambda D: elementary)
     x, cotangent = (3 * mx.random.normal((2, 7, D), key=mx.random.key(i)) + i for i in (0, 1))
