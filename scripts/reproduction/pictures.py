@@ -138,5 +138,5 @@ def _over_operations(curves: Sequence[Curves]) -> Any:
         axis.set_xlabel("operations of the run by the paper's count")
         axis.set_xscale("log")
     axes[0, 0].set_ylabel("loss (nats)")
-    axes[0, 1].legend(fontsize=8)
+    figure.legend(*axes[0, 1].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
     return figure
