@@ -101,6 +101,8 @@ IMAGES = {
     "muon": "",
     "adam": "--optimizer adam --lr 5e-4",
     "qk-norm": "--qk-norm",
+    "layers-2-dim-40": "--layers 2 --dim 40",  # about as many parameters as one layer of D 52
+    "layers-3-dim-32": "--layers 3 --dim 32",
     "absolute-32": "--positions absolute --dim 32",
     "absolute-32-mirror": "--positions absolute --dim 32 --mirror",
 }
