@@ -69,7 +69,13 @@ def _changed(task: str, changes: dict[str, str], longer: tuple[int, ...] = ()) -
 
 
 BLOCKS = {"block-16": "--block 16", "block-32": "", "block-64": "--block 64", "block-128": "--block 128"}
-LAYERS = {"layers-1": "", "layers-2": "--layers 2", "layers-3": "--layers 3"}
+LAYERS = {
+    "layers-1": "",
+    "layers-2": "--layers 2",
+    "layers-3": "--layers 3",
+    "layers-2-dim-40": "--layers 2 --dim 40",  # these two have about as many parameters as one layer of D 52
+    "layers-3-dim-32": "--layers 3 --dim 32",
+}
 THRESHOLDS = {
     f"threshold-{loss}": "" if loss == "0.05" else f"--advance-below {loss}"
     for loss in ("0.02", "0.03", "0.05", "0.1", "0.3", "1")
@@ -101,8 +107,6 @@ IMAGES = {
     "muon": "",
     "adam": "--optimizer adam --lr 5e-4",
     "qk-norm": "--qk-norm",
-    "layers-2-dim-40": "--layers 2 --dim 40",  # about as many parameters as one layer of D 52
-    "layers-3-dim-32": "--layers 3 --dim 32",
     "absolute-32": "--positions absolute --dim 32",
     "absolute-32-mirror": "--positions absolute --dim 32 --mirror",
 }

@@ -43,6 +43,10 @@ def test_pytorch_comparison():
     for timings in report("nvidia-h100-80gb-hbm3", "peers")["answer"].values():
         for timing in timings.values():
             assert f"{1e3 * timing['seconds']:.1f} ms, {timing['peak_gb']:.2f} GB" in page
+    earlier = [timings for name, timings in report("nvidia-h200", "peers")["answer"].items() if "training" in name]
+    for contender, verb in (("torch eager", "eager took "), ("torch graphs", "the graph "), ("mlx", "ours ")):
+        first, second, third = (f"{1e3 * timings[contender]['seconds']:.1f}" for timings in earlier)
+        assert re.search(rf"{verb}{first}, {second} and {third}\b", page), contender
 
 
 def test_cost_of_a_token():
