@@ -19,7 +19,7 @@ from mlx_rtx.plan import duration
 from mlx_rtx.support.command import run_command
 from mlx_rtx.support.errors import require, require_at_most, require_each
 from mlx_rtx.support.parsing import parse
-from mlx_rtx.support.reports import make_folder, write_picture
+from mlx_rtx.support.reports import make_folder, write_picture, write_report
 
 import tyro
 
@@ -153,6 +153,8 @@ def draw_figures(setting: Setting) -> None:
         pictures["retrieval"] = retrieval_page.draw(entries)
     if entries := read_summary(setting.results, "scale"):
         pictures["scale"] = scale_page.draw(entries, setting.results)
+        if found := scale_page.fits(setting.results):
+            print(write_report(setting.results / "scale", "fits", found))
     for name, picture in pictures.items():
         print(f"written: {write_picture(make_folder(setting.results / 'figures'), name, picture)}")
 

@@ -1,4 +1,4 @@
-"""The picture of scale: loss against parameters, and against the operations of training."""
+"""Scale: the picture of loss against parameters and against operations of training, and fits of Eq. 3."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,14 @@ from typing import Any
 from mlx_rtx import train
 from mlx_rtx.forecast.operations import training_ops
 from mlx_rtx.plots.figures import COLOURS, new_axes
+from mlx_rtx.scaling.regression import fit_losses
 from mlx_rtx.training.log import read_lines
 
+import numpy as np
+
 from reproduction.row import Row
-from reproduction.scale_rows import ROWS, SIZES, TEXTS
-from reproduction.summary import kept_folders
+from reproduction.scale_rows import FITTED, LENGTH, ROWS, SHORTER, SIZES, TEXTS
+from reproduction.summary import kept_folders, read_finals
 
 Entry = dict[str, Any]  # an entry of summary.json
 LOOKS: dict[str, Any] = {
@@ -63,3 +66,27 @@ def curve(row: Row, results: Path) -> tuple[list[float], list[float]]:
     points = [(of_one * event["samples"], event["loss"]) for event in log if event["kind"] == "validation"]
     operations, losses = zip(*points, strict=True)
     return list(operations), list(losses)
+
+
+def fits(results: Path, resamples: int = 1000) -> dict[str, Any]:
+    """Fit Eq. 3 to the losses of the three sizes at three numbers of tokens, for each kind of model.
+
+    Args:
+        results: folder of the results.
+        resamples: number of bootstrap fits to resampled runs.
+
+    Returns:
+        {kind: the constants, γ and a with their 95 % intervals}; a kind is left out until all nine rows have a run.
+    """
+    fitted = [row for row in ROWS if row.row in SIZES and row.recipe in (FITTED, *SHORTER)]
+    found = {}
+    for kind in LOOKS:
+        own = [row for row in fitted if row.row.startswith(kind)]
+        finals = [read_finals(results, row) for row in own]
+        if all(finals):
+            runs = [final for of_row in finals for final in of_row]
+            N = np.array([final["parameters"] for final in runs])
+            D = np.array([final["samples"] * LENGTH for final in runs])
+            losses = np.array([final["metrics"]["validation_loss"]["value"] for final in runs])
+            found[kind] = fit_losses(N, D, losses, resamples).report()
+    return found

@@ -1,23 +1,31 @@
 """Rows of the table of scale: recurrent and regular transformers of 5, 15 and 50 million parameters on larger texts.
 
 A row is a model, a recipe a text. All models of a text are trained with Muon on the same number of tokens, in windows
-of 1,024 tokens, with matrix products in bfloat16. The texts are in the folder that MLX_RTX_DATA names.
+of 1,024 tokens, with matrix products in bfloat16. The texts are in the folder that MLX_RTX_DATA names. All sizes are
+also trained on a half and a quarter of the tokens of one text, so that Eq. 3 can be fitted.
 """
 
 from reproduction.row import Row, Scoring
 
 TABLE = "scale"
+LENGTH = 1024  # tokens per window
 BASE = (
-    "text --vocab-size 4096 --length 1024 --without-replacement --batch 16 --segment 16 --optimizer muon --lr 2e-3 "
-    "--warm-up 50 --lr-decay cosine --average 0 --dtype bfloat16 --validate-every 200 --validate-samples 256 --sample 0"
+    f"text --vocab-size 4096 --length {LENGTH} --without-replacement --batch 16 --segment 16 --optimizer muon "
+    "--lr 2e-3 --warm-up 50 --lr-decay cosine --average 0 --dtype bfloat16 --validate-every 200 --validate-samples 256 "
+    "--sample 0"
 )
 TEXTS = {  # recipe: text and flags; the samples determine the number of epochs
     "gcide": "--data gcide.txt --dropout 0 --samples 20000",
     "wikitext-2": "--data wikitext2.train.txt --dropout 0.1 --samples 12800",
 }
+FITTED = "gcide"  # text on which Eq. 3 is fitted
+SHORTER = {  # recipe: the same on fewer tokens
+    "gcide-half": "--data gcide.txt --dropout 0 --samples 10000",
+    "gcide-quarter": "--data gcide.txt --dropout 0 --samples 5000",
+}
 RECURRENT = "--positions block --block 128"
 REGULAR = "--model regular --positions absolute"
-SIZES = {  # row: flags; trained on every text
+SIZES = {  # row: flags; trained with every recipe
     "recurrent-5m": f"{RECURRENT} --dim 512 --heads 8",
     "regular-5m": f"{REGULAR} --layers 3 --dim 320 --heads 5",
     "recurrent-15m": f"{RECURRENT} --dim 960 --heads 15",
@@ -26,7 +34,7 @@ SIZES = {  # row: flags; trained on every text
     "regular-50m": f"{REGULAR} --layers 8 --dim 704 --heads 11",
 }
 _15M = SIZES["recurrent-15m"]
-VARIANTS = {  # of the middle size, on one text
+VARIANTS = {  # of the middle size, on one text in full
     "recurrent-15m-block-64": _15M.replace("--block 128", "--block 64"),
     "recurrent-15m-block-256": _15M.replace("--block 128", "--block 256"),
     "recurrent-15m-layers-2": f"{RECURRENT} --layers 2 --dim 704 --heads 11",
@@ -37,9 +45,9 @@ VARIANTS = {  # of the middle size, on one text
     "recurrent-15m-output": f"{_15M} --history output",
 }
 ROWS = tuple(
-    Row(TABLE, row, text, f"{BASE} {flags} {TEXTS[text]}")
-    for text in TEXTS
-    for row, flags in (SIZES | VARIANTS if text == "gcide" else SIZES).items()
+    Row(TABLE, row, recipe, f"{BASE} {flags} {text}")
+    for recipe, text in (TEXTS | SHORTER).items()
+    for row, flags in (SIZES | VARIANTS if recipe == FITTED else SIZES).items()
 )
 QUICK = "--dim 24 --heads 2 --length 256 --characters 20000 --samples 64 --batch 8 --validate-samples 16"
 

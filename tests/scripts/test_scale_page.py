@@ -1,9 +1,10 @@
-"""The picture of scale shows the results of its runs."""
+"""Scale: the picture shows the results of the runs, and Eq. 3 is fitted to them."""
 
 import json
 
 from mlx_rtx import train
 from mlx_rtx.forecast.operations import training_ops
+from mlx_rtx.scaling.theory import Fit
 
 import pytest
 
@@ -31,3 +32,19 @@ def test_sizes_and_curves(tmp_path):
     one = training_ops(settings.model_config(shape), shape.length, shape.targets, "recurrent", 16)
     assert x.tolist() == [100 * one, 200 * one]
     assert y.tolist() == pytest.approx([2.51, 2.505])
+
+
+def test_fits_find_the_constants_that_made_the_losses(tmp_path):
+    law = Fit(E=1.5, A=40.0, alpha=0.3, B=300.0, beta=0.4)
+    rows = {"5m": 5.3e6, "15m": 15.1e6, "50m": 52.4e6}
+    for size, N in rows.items():
+        for recipe, samples in {"gcide": 20000, "gcide-half": 10000, "gcide-quarter": 5000}.items():
+            loss = float(law.loss(N, samples * 1024))
+            names = [f"recurrent-{size}"] + ([] if size == "50m" else [f"regular-{size}"])
+            for name in names:
+                write_final(tmp_path, f"scale/{name}:{recipe}", 0, metric(loss), parameters=N, samples=samples)
+    found = scale_page.fits(tmp_path, resamples=20)
+    assert list(found) == ["recurrent"]  # a size of the regular transformer is missing
+    assert found["recurrent"]["runs"] == 9
+    assert found["recurrent"]["beta"]["value"] == pytest.approx(0.4, rel=0.02)
+    assert found["recurrent"]["E"]["value"] == pytest.approx(1.5, rel=0.02)
