@@ -22,7 +22,7 @@ TITLES = {
     "lengths": "Lengths: text in sequences of 64 to 16,384 characters",
 }
 IN_README = {"table2": "image", "table4": "", "table6": "text"}  # prefix of a row's name
-RECIPES_IN_README = ("default", "mirror", "paper", "nanogpt")  # the others are on the tables' pages
+RECIPES_IN_README = ("default", "mirror", "paper", "paper-frozen", "nanogpt")  # the others are on the tables' pages
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 BEST = "The checkpoint was selected on the {} that it is scored on, which makes the figure optimistic"
 INTERVALS = """In parentheses: 95 % intervals. With two or more seeds, Student's t interval of the seeds' values (zero
