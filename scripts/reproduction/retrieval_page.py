@@ -54,5 +54,6 @@ def _cell(entry: Entry) -> str:
         return "not finite"
     scale, digits = (100, 1) if is_share(entry["metric"]) else (1, 3)
     mean = f"{scale * entry['mean']:.{digits}f}"
-    spread = scale * (entry["high"] - entry["low"]) / 2
-    return f"{mean} ± {spread:.{digits}f}" if len(entry["seeds"]) > 1 else mean
+    if len(entry["seeds"]) == 1:
+        return mean
+    return f"{mean} ± {scale * (entry['high'] - entry['low']) / 2:.{digits}f}"

@@ -1,7 +1,8 @@
 """Summarise a table's runs in ``summary.json``: mean over seeds and 95 % interval of each metric of each row.
 
 With two or more seeds the interval is Student's t interval of the seeds' values. With one seed it covers only the
-scored data, not the variation between trainings: Wilson's interval for a fraction, 1.96 standard errors for a loss.
+scored data, not the variation between trainings: Wilson's interval for a fraction, 1.96 standard errors for a loss, and
+no interval for the loss of a single sequence, which has no standard error.
 """
 
 import json
@@ -94,7 +95,9 @@ def _mean_alpha(finals: list[dict[str, Any]]) -> float | None:
 
 
 def interval_of(scores: list[dict[str, Any]], share: bool) -> tuple[float | None, float | None, float | None]:
-    """Return mean, low and high of the 95 % interval of one score per seed; all None if a value is None.
+    """Return mean, low and high of the 95 % interval of one score per seed.
+
+    All are None if a value is None; low and high are None for one loss without a standard error.
 
     Args:
         scores: ``value``, its standard error ``se``, ``sequences`` and ``answers``, one dict per seed.
@@ -106,9 +109,11 @@ def interval_of(scores: list[dict[str, Any]], share: bool) -> tuple[float | None
     mean = statistics.mean(values)
     if len(values) == 1 and share:
         low, high = interval(mean, _independent(scores[0]))
+    elif len(values) == 1 and scores[0]["se"] is None:
+        return round(mean, 6), None, None
     else:
         quantile = require_scipy().t.ppf(0.975, len(values) - 1) if len(values) > 1 else 1.96
-        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else scores[0]["se"] or 0.0
+        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else scores[0]["se"]
         low, high = mean - float(quantile) * error, mean + float(quantile) * error
     if share:
         low, high = max(low, 0.0), min(high, 1.0)

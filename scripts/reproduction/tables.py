@@ -27,8 +27,8 @@ BEGIN, END = "<!-- results -->", "<!-- /results -->"
 BEST = "The checkpoint was selected on the {} that it is scored on, which makes the figure optimistic"
 INTERVALS = """In parentheses: 95 % intervals. With two or more seeds, Student's t interval of the seeds' values (zero
 width if all seeds agree). With one seed, Wilson's interval of a share or 1.96 standard errors of a loss, over what was
-scored; it does not include the variation between trainings. A metric with `@N` is measured at N noise tokens, a length
-that the model was not trained at. Samples are the mean over seeds."""
+scored (none for one stream); it does not include the variation between trainings. A metric with `@N` is measured at N
+noise tokens, a length that the model was not trained at. Samples are the mean over seeds."""
 RUNS = """The settings, log and scores of each run are in the folder `<row>-<recipe>-<seed>` next to this page, or next
 to another table's page if a row there has the same settings. To train and score a row:"""
 
@@ -137,12 +137,12 @@ def _number(metric: str, value: float | None) -> str:
 
 
 def _between(entry: dict[str, Any]) -> str:
-    """Return a mean and its interval."""
+    """Return a mean and its interval if it has one."""
     if entry["mean"] is None:
         return "not finite"
     scale, digits, unit = (100, 2, " %") if is_share(entry["metric"]) else (1, 4, "")
-    mean, low, high = (f"{scale * entry[name]:.{digits}f}" for name in ("mean", "low", "high"))
-    return f"**{mean}{unit}** ({low} – {high})"
+    mean, *ends = (f"{scale * entry[name]:.{digits}f}" for name in ("mean", "low", "high") if entry[name] is not None)
+    return f"**{mean}{unit}** ({' – '.join(ends)})" if ends else f"**{mean}{unit}**"
 
 
 def _of(metric: str) -> str:

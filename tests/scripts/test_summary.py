@@ -55,6 +55,12 @@ def test_one_seed_of_a_loss_uses_its_standard_error():
     assert interval_of([metric(1.47, 0.005)], share=False) == pytest.approx((1.47, 1.4602, 1.4798))
 
 
+def test_one_loss_without_a_standard_error_has_no_interval():
+    """As the loss of one stream; it must not look exact."""
+    assert interval_of([metric(1.47, None)], share=False) == (1.47, None, None)
+    assert interval_of([metric(1.47, None), metric(1.49, None)], share=False)[1] < 1.47
+
+
 def test_a_missing_value_has_no_mean():
     assert interval_of([metric(None), metric(0.5)], share=False) == (None, None, None)
 

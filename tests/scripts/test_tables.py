@@ -28,7 +28,7 @@ def project(tmp_path):
     write_final(results, "table4/selective-copy:default", 0, *scores, samples=787072)
     write_final(results, "retrieval/mqar-4:scalar", 0, metric(0.9), metric(0.8))
     write_final(results, "scale/recurrent-5m:gcide", 0, metric(3.5, 0.01), chosen_on="validation split")
-    write_final(results, "lengths/length-64:repeats", 0, metric(1.5, 0.01), metric(1.4, 0.01))
+    write_final(results, "lengths/length-64:repeats", 0, metric(1.5, 0.01), metric(1.4, None, 1))
     write_final(results, "table6/regular-6:paper", 0, metric(1.5151, 0.005), chosen_on="validation split")
     for table in TITLES:
         write_summary(results, table)
@@ -57,6 +57,8 @@ def test_a_page_agrees_with_its_summary(project):
     assert "## regular-6" in output
     assert "| paper | **1.5151** (1.5053 – 1.5249) | 1.47 |" in output
     assert "regular-1" not in output  # it has no results
+    output = page("lengths", read_summary(project / "results", "lengths"))
+    assert "| repeats | **1.5000** (1.4804 – 1.5196) | **1.4000** | – | 0 |" in output  # one stream has no interval
 
 
 def test_a_loss_that_is_not_finite(tmp_path):
