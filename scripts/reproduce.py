@@ -31,7 +31,7 @@ from reproduction.summary import read_summary, require_scipy, write_summary
 from reproduction.tables import TITLES, write_tables
 from reproduction.workers import ROOT, Outcome, carry_out_all, visible_gpus
 
-What = Literal["table2", "table4", "table6", "ablations", "retrieval", "scale", "lengths", "figures", "tables"]
+What = Literal["table2", "table4", "table6", "ablations", "retrieval", "scale", "lengths", "figures", "fits", "tables"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class ReproduceCommand:
     """Train, score and tabulate the rows of the paper's tables."""
 
     what: tyro.conf.Positional[tuple[What, ...]]
-    """Tables to make; figures draws the existing runs, tables rewrites the pages; neither trains anything."""
+    """Tables to make; figures draws the existing runs, fits fits Eq. 3 to those of scale (minutes), tables rewrites the
+    pages; these three train nothing."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds with which each row is run."""
     only: tuple[str, ...] = ()
@@ -100,6 +101,10 @@ def main(arguments: list[str]) -> None:
         write_summary(setting.results, table)
     if "figures" in command.what:
         draw_figures(setting)
+    if "fits" in command.what:
+        found = scale_page.fits(setting.results)
+        require(bool(found), "fits: needs a run of every size and recipe of scale for one kind of model")
+        print(f"written: {write_report(setting.results / 'scale', 'fits', found)}")
     for path in write_tables(setting.results.parent, setting.results):
         print(f"written: {path}")
     if command.quick or command.samples:
@@ -141,7 +146,7 @@ def reproduce(command: ReproduceCommand, setting: Setting) -> Outcome:
 
 
 def draw_figures(setting: Setting) -> None:
-    """Draw the paper's figures from the existing runs, print what is missing, and draw those of retrieval and scale."""
+    """Draw the paper's figures from the existing runs and print what is missing; draw retrieval and scale."""
     pictures: dict[str, Any] = {}
     for name, figure in FIGURES.items():
         curves, missing = read_curves(figure, setting.results)
@@ -153,8 +158,6 @@ def draw_figures(setting: Setting) -> None:
         pictures["retrieval"] = retrieval_page.draw(entries)
     if entries := read_summary(setting.results, "scale"):
         pictures["scale"] = scale_page.draw(entries, setting.results)
-        if found := scale_page.fits(setting.results):
-            print(write_report(setting.results / "scale", "fits", found))
     for name, picture in pictures.items():
         print(f"written: {write_picture(make_folder(setting.results / 'figures'), name, picture)}")
 

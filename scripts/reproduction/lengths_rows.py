@@ -6,14 +6,11 @@ thousands of launches. That recipe's model is trained at one length only.
 """
 
 from reproduction.row import Row, Scoring
-from reproduction.scale_rows import held_out
+from reproduction.scale_rows import MUON, held_out
 
 TABLE = "lengths"
 LENGTHS = (64, 256, 1024, 4096, 16384)
-NARROW = (
-    "--dim 128 --heads 4 --optimizer muon --lr 2e-3 --warm-up 50 --lr-decay cosine --average 0 --dropout 0.1 "
-    "--validate-every 100"
-)
+NARROW = f"--dim 128 --heads 4 {MUON} --dropout 0.1 --validate-every 100"
 STATEFUL = "--stateful --alpha 0"
 TEXTS = {  # recipe: flags that choose the text and how it is read
     "shakespeare": "",

@@ -9,10 +9,10 @@ from reproduction.row import Row, Scoring
 
 TABLE = "scale"
 LENGTH = 1024  # tokens per window
+MUON = "--optimizer muon --lr 2e-3 --warm-up 50 --lr-decay cosine --average 0"
 BASE = (
-    f"text --vocab-size 4096 --length {LENGTH} --without-replacement --batch 16 --segment 16 --optimizer muon "
-    "--lr 2e-3 --warm-up 50 --lr-decay cosine --average 0 --dtype bfloat16 --validate-every 200 --validate-samples 256 "
-    "--sample 0"
+    f"text --vocab-size 4096 --length {LENGTH} --without-replacement --batch 16 --segment 16 {MUON} "
+    "--dtype bfloat16 --validate-every 200 --validate-samples 256 --sample 0"
 )
 TEXTS = {  # recipe: text and flags; the samples determine the number of epochs
     "gcide": "--data gcide.txt --dropout 0 --samples 20000",
@@ -20,8 +20,8 @@ TEXTS = {  # recipe: text and flags; the samples determine the number of epochs
 }
 FITTED = "gcide"  # text on which Eq. 3 is fitted
 SHORTER = {  # recipe: the same on fewer tokens
-    "gcide-half": "--data gcide.txt --dropout 0 --samples 10000",
-    "gcide-quarter": "--data gcide.txt --dropout 0 --samples 5000",
+    f"{FITTED}-half": TEXTS[FITTED].replace("20000", "10000"),
+    f"{FITTED}-quarter": TEXTS[FITTED].replace("20000", "5000"),
 }
 RECURRENT = "--positions block --block 128"
 REGULAR = "--model regular --positions absolute"

@@ -107,14 +107,16 @@ def interval_of(scores: list[dict[str, Any]], share: bool) -> tuple[float | None
     if None in values:
         return None, None, None
     mean = statistics.mean(values)
-    if len(values) == 1 and share:
+    if len(values) > 1:
+        quantile = float(require_scipy().t.ppf(0.975, len(values) - 1))
+        half = quantile * (statistics.stdev(values) / math.sqrt(len(values)))
+        low, high = mean - half, mean + half
+    elif share:
         low, high = interval(mean, _independent(scores[0]))
-    elif len(values) == 1 and scores[0]["se"] is None:
-        return round(mean, 6), None, None
+    elif (error := scores[0]["se"]) is not None:
+        low, high = mean - 1.96 * error, mean + 1.96 * error
     else:
-        quantile = require_scipy().t.ppf(0.975, len(values) - 1) if len(values) > 1 else 1.96
-        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else scores[0]["se"]
-        low, high = mean - float(quantile) * error, mean + float(quantile) * error
+        return round(mean, 6), None, None
     if share:
         low, high = max(low, 0.0), min(high, 1.0)
     return round(mean, 6), round(low, 6), round(high, 6)

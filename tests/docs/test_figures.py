@@ -66,6 +66,23 @@ def test_growth_exponents():
         assert f"L^{exponents[name]['memory']:.2f}" in page
 
 
+def test_larger_models():
+    page, results = text("docs/scale.md"), ROOT / "results" / "scale"
+    entries = {(e["row"], e["recipe"]): e for e in json.loads((results / "summary.json").read_text(encoding="utf-8"))}
+    names = {"recurrent": ("D 512", "D 960", "D 1,920"), "regular": ("3 layers", "4 layers", "8 layers")}
+    for kind, models in names.items():
+        for size, model in zip(("5m", "15m", "50m"), models, strict=True):
+            _, _, *cells = page.partition(f"| {kind}, {model}")[2].split(" | ")
+            for cell, recipe in zip(cells, ("gcide", "wikitext-2"), strict=False):
+                entry = entries[f"{kind}-{size}", recipe]
+                assert cell == f"{entry['mean']:.3f}" + {1: "", 2: "²"}[len(entry["seeds"])], (kind, size, recipe)
+    for kind, fit in json.loads((results / "fits.json").read_text(encoding="utf-8")).items():
+        if kind != "environment":
+            beta, _, error, *_ = page.partition(f"| {kind} | ")[2].split(" | ")
+            assert beta == "{value:.2f} ({low:.2f} … {high:.2f})".format(**fit["beta"]), kind
+            assert error.startswith(f"{100 * fit['spread']:.1f} %"), kind
+
+
 def test_scaling_law():
     page, found = text("docs/scaling.md"), ROOT / "results" / "scaling"
     unique, fits = (json.loads((found / f"{name}.json").read_text()) for name in ("unique", "fits"))
