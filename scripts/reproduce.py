@@ -23,7 +23,7 @@ from mlx_rtx.support.reports import make_folder, write_picture, write_report
 
 import tyro
 
-from reproduction import retrieval_page, scale_page
+from reproduction import lengths_page, retrieval_page, scale_page
 from reproduction.pictures import FIGURES, draw, read_curves
 from reproduction.rows import choose, owner
 from reproduction.runs import Run, RunFailed, Setting
@@ -146,7 +146,7 @@ def reproduce(command: ReproduceCommand, setting: Setting) -> Outcome:
 
 
 def draw_figures(setting: Setting) -> None:
-    """Draw the paper's figures from the existing runs and print what is missing; draw retrieval and scale."""
+    """Draw the paper's figures from the existing runs and print what is missing; draw the other tables' pictures."""
     pictures: dict[str, Any] = {}
     for name, figure in FIGURES.items():
         curves, missing = read_curves(figure, setting.results)
@@ -158,6 +158,8 @@ def draw_figures(setting: Setting) -> None:
         pictures["retrieval"] = retrieval_page.draw(entries)
     if entries := read_summary(setting.results, "scale"):
         pictures["scale"] = scale_page.draw(entries, setting.results)
+    if entries := read_summary(setting.results, "lengths"):
+        pictures["lengths"] = lengths_page.draw(entries, setting.results)
     for name, picture in pictures.items():
         print(f"written: {write_picture(make_folder(setting.results / 'figures'), name, picture)}")
 

@@ -44,7 +44,7 @@ def draw(entries: list[Entry]) -> Any:
     axis.set_xlabel("key-value pairs in 256 tokens")
     axis.set_ylabel("values recalled (%)")
     axis.set_title("Multi-query associative recall")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
