@@ -75,12 +75,40 @@ def test_larger_models():
             _, _, *cells = page.partition(f"| {kind}, {model}")[2].split(" | ")
             for cell, recipe in zip(cells, ("gcide", "wikitext-2"), strict=False):
                 entry = entries[f"{kind}-{size}", recipe]
-                assert cell == f"{entry['mean']:.3f}" + {1: "", 2: "²"}[len(entry["seeds"])], (kind, size, recipe)
+                assert cell == f"{entry['mean']:.3f}", (kind, size, recipe)
+                assert entry["seeds"] == [0, 1, 2]
+    variants = {
+        "four layers": "layers-4", "two layers": "layers-2", "K 256": "block-256", "the program's": "output",
+        "one α per head": "head", "K 64": "block-64", "gated α": "gated", "one α per channel": "channel",
+    }  # fmt: skip
+    for start, variant in variants.items():
+        entry = entries[f"recurrent-15m-{variant}", "gcide"]
+        cell = page.partition(f"| {start}")[2].split(" | ")[1]
+        assert cell.removesuffix(" |") == f"{entry['mean']:.3f}{'¹' if entry['seeds'] == [0] else ''}", variant
     for kind, fit in json.loads((results / "fits.json").read_text(encoding="utf-8")).items():
         if kind != "environment":
             beta, _, error, *_ = page.partition(f"| {kind} | ")[2].split(" | ")
             assert beta == "{value:.2f} ({low:.2f} … {high:.2f})".format(**fit["beta"]), kind
             assert error.startswith(f"{100 * fit['spread']:.1f} %"), kind
+
+
+def test_sequence_lengths():
+    page, results = text("docs/scale.md"), ROOT / "results" / "lengths"
+    entries = {
+        (entry["row"], entry["recipe"]): entry
+        for entry in json.loads((results / "summary.json").read_text(encoding="utf-8"))
+        if entry["metric"] == "stream_loss"
+    }
+    recipes = ("shakespeare", "shakespeare-stateful", "repeats", "repeats-stateful")
+    for length in (64, 256, 1024, 4096, 16384):
+        of_length = [entries[f"length-{length}", recipe] for recipe in recipes]
+        cells = [f"{entry['mean']:.3f}{'²' if len(entry['seeds']) == 2 else ''}" for entry in of_length]
+        assert f"| {length:,} | {' | '.join(cells)} |" in page
+    finals = [json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*/final.json")]
+    alphas = [final["alpha"][0] for final in finals if final["recipe"] in recipes]
+    assert f"in all {len(alphas)} runs" in page
+    assert min(alphas) > 0.003
+    assert max(alphas) < 0.009
 
 
 def test_scaling_law():
