@@ -26,25 +26,17 @@ DEFAULT = {"default": "", "default-stateful": STATEFUL}  # recipe: the default m
 TOKENS = 480_000 * 128  # half of the tokens of the default recipe
 
 
-def _flags(length: int, tokens_per_step: int) -> str:
-    """Return the flags for sequences of a length, with `TOKENS` tokens in all."""
-    return f"--length {length} --batch {tokens_per_step // length} --samples {TOKENS // length} --sample 0"
+def _row(length: int, recipe: str, tokens_per_step: int, *flags: str) -> Row:
+    """Return the row of a model trained on `TOKENS` tokens in sequences of a length."""
+    batch, samples = tokens_per_step // length, TOKENS // length
+    command = f"text --length {length} --batch {batch} --samples {samples} --sample 0"
+    return Row(TABLE, f"length-{length}", recipe, " ".join(filter(None, (command, *flags))))
 
 
 ROWS = (
-    *(
-        Row(TABLE, f"length-{L}", recipe, f"text {_flags(L, 65536)} {NARROW} {flags}".strip())
-        for recipe, flags in TEXTS.items()
-        for L in LENGTHS
-    ),
-    *(
-        Row(TABLE, "length-4096", f"regular-{recipe}", f"text {_flags(4096, 65536)} {REGULAR} {TEXTS[recipe]}".strip())
-        for recipe in ("shakespeare", "repeats")
-    ),
-    *(
-        Row(TABLE, "length-1024", recipe, f"text {_flags(1024, 16384)} {flags}".strip())
-        for recipe, flags in DEFAULT.items()
-    ),
+    *(_row(L, text, 65536, NARROW, flags) for text, flags in TEXTS.items() for L in LENGTHS),
+    *(_row(4096, f"regular-{text}", 65536, REGULAR, TEXTS[text]) for text in ("shakespeare", "repeats")),
+    *(_row(1024, recipe, 16384, flags) for recipe, flags in DEFAULT.items()),
 )
 
 

@@ -14,6 +14,11 @@ def report(machine: str, name: str) -> dict:
     return json.loads((RESULTS / machine / f"{name}.json").read_text())
 
 
+def summary(table: str, metric: str) -> dict[tuple[str, str], dict]:
+    entries = json.loads((ROOT / "results" / table / "summary.json").read_text(encoding="utf-8"))
+    return {(entry["row"], entry["recipe"]): entry for entry in entries if entry["metric"] == metric}
+
+
 def text(path: str) -> str:
     return " ".join((ROOT / path).read_text().split())
 
@@ -67,8 +72,7 @@ def test_growth_exponents():
 
 
 def test_larger_models():
-    page, results = text("docs/scale.md"), ROOT / "results" / "scale"
-    entries = {(e["row"], e["recipe"]): e for e in json.loads((results / "summary.json").read_text(encoding="utf-8"))}
+    page, entries = text("docs/scale.md"), summary("scale", "validation_loss")
     names = {"recurrent": ("D 512", "D 960", "D 1,920"), "regular": ("3 layers", "4 layers", "8 layers")}
     for kind, models in names.items():
         for size, model in zip(("5m", "15m", "50m"), models, strict=True):
@@ -85,7 +89,7 @@ def test_larger_models():
         entry = entries[f"recurrent-15m-{variant}", "gcide"]
         cell = page.partition(f"| {start}")[2].split(" | ")[1]
         assert cell.removesuffix(" |") == f"{entry['mean']:.3f}{'¹' if entry['seeds'] == [0] else ''}", variant
-    for kind, fit in json.loads((results / "fits.json").read_text(encoding="utf-8")).items():
+    for kind, fit in json.loads((ROOT / "results/scale/fits.json").read_text(encoding="utf-8")).items():
         if kind != "environment":
             beta, _, error, *_ = page.partition(f"| {kind} | ")[2].split(" | ")
             assert beta == "{value:.2f} ({low:.2f} … {high:.2f})".format(**fit["beta"]), kind
@@ -93,18 +97,14 @@ def test_larger_models():
 
 
 def test_sequence_lengths():
-    page, results = text("docs/scale.md"), ROOT / "results" / "lengths"
-    entries = {
-        (entry["row"], entry["recipe"]): entry
-        for entry in json.loads((results / "summary.json").read_text(encoding="utf-8"))
-        if entry["metric"] == "stream_loss"
-    }
+    page, entries = text("docs/scale.md"), summary("lengths", "stream_loss")
     recipes = ("shakespeare", "shakespeare-stateful", "repeats", "repeats-stateful")
     for length in (64, 256, 1024, 4096, 16384):
         of_length = [entries[f"length-{length}", recipe] for recipe in recipes]
         cells = [f"{entry['mean']:.3f}{'²' if len(entry['seeds']) == 2 else ''}" for entry in of_length]
         assert f"| {length:,} | {' | '.join(cells)} |" in page
-    finals = [json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*/final.json")]
+    paths = (ROOT / "results" / "lengths").glob("*/final.json")
+    finals = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     alphas = [final["alpha"][0] for final in finals if final["recipe"] in recipes]
     assert f"in all {len(alphas)} runs" in page
     assert min(alphas) > 0.003
