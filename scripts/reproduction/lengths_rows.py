@@ -4,7 +4,8 @@ Each text is read in sequences of several lengths, independent of each other or 
 which one GPU kernel runs all windows of a segment; at the default recipe's 384 a sequence of 16,384 characters takes
 thousands of launches. That recipe's model is trained at one length only. So is a regular transformer of two layers, as
 many parameters apart from its positions, that sees both occurrences of a passage: it shows whether this training
-suffices to learn to use them.
+suffices to learn to use them. In a third text passages of one block occur again three blocks later, just out of reach
+of attention; with blocks of 64 they are in reach.
 """
 
 from reproduction.row import Row, Scoring
@@ -23,6 +24,7 @@ TEXTS = {  # recipe: flags that choose the text and how it is read
 }
 REGULAR = f"--model regular --positions absolute --layers 2 --dim 88 --heads 4 {TRAINING}"
 DEFAULT = {"default": "", "default-stateful": STATEFUL}  # recipe: the default model on Shakespeare
+NEAR = "--data repeats-near.txt"
 TOKENS = 480_000 * 128  # half of the tokens of the default recipe
 
 
@@ -36,6 +38,9 @@ def _row(length: int, recipe: str, tokens_per_step: int, *flags: str) -> Row:
 ROWS = (
     *(_row(L, text, 65536, NARROW, flags) for text, flags in TEXTS.items() for L in LENGTHS),
     *(_row(4096, f"regular-{text}", 65536, REGULAR, TEXTS[text]) for text in ("shakespeare", "repeats")),
+    _row(1024, "near", 65536, NARROW, NEAR),
+    _row(1024, "near-block-64", 65536, NARROW, "--block 64", NEAR),
+    _row(1024, "regular-near", 65536, REGULAR, NEAR),
     *(_row(1024, recipe, 16384, flags) for recipe, flags in DEFAULT.items()),
 )
 
