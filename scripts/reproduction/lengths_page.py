@@ -6,7 +6,7 @@ from typing import Any
 from mlx_rtx.plots.figures import COLOURS, new_axes
 from mlx_rtx.training.log import read_lines
 
-from reproduction.lengths_rows import LENGTHS, ROWS, TEXTS
+from reproduction.lengths_rows import FARTHER, LENGTHS, ROWS, TEXTS
 from reproduction.summary import kept_folders
 
 Entry = dict[str, Any]  # an entry of summary.json
@@ -15,6 +15,8 @@ LOOKS: dict[str, Any] = {
     "shakespeare-stateful": {"color": COLOURS[0], "ls": "--", "marker": "s"},
     "repeats": {"color": COLOURS[1], "ls": "-", "marker": "o"},
     "repeats-stateful": {"color": COLOURS[1], "ls": "--", "marker": "s"},
+    "near": {"color": COLOURS[2], "ls": "-"},
+    **{f"near-{after}": {"color": COLOURS[3 + i], "ls": "-"} for i, after in enumerate(FARTHER)},
 }
 
 
@@ -28,10 +30,13 @@ def draw(entries: list[Entry], results: Path) -> Any:
         if line:
             over_length.plot(*zip(*line, strict=True), label=text, lw=1.4, ms=4, **LOOKS[text])
     for row in ROWS:
-        if row.recipe in TEXTS:
+        if row.recipe in LOOKS:
             look = LOOKS[row.recipe]
             for folder in kept_folders(results, row):
-                over_training.plot(*alphas(folder), lw=0.8, color=look["color"], ls=look["ls"])
+                over_training.plot(*alphas(folder), lw=0.8, color=look["color"], ls=look["ls"], label=row.recipe)
+    near = {label: line for line in over_training.lines if (label := line.get_label()) not in TEXTS}
+    if near:
+        over_training.legend(handles=list(near.values()), fontsize=8)
     over_length.set_xscale("log", base=2)
     over_length.set_xticks(LENGTHS, [f"{L:,}" for L in LENGTHS])
     over_length.set_xlabel("characters per sequence")

@@ -25,6 +25,7 @@ TEXTS = {  # recipe: flags that choose the text and how it is read
 REGULAR = f"--model regular --positions absolute --layers 2 --dim 88 --heads 4 {TRAINING}"
 DEFAULT = {"default": "", "default-stateful": STATEFUL}  # recipe: the default model on Shakespeare
 NEAR = "--data repeats-near.txt"
+FARTHER = (80, 112, 240)  # characters from a passage to its second occurrence, instead of 48
 TOKENS = 480_000 * 128  # half of the tokens of the default recipe
 
 
@@ -39,6 +40,7 @@ ROWS = (
     *(_row(L, text, 65536, NARROW, flags) for text, flags in TEXTS.items() for L in LENGTHS),
     *(_row(4096, f"regular-{text}", 65536, REGULAR, TEXTS[text]) for text in ("shakespeare", "repeats")),
     _row(1024, "near", 65536, NARROW, NEAR),
+    *(_row(1024, f"near-{after}", 65536, NARROW, f"--data repeats-near-{after}.txt") for after in FARTHER),
     _row(1024, "near-block-64", 65536, NARROW, "--block 64", NEAR),
     _row(1024, "regular-near", 65536, REGULAR, NEAR),
     *(_row(1024, recipe, 16384, flags) for recipe, flags in DEFAULT.items()),

@@ -8,7 +8,7 @@ from reproduction.summary import summarise
 
 
 def test_losses_and_alphas(tmp_path):
-    stream = {"shakespeare": {64: 1.75, 1024: 1.5}, "repeats-stateful": {256: 1.625}}
+    stream = {"shakespeare": {64: 1.75, 1024: 1.5}, "repeats-stateful": {256: 1.625}, "near": {1024: 1.0}}
     for text, losses in stream.items():
         for L, loss in losses.items():
             folder = write_final(tmp_path, f"lengths/length-{L}:{text}", 0, metric(2.0), metric(loss))
@@ -20,5 +20,6 @@ def test_losses_and_alphas(tmp_path):
     lines = {line.get_label(): line.get_xydata().tolist() for line in over_length.lines}
     assert lines == {"shakespeare": [[64, 1.75], [1024, 1.5]], "repeats-stateful": [[256, 1.625]]}
     drawn = [line.get_xydata().tolist() for line in over_training.lines]
-    assert drawn == [[[10 * L, 0.5], [20 * L, 0.25]] for L in (64, 1024, 256)]
+    assert drawn == [[[10 * L, 0.5], [20 * L, 0.25]] for L in (64, 1024, 256, 1024)]
     assert over_training.lines[0].get_linestyle() != over_training.lines[2].get_linestyle()
+    assert [text.get_text() for text in over_training.get_legend().texts] == ["near"]  # the others: see the left one
