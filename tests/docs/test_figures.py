@@ -101,14 +101,23 @@ def test_sequence_lengths():
     recipes = ("shakespeare", "shakespeare-stateful", "repeats", "repeats-stateful")
     for length in (64, 256, 1024, 4096, 16384):
         of_length = [entries[f"length-{length}", recipe] for recipe in recipes]
-        cells = [f"{entry['mean']:.3f}{'²' if len(entry['seeds']) == 2 else ''}" for entry in of_length]
-        assert f"| {length:,} | {' | '.join(cells)} |" in page
+        assert all(entry["seeds"] == [0, 1, 2] for entry in of_length)
+        cells = " | ".join(f"{entry['mean']:.3f}" for entry in of_length)
+        assert f"| {length:,} | {cells} |" in page
     paths = (ROOT / "results" / "lengths").glob("*/final.json")
     finals = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     alphas = [final["alpha"][0] for final in finals if final["recipe"] in recipes]
     assert f"in all {len(alphas)} runs" in page
     assert min(alphas) > 0.003
     assert max(alphas) < 0.009
+    windows = summary("lengths", "validation_loss")
+    near = {"48": "near", "80": "near-80", "112": "near-112", "240": "near-240", "48, K 64": "near-block-64"}
+    for case, recipe in {**near, "48, regular": "regular-near"}.items():
+        entry = windows["length-1024", recipe]
+        own = [final["alpha"][0] for final in finals if final["recipe"] == recipe and final["alpha"]]
+        alpha = "–".join(dict.fromkeys(f"{value:.2f}" for value in (min(own), max(own)))) if own else "none"
+        assert f"| {case} | {entry['mean']:.3f} | {alpha} |" in page, recipe
+        assert entry["seeds"] == [0, 1, 2]
 
 
 def test_scaling_law():
