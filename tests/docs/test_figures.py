@@ -3,8 +3,13 @@
 import json
 import re
 from pathlib import Path
+from statistics import mean
+
+from mlx_rtx.training.log import read_lines
 
 import pytest
+
+from reproduction.lengths_rows import LENGTHS, TEXTS
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -17,6 +22,13 @@ def report(machine: str, name: str) -> dict:
 def summary(table: str, metric: str) -> dict[tuple[str, str], dict]:
     entries = json.loads((ROOT / "results" / table / "summary.json").read_text(encoding="utf-8"))
     return {(entry["row"], entry["recipe"]): entry for entry in entries if entry["metric"] == metric}
+
+
+def best_accuracy(run: str) -> float:
+    """Return the mean accuracy of three seeds at their best validations during training."""
+    logs = [list(read_lines(ROOT / "results" / f"{run}-{seed}" / "metrics.jsonl")) for seed in range(3)]
+    validations = [[event for event in log if event["kind"] == "validation"] for log in logs]
+    return mean(min(events, key=lambda event: event["loss"])["accuracy"] for events in validations)
 
 
 def text(path: str) -> str:
@@ -98,15 +110,17 @@ def test_larger_models():
 
 def test_sequence_lengths():
     page, entries = text("docs/scale.md"), summary("lengths", "stream_loss")
-    recipes = ("shakespeare", "shakespeare-stateful", "repeats", "repeats-stateful")
-    for length in (64, 256, 1024, 4096, 16384):
-        of_length = [entries[f"length-{length}", recipe] for recipe in recipes]
+    for length in LENGTHS:
+        of_length = [entries[f"length-{length}", recipe] for recipe in TEXTS]
         assert all(entry["seeds"] == [0, 1, 2] for entry in of_length)
         cells = " | ".join(f"{entry['mean']:.3f}" for entry in of_length)
         assert f"| {length:,} | {cells} |" in page
     paths = (ROOT / "results" / "lengths").glob("*/final.json")
     finals = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    alphas = [final["alpha"][0] for final in finals if final["recipe"] in recipes]
+    accuracies = {(L, recipe): best_accuracy(f"lengths/length-{L}-{recipe}") for L in LENGTHS for recipe in TEXTS}
+    low, high = 100 * min(accuracies.values()), 100 * max(accuracies.values())
+    assert f"predict {low:.1f} to {high:.1f} % of the characters" in page
+    alphas = [final["alpha"][0] for final in finals if final["recipe"] in TEXTS]
     assert f"in all {len(alphas)} runs" in page
     assert min(alphas) > 0.003
     assert max(alphas) < 0.009
@@ -116,7 +130,8 @@ def test_sequence_lengths():
         entry = windows["length-1024", recipe]
         own = [final["alpha"][0] for final in finals if final["recipe"] == recipe and final["alpha"]]
         alpha = "–".join(dict.fromkeys(f"{value:.2f}" for value in (min(own), max(own)))) if own else "none"
-        assert f"| {case} | {entry['mean']:.3f} | {alpha} |" in page, recipe
+        accuracy = 100 * best_accuracy(f"lengths/length-1024-{recipe}")
+        assert f"| {case} | {entry['mean']:.3f} | {accuracy:.1f} % | {alpha} |" in page, recipe
         assert entry["seeds"] == [0, 1, 2]
 
 
