@@ -7,9 +7,8 @@ from mlx_rtx.plots.figures import COLOURS, new_axes
 from mlx_rtx.training.log import read_lines
 
 from reproduction.lengths_rows import FARTHER, LENGTHS, ROWS, TEXTS
-from reproduction.summary import kept_folders
+from reproduction.summary import Entry, kept_folders, of_metric
 
-Entry = dict[str, Any]  # an entry of summary.json
 LOOKS: dict[str, Any] = {
     "shakespeare": {"color": COLOURS[0], "ls": "-", "marker": "o"},
     "shakespeare-stateful": {"color": COLOURS[0], "ls": "--", "marker": "s"},
@@ -24,9 +23,9 @@ def draw(entries: list[Entry], results: Path) -> Any:
     """Draw the loss on the held-out stream against the length, and α against the characters trained on, of each run."""
     figure, axes = new_axes(1, 2)
     over_length, over_training = axes.flat
-    losses = {(entry["row"], entry["recipe"]): entry["mean"] for entry in entries if entry["metric"] == "stream_loss"}
+    losses = of_metric(entries, "stream_loss")
     for text in TEXTS:
-        line = [(L, losses[key]) for L in LENGTHS if (key := (f"length-{L}", text)) in losses]
+        line = [(L, losses[key]["mean"]) for L in LENGTHS if (key := (f"length-{L}", text)) in losses]
         if line:
             over_length.plot(*zip(*line, strict=True), label=text, lw=1.4, ms=4, **LOOKS[text])
     for row in ROWS:

@@ -2,10 +2,10 @@
 
 Each text is read in sequences of several lengths, independent of each other or stateful. The width is the largest at
 which one GPU kernel runs all windows of a segment; at the default recipe's 384 a sequence of 16,384 characters takes
-thousands of launches. That recipe's model is trained at one length only. So is a regular transformer of two layers, as
-many parameters apart from its positions, that sees both occurrences of a passage: it shows whether this training
-suffices to learn to use them. In a third text passages of one block occur again three blocks later, just out of reach
-of attention; with blocks of 64 they are in reach.
+thousands of launches. That recipe's model is trained at one length only. In further texts (`near`) passages of one
+block occur again three blocks later, just out of reach of attention, or farther away. Two kinds of models have both
+occurrences in reach: one with blocks of 64, and a regular transformer of two layers with as many parameters, apart from
+its positions.
 """
 
 from reproduction.row import Row, Scoring

@@ -6,8 +6,8 @@ from mlx_rtx.plots.figures import COLOURS, DASHES, new_axes
 
 from reproduction.retrieval_rows import MODELS, PAIRS
 from reproduction.rows import is_share
+from reproduction.summary import Entry, of_metric
 
-Entry = dict[str, Any]  # an entry of summary.json
 MARKERS = "osDv^<>Px*"
 
 
@@ -30,7 +30,7 @@ def draw(entries: list[Entry]) -> Any:
     """Draw accuracy of multi-query associative recall against the number of pairs, one line per model."""
     figure, axes = new_axes(1, 1)
     (axis,) = axes.flat
-    named = {(entry["row"], entry["recipe"]): entry for entry in entries if entry["metric"] == "token_accuracy"}
+    named = of_metric(entries, "token_accuracy")
     for i, model in enumerate(MODELS):
         found = [(pairs, named[key]) for pairs in PAIRS if (key := (f"mqar-{pairs}", model)) in named]
         if found:

@@ -13,9 +13,8 @@ import numpy as np
 
 from reproduction.row import Row
 from reproduction.scale_rows import FITTED, LENGTH, ROWS, SHORTER, SIZES, TEXTS
-from reproduction.summary import kept_folders, read_finals
+from reproduction.summary import Entry, kept_folders, read_finals
 
-Entry = dict[str, Any]  # an entry of summary.json
 LOOKS: dict[str, Any] = {
     "recurrent": {"color": COLOURS[0], "ls": "-", "marker": "o"},
     "regular": {"color": COLOURS[1], "ls": "--", "marker": "s"},

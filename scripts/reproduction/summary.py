@@ -20,6 +20,7 @@ from reproduction.rows import ROWS, Row, is_share, scorings
 from reproduction.runs import FINAL, together
 
 SUMMARY = "summary.json"
+Entry = dict[str, Any]  # an entry of summary.json
 
 
 def require_scipy() -> Any:
@@ -31,7 +32,7 @@ def require_scipy() -> Any:
     return stats
 
 
-def summarise(results: Path, table: str) -> list[dict[str, Any]]:
+def summarise(results: Path, table: str) -> list[Entry]:
     """Return the entries of a table's ``summary.json`` from the runs in ``results``; rows without runs have none."""
     entries = []
     for row in ROWS:
@@ -48,10 +49,15 @@ def write_summary(results: Path, table: str) -> None:
         write_json(results / table / SUMMARY, entries)
 
 
-def read_summary(results: Path, table: str) -> list[dict[str, Any]]:
+def read_summary(results: Path, table: str) -> list[Entry]:
     """Read the entries of a table's ``summary.json``; an empty list if it is missing."""
     file = results / table / SUMMARY
     return json.loads(file.read_text()) if file.exists() else []
+
+
+def of_metric(entries: list[Entry], metric: str) -> dict[tuple[str, str], Entry]:
+    """Return a metric's entries by row and recipe."""
+    return {(entry["row"], entry["recipe"]): entry for entry in entries if entry["metric"] == metric}
 
 
 def kept_folders(results: Path, row: Row) -> list[Path]:
@@ -67,7 +73,7 @@ def read_finals(results: Path, row: Row) -> list[dict[str, Any]]:
     return [json.loads((path / FINAL).read_text()) for path in kept_folders(results, row)]
 
 
-def _entry(row: Row, metric: str, finals: list[dict[str, Any]], first: str) -> dict[str, Any]:
+def _entry(row: Row, metric: str, finals: list[dict[str, Any]], first: str) -> Entry:
     """Return one entry of a summary."""
     mean, low, high = interval_of([final["metrics"][metric] for final in finals], is_share(metric))
     return {

@@ -3,14 +3,13 @@
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from mlx_rtx.support.errors import require
 from mlx_rtx.support.files import write_whole
 
 from reproduction import retrieval_page
 from reproduction.rows import is_share
-from reproduction.summary import read_summary
+from reproduction.summary import Entry, read_summary
 
 TITLES = {
     "table2": "Table 2: grey CIFAR-10, 1,024 pixels read one by one",
@@ -33,7 +32,7 @@ RUNS = """The settings, log and scores of each run are in the folder `<row>-<rec
 to another table's page if a row there has the same settings. To train and score a row:"""
 
 
-def page(table: str, entries: list[dict[str, Any]]) -> str:
+def page(table: str, entries: list[Entry]) -> str:
     """Return the page of one table: per row a grid with one line per recipe and one column per metric."""
     grids = []
     for row in dict.fromkeys(entry["row"] for entry in entries):
@@ -53,10 +52,10 @@ def page(table: str, entries: list[dict[str, Any]]) -> str:
     return "\n\n".join([f"# {TITLES[table]}", *grids, *_remarks(entries), INTERVALS, RUNS, example]) + "\n"
 
 
-def readme_block(summaries: dict[str, list[dict[str, Any]]]) -> str:
+def readme_block(summaries: dict[str, list[Entry]]) -> str:
     """Return the README's block of results: one line per row with a main recipe, at the training length."""
     require(any(table in summaries for table in IN_README), f"README.md: has {BEGIN}, but there is no summary yet")
-    lines: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    lines: dict[tuple[str, str, str], list[Entry]] = {}
     for table in IN_README:
         for entry in summaries.get(table, []):
             if "@" not in entry["metric"] and entry["recipe"] in RECIPES_IN_README:
@@ -80,7 +79,7 @@ def readme_block(summaries: dict[str, list[dict[str, Any]]]) -> str:
     return f"{BEGIN}\n{grid}{note}\n{END}"
 
 
-def retrieval_block(summaries: dict[str, list[dict[str, Any]]]) -> str:
+def retrieval_block(summaries: dict[str, list[Entry]]) -> str:
     """Return the block of the page on retrieval: one line per task, one column per model."""
     heads, *rows = retrieval_page.block(summaries.get("retrieval", []))
     return f"{BEGIN}\n{_grid(tuple(heads), rows) if rows else 'Nothing has been trained yet.'}\n{END}"
@@ -119,7 +118,7 @@ def write_tables(root: Path, results: Path) -> list[Path]:
     return changed
 
 
-def _remarks(entries: list[dict[str, Any]]) -> list[str]:
+def _remarks(entries: list[Entry]) -> list[str]:
     """Return remarks on rows whose weights were selected on the data that scores them."""
     remarks = []
     for where in ("test set", "validation split"):
@@ -136,7 +135,7 @@ def _number(metric: str, value: float | None) -> str:
     return f"{100 * value:.4g} %" if is_share(metric) else f"{value:.4g}"
 
 
-def _between(entry: dict[str, Any]) -> str:
+def _between(entry: Entry) -> str:
     """Return a mean and its interval if it has one."""
     if entry["mean"] is None:
         return "not finite"
@@ -150,11 +149,11 @@ def _of(metric: str) -> str:
     return {"token_accuracy": " of tokens", "sequence_accuracy": " of sequences"}.get(metric, "")
 
 
-def _seeds(entry: dict[str, Any]) -> str:
+def _seeds(entry: Entry) -> str:
     return ", ".join(map(str, entry["seeds"]))
 
 
-def _machine(entry: dict[str, Any]) -> str:
+def _machine(entry: Entry) -> str:
     return ", ".join(filter(None, (entry["device"], entry["revision"]))) or "–"
 
 
