@@ -23,7 +23,6 @@ def small(monkeypatch, tmp_path):
     """Replace tiny Shakespeare by a short text, and use a temporary cache."""
     monkeypatch.setattr(text_file, "SHA256", sha256(TEXT.encode()))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     monkeypatch.delenv("MLX_RTX_DATA", raising=False)
 
 
@@ -40,20 +39,20 @@ def load(file, **settings):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Run a local server that has the text at the expected address."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    (folder / "input.txt").write_bytes(TEXT.encode())
+    """Run a local server that has the text at the expected address, which is another one in each test."""
+    path = tmp_path / "input.txt"
+    path.write_bytes(TEXT.encode())
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as running:
+    handler = functools.partial(Quiet, directory=tmp_path.parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
-        monkeypatch.setattr(text_file, "URL", f"http://127.0.0.1:{running.server_port}/input.txt")
-        yield folder / "input.txt"
+        monkeypatch.setattr(text_file, "URL", f"http://127.0.0.1:{running.server_port}/{tmp_path.name}/input.txt")
+        yield path
         running.shutdown()
         thread.join()
 

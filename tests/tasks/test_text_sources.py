@@ -23,7 +23,6 @@ SIZES = ["--length=16", "--block=4", "--dim=8", "--heads=2", "--samples=24", "--
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     monkeypatch.delenv("MLX_RTX_DATA", raising=False)
     return tmp_path / "cache" / "mlx_rtx"
 
